@@ -1,0 +1,45 @@
+"""Robust multimodal fusion: keep predicting when a modality is missing or of low quality."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from robustfusion import functional
+from robustfusion._head import DRFOutput
+from robustfusion.classifier import DRFClassifier
+from robustfusion.conversion import ModalityConverter
+from robustfusion.drf import DRFHead
+from robustfusion.feature_queue import (
+    FeatureQueue,
+    admit_above_mean,
+    admit_above_quantile,
+    admit_all,
+)
+from robustfusion.fusion import QualityWeightedFusion
+from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
+from robustfusion.neighbor_quality import NeighborQualityEstimator
+from robustfusion.paper import PaperDRFHead
+from robustfusion.quality import GaussianQualityEstimator
+from robustfusion.recovery import CrossModalRecovery
+
+__all__ = [
+    "CrossModalRecovery",
+    "DRFClassifier",
+    "DRFHead",
+    "DRFOutput",
+    "DistributionConstraintLoss",
+    "DistributionRecoveryLoss",
+    "FeatureQueue",
+    "GaussianQualityEstimator",
+    "ModalityConverter",
+    "NeighborQualityEstimator",
+    "PaperDRFHead",
+    "QualityWeightedFusion",
+    "admit_above_mean",
+    "admit_above_quantile",
+    "admit_all",
+    "functional",
+]
+
+try:
+    __version__ = version("robustfusion")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"

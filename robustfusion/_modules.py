@@ -1,0 +1,51 @@
+"""Typed containers and the small network that several heads share."""
+
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from itertools import pairwise
+from typing import TYPE_CHECKING, Generic
+
+from torch import Tensor, nn
+from typing_extensions import TypeVar
+
+M = TypeVar("M", bound=nn.Module, default=nn.Module)
+
+
+class ModuleDict(nn.ModuleDict, Generic[M]):
+    """An ``nn.ModuleDict`` whose values have one known type."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, modules: Mapping[str, M]) -> None: ...
+        def __getitem__(self, key: str) -> M: ...
+        def __iter__(self) -> Iterator[str]: ...
+        def items(self) -> ItemsView[str, M]: ...
+        def values(self) -> ValuesView[M]: ...
+
+
+class ModuleList(nn.ModuleList, Generic[M]):
+    """An ``nn.ModuleList`` whose values have one known type."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, index: int) -> M: ...  # type: ignore[override]
+        def __iter__(self) -> Iterator[M]: ...
+
+
+def mlp(*widths: int, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of the given widths with ReLU (and dropout) between them."""
+    layers: list[nn.Module] = []
+    for depth, (fan_in, fan_out) in enumerate(pairwise(widths)):
+        if depth:
+            layers += [nn.ReLU(), nn.Dropout(dropout)]
+        layers.append(nn.Linear(fan_in, fan_out))
+    return nn.Sequential(*layers)
+
+
+def keep_rows(features: Tensor, available: Tensor) -> Tensor:
+    """Set the unavailable rows of (B, ...) to zero: before a network, never after it.
+
+    ``where(mask, net(x), 0)`` would still carry a NaN of a masked row into the gradients of the
+    network's weights; ``net(where(mask, x, 0))`` does not.
+    """
+    mask = available.reshape(-1, *[1] * (features.ndim - 1))
+    return features.where(mask, features.new_zeros(()))

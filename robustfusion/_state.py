@@ -1,0 +1,29 @@
+"""Read a buffer that the same step will overwrite."""
+
+import torch
+from torch import Tensor
+
+from robustfusion._recompute import refuse_recompute
+
+
+def snapshot(state: Tensor, *, training: bool) -> Tensor:
+    """Copy a buffer, so that a later write in place cannot reach a pending backward.
+
+    Eagerly that is ``clone``. Compiled, torch may copy anew in the backward, from the buffer as it
+    is by then, and the gradient is wrong without a word (pytorch/pytorch#197039); what a custom
+    operator returns is never computed twice. Evaluation writes nothing and exports without it.
+    """
+    opaque = training and torch.compiler.is_compiling()
+    return _opaque_copy(state) if opaque else state.clone()
+
+
+@torch.library.custom_op("robustfusion::copy", mutates_args=())
+def _opaque_copy(state: Tensor) -> Tensor:
+    # Compiled code gets here when it runs, and can tell a repeated forward only now.
+    refuse_recompute("A compiled head")
+    return state.clone()
+
+
+@_opaque_copy.register_fake
+def _(state: Tensor) -> Tensor:
+    return torch.empty_like(state)

@@ -1,0 +1,104 @@
+"""Your encoders in front of any head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustfusion._modules import ModuleDict, keep_rows
+from robustfusion._validation import check_available, check_names
+
+
+class DRFClassifier(nn.Module):
+    r"""Encode every modality with your encoders and classify with a head.
+
+    The encoders are registered, so they train, move and are saved with the head. Floating inputs
+    of missing rows are set to zero before the encoder sees them, also inside a dict of tensors;
+    token ids and strings must hold a finite placeholder of the caller's, such as a lone [MASK].
+    Whatever an encoder makes of a placeholder is masked before the head sees it. An encoder with
+    batch statistics, such as batch norm, does see placeholders.
+
+    Args:
+        encoders: One module per modality that maps ``inputs[name]`` to (B, D_m).
+        head: Any head, such as :class:`~robustfusion.DRFHead`: called with features and
+            availability, with a ``loss(output, labels)``.
+
+    Shape:
+        - ``inputs[name]``: whatever the encoder takes; ``available[name]``: (B,) bool
+        - Output: what the head returns
+
+    Raises:
+        ValueError: If a modality is missing or unknown.
+        TypeError: If an encoder or the head is not a module.
+
+    Example:
+        >>> from robustfusion import DRFHead
+        >>> encoders = {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
+        >>> model = DRFClassifier(encoders, DRFHead({"image": 8, "text": 4}, num_classes=3))
+        >>> inputs = {"image": torch.randn(5, 12), "text": torch.randint(100, (5, 7))}
+        >>> available = {"image": torch.arange(5) > 1, "text": torch.ones(5, dtype=torch.bool)}
+        >>> model(inputs, available).logits.shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        for name, encoder in encoders.items():
+            if not isinstance(encoder, nn.Module):
+                raise TypeError(
+                    f'encoders["{name}"] must be an nn.Module, got {type(encoder).__name__}'
+                )
+        if not isinstance(head, nn.Module):
+            raise TypeError(f"head must be an nn.Module, got {type(head).__name__}")
+        dims = getattr(head, "dims", None)
+        if dims is not None:
+            check_names(encoders, dims, "encoders")
+        self.encoders = ModuleDict(dict(encoders))
+        self.head = head
+
+    def forward(
+        self, inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None = None
+    ) -> Any:
+        """Encode what is available and return the head's output."""
+        check_names(inputs, self.encoders, "inputs")
+        names = list(self.encoders)
+        batch, device = _batch_of(inputs, available)
+        present = check_available(available, names, batch, device)
+        features = {}
+        for name, encoder in self.encoders.items():
+            encoded: Tensor = encoder(_blank(inputs[name], present[name]))
+            mask = present[name].to(encoded.device)
+            features[name] = keep_rows(encoded, mask)
+            present[name] = mask
+        return self.head(features, present)
+
+    def loss(self, output: Any, labels: Tensor) -> Tensor:
+        """Return the head's training objective."""
+        loss: Tensor = self.head.loss(output, labels)  # type: ignore[operator]
+        return loss
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    return []
+
+
+def _batch_of(
+    inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None
+) -> tuple[int, torch.device]:
+    for candidate in (*_tensors(inputs), *_tensors(available)):
+        return candidate.shape[0], candidate.device
+    return len(next(iter(inputs.values()))), torch.device("cpu")
+
+
+def _blank(value: Any, present: Tensor) -> Any:
+    """Zero the missing rows of floating tensors; leave ids, strings and the rest as they are."""
+    if isinstance(value, Tensor):
+        return keep_rows(value, present.to(value.device)) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: _blank(item, present) for key, item in value.items()}
+    return value

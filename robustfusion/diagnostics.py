@@ -1,0 +1,493 @@
+"""Is the method alive? Numbers and plain words on what a trained model does with its inputs."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustfusion.feature_queue import FeatureQueue
+
+# Below these a quantity is called constant. A Gaussian log-quality of D in-distribution
+# dimensions has the standard deviation 1 / sqrt(2 D), so 0.001 is reached at D = 500,000.
+CONSTANT_QUALITY = 1e-3
+CONSTANT_WEIGHT = 1e-3
+VANISHING_WEIGHT = 1e-2
+DOMINANT_WEIGHT = 0.9
+STARVED_ACCEPTANCE = 0.05
+DRIFT = 1.25
+
+
+class QualityHealth(NamedTuple):
+    """Log-quality of one modality over the rows where it was observed.
+
+    Args:
+        mean: their mean.
+        std: their standard deviation.
+        low: 5 % quantile.
+        high: 95 % quantile.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+class FusionHealth(NamedTuple):
+    """Fusion weights over the rows with every modality observed.
+
+    Args:
+        candidates: names of the K candidates.
+        mean: mean normalised weight of each.
+        std: standard deviation of the normalised weight of each.
+        wins: share of the rows in which it has the largest weight.
+        effective: mean of exp(entropy) of the normalised weights, between 1 and K.
+        total: median sum of the weights as they come; far below 1 if they are not normalised.
+    """
+
+    candidates: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    wins: tuple[float, ...]
+    effective: float
+    total: float
+
+
+class QueueHealth(NamedTuple):
+    """One feature queue, beside the features given.
+
+    Args:
+        fill: share of its rows that hold data.
+        acceptance: share of the observed rows that a training pass over the features would store,
+            measured on a copy; NaN if nothing can be stored there.
+        age: samples until the whole queue is renewed at this rate: capacity / acceptance.
+        scale_ratio: spread of the queue (2) divided by the spread of the features; 1 when they
+            agree, NaN where the queue holds other vectors than the features.
+        mean_shift: distance of the two means (1), in units of the features' spread.
+    """
+
+    fill: float
+    acceptance: float
+    age: float
+    scale_ratio: float
+    mean_shift: float
+
+
+class RecoveryHealth(NamedTuple):
+    """Recovered features of one direction against the real ones, over rows that have both.
+
+    Args:
+        error: mean squared distance, divided by that of predicting the real features' mean: 0 is
+            perfect, 1 is no better than the mean.
+        spread: spread of the recovered features divided by the spread of the real ones; near 0
+            everything is recovered as the same vector.
+    """
+
+    error: float
+    spread: float
+
+
+class Diagnosis(NamedTuple):
+    """What `diagnose` found.
+
+    Args:
+        rows: number of rows looked at.
+        quality: by modality; empty for a model without quality scores.
+        fusion: the weights; None for a model without weights.
+        queues: by the name of the queue's modality.
+        recovery: by `(target, source)`.
+        top_class: share of the rows predicted as the most frequent prediction.
+        warnings: in plain words; empty if nothing looks wrong.
+    """
+
+    rows: int
+    quality: dict[str, QualityHealth]
+    fusion: FusionHealth | None
+    queues: dict[str, QueueHealth]
+    recovery: dict[tuple[str, str], RecoveryHealth]
+    top_class: float
+    warnings: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is nothing to warn of."""
+        return not self.warnings
+
+    def __str__(self) -> str:
+        lines = [f"Diagnosis over {self.rows} rows"]
+        for name, q in self.quality.items():
+            lines.append(
+                f"  quality of {name}: mean {q.mean:.3g}, std {q.std:.3g}, "
+                f"5-95 % [{q.low:.3g}, {q.high:.3g}]"
+            )
+        if self.fusion is not None:
+            f = self.fusion
+            lines.append(
+                f"  weights: {f.effective:.2f} effective candidates of {len(f.candidates)}, "
+                f"median sum {f.total:.3g}"
+            )
+            for name, mean, std, wins in zip(f.candidates, f.mean, f.std, f.wins, strict=True):
+                lines.append(f"    {name}: {mean:.2f} ± {std:.2f}, largest in {wins:.0%}")
+        for name, queue in self.queues.items():
+            lines.append(
+                f"  queue of {name}: {queue.fill:.0%} full, accepts {queue.acceptance:.1%}, "
+                f"renewed in {queue.age:.0f} samples, spread {queue.scale_ratio:.2f} of the data, "
+                f"mean off by {queue.mean_shift:.2f}"
+            )
+        for (target, source), r in self.recovery.items():
+            lines.append(
+                f"  {target} from {source}: error {r.error:.2f} of the mean's, "
+                f"spread {r.spread:.2f} of the real"
+            )
+        lines.append(f"  most frequent prediction: {self.top_class:.0%} of the rows")
+        lines += [f"  WARNING: {text}" for text in self.warnings] or ["  no warnings"]
+        return "\n".join(lines)
+
+
+def diagnose(
+    model: nn.Module,
+    features: Mapping[str, Any],
+    available: Mapping[str, Tensor] | None = None,
+    *,
+    batch_size: int = 256,
+) -> Diagnosis:
+    """Look whether quality, fusion, queues and recovery of a model do anything.
+
+    A robust fusion can die without an error: a score that is the same for every sample, a queue
+    that admits nothing, one candidate that always wins. Run this on held-out clean rows after
+    training, and read the warnings. What the model's output or its queues do not show is left out.
+    The model's buffers, mode and the global random state are as before afterwards.
+
+    Args:
+        model: maps `(features, available)` to an output with `logits` and, optionally,
+            `log_quality`, `weights` and `recovered`, as `DRFHead` does. Its queues are the
+            submodules with the buffers `storage`, `cursor` and `count`.
+        features: clean inputs by modality: tensors `(n, ...)`, mappings of them, or lists. For a
+            model with encoders and a `head` these are what the encoders take.
+        available: bool `(n,)` by modality, True where observed; None means all.
+        batch_size: rows at a time.
+
+    Returns:
+        the diagnosis; `print` it.
+
+    Raises:
+        ValueError: if there are no rows, or modalities differ in their number of rows.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> class Constant(torch.nn.Module):  # a quality floor that drowns the quality
+        ...     def forward(self, features, available):
+        ...         logits = features["image"] + features["text"]
+        ...         quality = {m: torch.full((len(x),), 0.3).log() for m, x in features.items()}
+        ...         weights = torch.full((len(logits), 2), 0.5)
+        ...         return SimpleNamespace(logits=logits, log_quality=quality, weights=weights)
+        >>> rows = torch.eye(3).repeat(10, 1)
+        >>> for warning in diagnose(Constant(), {"image": rows, "text": rows}).warnings:
+        ...     print(warning)
+        quality of image is constant (std 0): it cannot tell good rows from bad ones
+        quality of text is constant (std 0): it cannot tell good rows from bad ones
+        fusion weights are the same for every row: the quality has no effect on them
+
+    Reference:
+        Equations (1), (2), (12) and (13) of https://arxiv.org/abs/2511.18751
+    """
+    rows = _row_count(features)
+    mask = {
+        name: available[name].bool()
+        if available is not None
+        else torch.ones(rows, dtype=torch.bool, device=_device(values))
+        for name, values in features.items()
+    }
+    outputs = _Collected(model, features, mask, batch_size)
+    quality = {
+        name: _quality_health(scores[mask[name].to(scores.device)])
+        for name, scores in outputs.log_quality.items()
+    }
+    everything = torch.stack([m.cpu() for m in mask.values()]).all(0)
+    fusion = None
+    if outputs.weights is not None:
+        names = candidate_names(model, outputs.weights.shape[1])
+        fusion = _fusion_health(outputs.weights[everything], names)
+    real = outputs.features
+    acceptance = _accepted(model, features, mask, batch_size) if _queues(model) else {}
+    queues = _queue_health(model, acceptance, real, mask)
+    recovery = {
+        (target, source): _recovery_health(
+            recovered, real[target], (mask[target] & mask[source]).cpu()
+        )
+        for (target, source), recovered in outputs.recovered.items()
+        if target in real and real[target].shape == recovered.shape
+    }
+    predicted = outputs.logits.argmax(-1)
+    top_class = float(predicted.bincount().max()) / rows
+    found = Diagnosis(rows, quality, fusion, queues, recovery, top_class, ())
+    finite = bool(outputs.logits.isfinite().all())
+    return found._replace(warnings=tuple(_warnings(found, finite)))
+
+
+def _count(value: Any) -> int:
+    return _count(next(iter(value.values()))) if isinstance(value, Mapping) else len(value)
+
+
+def _device(value: Any) -> torch.device:
+    if isinstance(value, Mapping):
+        return _device(next(iter(value.values())))
+    return value.device if isinstance(value, Tensor) else torch.device("cpu")
+
+
+def _slice(value: Any, part: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _slice(entry, part) for key, entry in value.items()}
+    return value[part]
+
+
+def _row_count(features: Mapping[str, Any]) -> int:
+    counts = {name: _count(values) for name, values in features.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"features must have the same number of rows, got {counts}")
+    rows = next(iter(counts.values()))
+    if rows < 2:
+        raise ValueError(f"features must have at least 2 rows, got {rows}")
+    return rows
+
+
+def _batches(
+    features: Mapping[str, Any], mask: Mapping[str, Tensor], batch_size: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    rows = _row_count(features)
+    for start in range(0, rows, batch_size):
+        part = slice(start, start + batch_size)
+        yield (
+            {name: _slice(values, part) for name, values in features.items()},
+            {name: observed[part] for name, observed in mask.items()},
+        )
+
+
+class _Collected:
+    """The outputs of an evaluation pass, on the CPU."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        features: Mapping[str, Any],
+        mask: Mapping[str, Tensor],
+        batch_size: int,
+    ) -> None:
+        head = getattr(model, "head", None)
+        seen: list[dict[str, Tensor]] = []
+
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = args[0] if args else kwargs["features"]
+            seen.append({name: x.detach().cpu() for name, x in given.items()})
+
+        hooks = []
+        if isinstance(head, nn.Module):
+            hooks.append(head.register_forward_pre_hook(see, with_kwargs=True))
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            with torch.no_grad():
+                parts = [model(*batch) for batch in _batches(features, mask, batch_size)]
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, mode in modes.items():
+                module.training = mode
+        # What the queues and the recovery see: the encoders' output where there are encoders.
+        self.features = {
+            name: torch.cat([batch[name] for batch in seen]) if seen else value.detach().cpu()
+            for name, value in (seen[0] if seen else features).items()
+            if isinstance(value, Tensor)
+        }
+        self.logits = _joined([p.logits for p in parts])
+        scored = getattr(parts[0], "log_quality", None) or {}
+        self.log_quality = {m: _joined([p.log_quality[m] for p in parts]) for m in scored}
+        weights = getattr(parts[0], "weights", None)
+        self.weights = None if weights is None else _joined([p.weights for p in parts])
+        recovered = getattr(parts[0], "recovered", None) or {}
+        self.recovered = {
+            (target, source): _joined([p.recovered[target][source] for p in parts])
+            for target, sources in recovered.items()
+            for source in sources
+        }
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.detach().float().cpu() for part in parts])
+
+
+def candidate_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """The names of the `count` fusion candidates, from the model's `candidates` if it has any."""
+    for module in model.modules():
+        candidates = getattr(module, "candidates", None)
+        if isinstance(candidates, tuple) and len(candidates) == count:
+            return tuple(c if isinstance(c, str) else "+".join(c) for c in candidates)
+    return tuple(f"candidate {k}" for k in range(count))
+
+
+def _quality_health(scores: Tensor) -> QualityHealth:
+    kept = scores[scores.isfinite()].double()
+    if len(kept) < 2:
+        return QualityHealth(*(float("nan"),) * 4)
+    low, high = kept.quantile(kept.new_tensor([0.05, 0.95])).tolist()
+    return QualityHealth(float(kept.mean()), float(kept.std()), low, high)
+
+
+def _fusion_health(weights: Tensor, names: tuple[str, ...]) -> FusionHealth | None:
+    if len(weights) < 2:
+        return None
+    total = weights.double().sum(-1)
+    share = weights.double() / total.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+    entropy = -torch.special.xlogy(share, share).sum(-1)
+    wins = torch.nn.functional.one_hot(share.argmax(-1), len(names)).double().mean(0)
+    return FusionHealth(
+        candidates=names,
+        mean=tuple(share.mean(0).tolist()),
+        std=tuple(share.std(0).tolist()),
+        wins=tuple(wins.tolist()),
+        effective=float(entropy.exp().mean()),
+        total=float(total.median()),
+    )
+
+
+def _queues(model: nn.Module) -> dict[str, Any]:
+    """The queues that a head names by modality, else every queue by the last part of its name."""
+    for module in model.modules():
+        named = getattr(module, "queues", None)
+        if isinstance(named, Mapping | nn.ModuleDict):
+            return dict(named.items())
+    return {
+        path.rpartition(".")[2]: module
+        for path, module in model.named_modules()
+        if isinstance(module, FeatureQueue)
+    }
+
+
+def _accepted(
+    model: nn.Module,
+    features: Mapping[str, Any],
+    mask: Mapping[str, Tensor],
+    batch_size: int,
+) -> dict[str, float]:
+    """Share of the observed rows that a training pass stores, from the way the cursors move."""
+    trial = copy.deepcopy(model).train()
+    for module in trial.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    queues = _queues(trial)
+    capacity = {name: len(queue.storage) for name, queue in queues.items()}
+    # A cursor that moves by its capacity looks as if it stood still: keep batches below it.
+    size = max(1, min(batch_size, *(c - 1 for c in capacity.values())))
+    stored = dict.fromkeys(queues, 0)
+    devices = {v.device for v in trial.state_dict().values() if v.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+        for batch in _batches(features, mask, size):
+            before = {name: int(queue.cursor) for name, queue in queues.items()}
+            trial(*batch)
+            for name, queue in queues.items():
+                stored[name] += (int(queue.cursor) - before[name]) % capacity[name]
+    observed = {name: int(mask[name].sum()) if name in mask else 0 for name in queues}
+    return {
+        name: stored[name] / observed[name] if observed[name] else float("nan") for name in queues
+    }
+
+
+def _queue_health(
+    model: nn.Module,
+    acceptance: Mapping[str, float],
+    features: Mapping[str, Tensor],
+    mask: Mapping[str, Tensor],
+) -> dict[str, QueueHealth]:
+    health = {}
+    for name, queue in _queues(model).items():
+        count, capacity = int(queue.count), len(queue.storage)
+        rate = acceptance[name]
+        ratio = shift = float("nan")
+        rows = features[name][mask[name].cpu()] if name in features else None
+        same_width = rows is not None and rows.shape[1:] == queue.storage.shape[1:]
+        if rows is not None and same_width and count > 1 and len(rows) > 1:
+            stored = queue.storage[:count].detach().double().cpu()
+            data = rows.double()
+            spread = _spread(data)
+            ratio = _spread(stored) / spread
+            shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
+        age = capacity / rate if rate > 0 else float("inf")
+        health[name] = QueueHealth(count / capacity, rate, age, ratio, shift)
+    return health
+
+
+def _spread(rows: Tensor) -> float:
+    """Equation (2)."""
+    return float((rows - rows.mean(0)).square().sum(-1).mean().sqrt())
+
+
+def _recovery_health(recovered: Tensor, real: Tensor, paired: Tensor) -> RecoveryHealth:
+    guess, truth = recovered[paired].double(), real[paired].double()
+    if len(truth) < 2:
+        return RecoveryHealth(float("nan"), float("nan"))
+    spread = _spread(truth)
+    error = float((guess - truth).square().sum(-1).mean())
+    return RecoveryHealth(error / spread**2, _spread(guess) / spread)
+
+
+def _warnings(found: Diagnosis, finite: bool) -> Iterator[str]:
+    """The rules, in the order of the report."""
+    if not finite:
+        yield "some logits are not finite"
+    for name, quality in found.quality.items():
+        if quality.std < CONSTANT_QUALITY:
+            yield (
+                f"quality of {name} is constant (std {quality.std:.1g}): it cannot tell good rows "
+                "from bad ones"
+            )
+    if found.fusion is not None:
+        yield from _fusion_warnings(found.fusion)
+    for name, queue in found.queues.items():
+        yield from _queue_warnings(name, queue)
+    for (target, source), recovery in found.recovery.items():
+        if recovery.error >= 1:
+            yield (
+                f"{target} recovered from {source} is no better than the mean of {target} "
+                f"(error {recovery.error:.2f} of the mean's)"
+            )
+    if found.top_class > 0.99:
+        yield f"{found.top_class:.0%} of the rows are predicted as one class"
+
+
+def _fusion_warnings(fusion: FusionHealth) -> Iterator[str]:
+    if len(fusion.candidates) > 1 and max(fusion.std) < CONSTANT_WEIGHT:
+        yield "fusion weights are the same for every row: the quality has no effect on them"
+    for name, mean, wins in zip(fusion.candidates, fusion.mean, fusion.wins, strict=True):
+        if len(fusion.candidates) > 1 and wins > 0.99 and mean > DOMINANT_WEIGHT:
+            yield (
+                f"candidate {name} always wins: mean weight {mean:.2f}, largest in {wins:.0%} of "
+                "the rows"
+            )
+    if fusion.total < VANISHING_WEIGHT:
+        yield (
+            f"fusion weights vanish (median sum {fusion.total:.1g}): the classifier sees a vector "
+            "near zero; normalise them"
+        )
+
+
+def _queue_warnings(name: str, queue: QueueHealth) -> Iterator[str]:
+    if queue.fill == 0:
+        yield f"queue of {name} is empty: train the model, or fill the queue, before it is used"
+    elif queue.acceptance < STARVED_ACCEPTANCE:
+        yield (
+            f"queue of {name} starves: it would store {queue.acceptance:.1%} of the rows and is "
+            f"renewed in {queue.age:.0f} samples"
+        )
+    if queue.scale_ratio < 1 / DRIFT or queue.scale_ratio > DRIFT:
+        yield (
+            f"queue of {name} has {queue.scale_ratio:.2f} of the spread of the data: its rows are "
+            f"{'collapsed' if queue.scale_ratio < 1 else 'stale or scattered'}"
+        )
+    if queue.mean_shift > 0.5:
+        yield (
+            f"queue of {name} is off by {queue.mean_shift:.2f} spreads of the data: its rows are "
+            "stale, or the data differ from those of the training"
+        )

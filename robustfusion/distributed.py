@@ -1,0 +1,50 @@
+"""Gather feature rows over the ranks of a distributed run."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@torch.no_grad()
+def gather_rows(
+    features: Tensor, available: Tensor, group: dist.ProcessGroup | None = None
+) -> tuple[Tensor, Tensor]:
+    """Concatenate the rows of all ranks in rank order; uneven and empty batches are welcome.
+
+    Every rank gets the same tensors, those that one process would have seen with the batches
+    behind each other: not a row more, so that whatever is computed from them has the same bits.
+    Without an initialised process group, or with one rank, the input is returned.
+
+    It is a collective call: every rank must make it equally often.
+
+    Args:
+        features: (B, D); B may differ between ranks and be 0.
+        available: (B,) bool.
+        group: Process group; ``None`` is the default group.
+
+    Returns:
+        (R, D) rows and their (R,) mask, with R the sum of B over ranks.
+
+    Example:
+        >>> rows, mask = gather_rows(torch.ones(2, 3), torch.tensor([True, False]))
+        >>> rows.shape
+        torch.Size([2, 3])
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return features, available
+    ranks = dist.get_world_size(group)
+    if ranks == 1:
+        return features, available
+    size = torch.tensor([features.shape[0]], device=features.device)
+    gathered = [torch.zeros_like(size) for _ in range(ranks)]
+    dist.all_gather(gathered, size, group=group)
+    # The receiving buffers need sizes that the host knows: the one synchronisation of a step.
+    sizes: list[int] = torch.cat(gathered).tolist()
+    # The mask travels as one more column, so that a step needs one collective less.
+    packed = torch.cat([features.detach(), available[:, None].to(features.dtype)], dim=1)
+    padded = torch.nn.functional.pad(packed, (0, 0, 0, max(sizes) - features.shape[0]))
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    if max(sizes) > 0:
+        dist.all_gather(parts, padded.contiguous(), group=group)
+    rows = torch.cat([part[:count] for part, count in zip(parts, sizes, strict=True)])
+    return rows[:, :-1].contiguous(), rows[:, -1] != 0

@@ -1,0 +1,231 @@
+"""DRF exactly as published: equations (1) to (16), to the letter."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustfusion._head import DRFOutput, all_of, enumerate_candidates, make_safe
+from robustfusion._modules import ModuleDict, mlp
+from robustfusion._recompute import refuse_recompute
+from robustfusion._state import snapshot
+from robustfusion._validation import check_dims, check_labels, check_positive
+from robustfusion.distributed import gather_rows
+from robustfusion.feature_queue import FeatureQueue, admit_above_mean, admit_all
+from robustfusion.functional import Gaussian, fit_gaussian, masked_softmax
+from robustfusion.fusion import QualityWeightedFusion
+from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
+from robustfusion.quality import GaussianQualityEstimator
+from robustfusion.recovery import CrossModalRecovery
+
+
+class PaperDRFHead(nn.Module):
+    r"""The DRF head as the paper states it; :meth:`DRFHead.paper` builds it.
+
+    Each sample expands into candidates: the complete sample, and each smaller set of modalities
+    with the rest recovered. A candidate's weight is the product of the densities (9) of its real
+    and recovered features, unnormalised (12). The loss is (16), cross-entropy plus the
+    distribution constraint (3) plus the recovery loss (8). Features enter their queue when denser
+    than the queue's mean (13).
+
+    Where the paper is silent: F has ReLU between its three layers and one width; terms average
+    over the rows they concern and sum over modalities; below two queued rows a queue admits
+    everything and keeps the moments of N(0, I); from three modalities on, recoveries from several
+    sources are averaged; from four on, candidates are limited (``head.candidates``). A row that
+    holds NaN, inf or a value beyond 1e9 counts as missing.
+
+    Use it to reproduce or study the paper. With frozen encoders its unnormalised weights vanish
+    and it learns the class prior; :class:`~robustfusion.DRFHead` is the default that works.
+
+    Args:
+        dims: Feature width of each modality, at least two.
+        num_classes: Number of classes C.
+        sample_recovery: Keep the sample-based loss (4).
+        distribution_recovery: Keep the distribution-based loss (7).
+        gaussian_quality: Weigh by density. Without it every density counts as 1, and every row
+            is admitted to the queues.
+        expansion: Expand each sample into candidates. Without it there is one candidate, whose
+            missing modalities are recovered from the available ones.
+        distribution_constraint: Keep the constraint (3).
+
+    Shape:
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - Output: :class:`~robustfusion.DRFOutput`; ``labels``: (B,) long
+
+    Raises:
+        ValueError: If a modality is missing, unknown or of the wrong shape, or a label too large.
+        TypeError: If a dtype does not fit.
+
+    Example:
+        >>> from robustfusion import DRFHead
+        >>> head = DRFHead.paper({"image": 8, "text": 4}, num_classes=3)
+        >>> out = head({"image": torch.randn(16, 8), "text": torch.randn(16, 4)})
+        >>> loss = head.loss(out, torch.randint(3, (16,)))
+        >>> loss.backward()
+
+    Reference:
+        https://arxiv.org/abs/2511.18751
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        *,
+        sample_recovery: bool = True,
+        distribution_recovery: bool = True,
+        gaussian_quality: bool = True,
+        expansion: bool = True,
+        distribution_constraint: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dims = check_dims(dims)
+        check_positive(num_classes, "num_classes")
+        self.num_classes = num_classes
+        self.gaussian_quality = gaussian_quality
+        self.expansion = expansion
+        names = tuple(self.dims)
+        self.candidates = enumerate_candidates(names) if expansion else (names,)
+        self.queues = ModuleDict({m: FeatureQueue(dim) for m, dim in self.dims.items()})
+        self.estimators = ModuleDict(
+            {m: GaussianQualityEstimator(dim) for m, dim in self.dims.items()}
+        )
+        self.recovery = CrossModalRecovery(self.dims, detach=False)
+        self.fusion = QualityWeightedFusion(normalize=False)
+        self.network = mlp(sum(self.dims.values()), 768, 768, 768)
+        self.classifier = nn.Linear(768, num_classes)
+        self.recovery_loss = DistributionRecoveryLoss(
+            sample_weight=float(sample_recovery), distribution_weight=float(distribution_recovery)
+        )
+        self.constraint_loss = DistributionConstraintLoss() if distribution_constraint else None
+
+    def forward(
+        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
+    ) -> DRFOutput:
+        """Predict, and in training mode update the queues."""
+        if self.training:
+            refuse_recompute("PaperDRFHead")
+        x, present = make_safe(features, available, self.dims)
+        recovered = self.recovery(x)
+
+        fused_of, score_of, usable = [], [], []
+        for trusted in self.candidates:
+            parts, scores = [], []
+            for name in self.dims:
+                part, score = self._complete(name, trusted, x, recovered, present)
+                parts.append(part)
+                scores.append(score)
+            fused_of.append(self.network(torch.cat(parts, dim=-1)))
+            score_of.append(torch.stack(scores).sum(0))
+            masks = torch.stack([present[name] for name in trusted])
+            usable.append(masks.all(0) if self.expansion else masks.any(0))
+        candidates = torch.stack(fused_of, dim=1)
+        log_quality, mask = torch.stack(score_of, dim=1), torch.stack(usable, dim=1)
+        fused = self.fusion(candidates, log_quality, mask)
+
+        output = DRFOutput(
+            logits=self.classifier(fused),
+            fused=fused,
+            candidate_logits=self.classifier(candidates),
+            weights=self.fusion.weights(log_quality, mask),
+            log_quality={
+                name: self._log_prob(name, x[name]).where(present[name], -torch.inf)
+                for name in self.dims
+            },
+            recovered=recovered,
+            aux_loss=self._aux_loss(x, present, recovered),
+            usable=mask,
+        )
+        if self.training:
+            self._update(x, present)
+        return output
+
+    def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
+        """Return the objective (16)."""
+        check_labels(labels, output.logits.shape[0], self.num_classes)
+        total = F.cross_entropy(output.logits, labels, reduction="sum")
+        return total / max(labels.shape[0], 1) + output.aux_loss
+
+    def _log_prob(self, name: str, features: Tensor) -> Tensor:
+        """(9), (10), (11); 0 where the ablation treats every density as 1."""
+        log_prob = self.estimators[name].log_prob(features)
+        return log_prob if self.gaussian_quality else torch.zeros_like(log_prob)
+
+    def _complete(
+        self,
+        name: str,
+        trusted: tuple[str, ...],
+        x: Mapping[str, Tensor],
+        recovered: Mapping[str, Mapping[str, Tensor]],
+        present: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Features and log-density of one modality in the candidate that trusts ``trusted``."""
+        sources = [source for source in trusted if source != name]
+        if name in trusted and self.expansion:
+            return x[name], self._log_prob(name, x[name])
+        # Averaged over the sources that are there; with two modalities there is but one.
+        share = masked_softmax(
+            torch.zeros(x[name].shape[0], len(sources), device=x[name].device),
+            torch.stack([present[source] for source in sources], dim=1),
+        )
+        stacked = torch.stack([recovered[name][source] for source in sources], dim=1)
+        filled = (share[..., None].to(stacked.dtype) * stacked).sum(1)
+        if not self.expansion:
+            filled = torch.where(present[name][:, None], x[name], filled)
+        return filled, self._log_prob(name, filled)
+
+    def _aux_loss(
+        self,
+        x: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        recovered: Mapping[str, Mapping[str, Tensor]],
+    ) -> Tensor:
+        """(3) and (8)."""
+        reference = {name: estimator.distribution for name, estimator in self.estimators.items()}
+        loss = torch.zeros((), device=next(iter(x.values())).device)
+        for target in self.dims:
+            others = [name for name in self.dims if name != target]
+            if self.constraint_loss is not None:
+                loss = loss + self.constraint_loss(
+                    x[target],
+                    reference[target].mean,
+                    [reference[name].mean for name in others],
+                    present[target],
+                )
+            for source in others:
+                loss = loss + self.recovery_loss(
+                    recovered[target][source],
+                    x[target],
+                    self._converted(source, target, reference[target]),
+                    reference[target],
+                    paired=all_of([present[source], present[target]]),
+                )
+        return loss
+
+    def _converted(self, source: str, target: str, reference: Gaussian) -> Gaussian:
+        """(5), (6); the reference itself, so no loss, while the source's queue is too thin."""
+        if not self.recovery_loss.distribution_weight:
+            return reference
+        queue = self.queues[source]
+        stored, valid = snapshot(queue.storage, training=self.training), queue.valid
+        generated = fit_gaussian(self.recovery.convert(source, target, stored), valid)
+        enough = valid.sum() >= self.estimators[source].min_samples
+        return Gaussian(
+            torch.where(enough, generated.mean, reference.mean),
+            torch.where(enough, generated.scale, reference.scale),
+        )
+
+    @torch.no_grad()
+    def _update(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+        """(13), then (1) and (2) for the next step: no sample scores against itself."""
+        admit = admit_above_mean if self.gaussian_quality else admit_all
+        for name, queue in self.queues.items():
+            rows, mask = gather_rows(x[name], present[name])
+            estimator = self.estimators[name]
+            accepted = admit(
+                estimator.log_prob(rows), estimator.log_prob(queue.storage), queue.valid
+            )
+            thin = queue.count < estimator.min_samples
+            queue.enqueue(rows, mask & (accepted | thin))
+            estimator.fit(queue.storage, queue.valid)

@@ -1,0 +1,164 @@
+"""The public surface: names, signatures, import layers, and what an import brings in."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import robustfusion as rf
+
+PACKAGE = Path(rf.__file__).parent
+
+NAMES = [
+    "CrossModalRecovery",
+    "DRFClassifier",
+    "DRFHead",
+    "DRFOutput",
+    "DistributionConstraintLoss",
+    "DistributionRecoveryLoss",
+    "FeatureQueue",
+    "GaussianQualityEstimator",
+    "ModalityConverter",
+    "NeighborQualityEstimator",
+    "PaperDRFHead",
+    "QualityWeightedFusion",
+    "admit_above_mean",
+    "admit_above_quantile",
+    "admit_all",
+    "functional",
+]
+
+# The five parts and the heads, as the documentation promises them.
+SIGNATURES = {
+    "FeatureQueue": "(dim: int, capacity: int = 512, *, track_moments: bool = False) -> None",
+    "FeatureQueue.enqueue": "(self, features: Tensor, available: Tensor | None = None) -> None",
+    "FeatureQueue.forward": "(self, features: Tensor, available: Tensor | None = None) -> Tensor",
+    "FeatureQueue.reset": "(self) -> None",
+    "GaussianQualityEstimator": (
+        "(dim: int, *, covariance_type: Literal['spherical', 'diag', 'full'] = 'spherical', "
+        "min_samples: int = 2, shrinkage: float = 0.0, eps: float = 1e-06) -> None"
+    ),
+    "GaussianQualityEstimator.fit": (
+        "(self, samples: Tensor, valid: Tensor | None = None) -> Self"
+    ),
+    "GaussianQualityEstimator.log_prob": "(self, features: Tensor) -> Tensor",
+    "GaussianQualityEstimator.forward": "(self, features: Tensor) -> Tensor",
+    "ModalityConverter": (
+        "(in_features: int, out_features: int, *, hidden_features: int | None = None, "
+        "dropout: float = 0.0) -> None"
+    ),
+    "ModalityConverter.forward": "(self, features: Tensor) -> Tensor",
+    "DistributionRecoveryLoss": (
+        "(*, sample_weight: float = 1.0, distribution_weight: float = 1.0) -> None"
+    ),
+    "DistributionRecoveryLoss.forward": (
+        "(self, recovered: Tensor, target: Tensor, generated: Gaussian, reference: Gaussian, *, "
+        "paired: Tensor | None = None) -> Tensor"
+    ),
+    "QualityWeightedFusion": "(*, normalize: bool = True, temperature: float = 1.0) -> None",
+    "QualityWeightedFusion.weights": (
+        "(self, log_quality: Tensor, available: Tensor | None = None) -> Tensor"
+    ),
+    "QualityWeightedFusion.forward": (
+        "(self, candidates: Tensor, log_quality: Tensor, available: Tensor | None = None) "
+        "-> Tensor"
+    ),
+    "DRFHead.paper": (
+        "(dims: Mapping[str, int], num_classes: int, *, sample_recovery: bool = True, "
+        "distribution_recovery: bool = True, gaussian_quality: bool = True, "
+        "expansion: bool = True, distribution_constraint: bool = True) -> PaperDRFHead"
+    ),
+    "DRFHead.forward": (
+        "(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None) "
+        "-> DRFOutput"
+    ),
+    "DRFHead.loss": "(self, output: DRFOutput, labels: Tensor) -> Tensor",
+    "DRFClassifier": "(encoders: Mapping[str, Module], head: Module) -> None",
+}
+
+# A file may import from files of lower layers only. What is not here stands on top of all.
+LAYERS = [
+    {"_recompute"},
+    {"_state", "_modules", "_validation"},
+    {"functional"},
+    {"conversion", "distributed", "fusion", "losses", "moments", "quality", "_head"},
+    {"feature_queue"},
+    {"neighbor_quality", "recovery"},
+    {"paper"},
+    {"drf"},
+    {"classifier"},
+]
+CORE = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def test_public_names() -> None:
+    assert rf.__all__ == sorted(NAMES)
+    assert all(hasattr(rf, name) for name in NAMES)
+    assert rf.__version__
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name: str) -> None:
+    value = rf
+    for part in name.split("."):
+        value = getattr(value, part)
+    text = str(inspect.signature(value))  # type: ignore[arg-type]
+    for prefix in ("torch.nn.modules.module.", "collections.abc.", "typing.", "torch."):
+        text = text.replace(prefix, "")
+    for module in ("functional.", "_head.", "paper."):
+        text = text.replace(f"robustfusion.{module}", "")
+    assert text == SIGNATURES[name]
+
+
+def test_every_public_name_has_a_docstring_with_an_example() -> None:
+    for name in NAMES:
+        value = getattr(rf, name)
+        assert value.__doc__, name
+        if inspect.isclass(value) and name != "DRFOutput":
+            assert ">>>" in value.__doc__, name
+
+
+def imports_of(path: Path) -> set[str]:
+    """The parts of the package that a file imports at its top level."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            first, *rest = node.module.split(".")
+            if first == "robustfusion":
+                found |= {rest[0]} if rest else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_imports_point_one_way(name: str) -> None:
+    for other in imports_of(PACKAGE / f"{name}.py"):
+        assert CORE.get(other, len(LAYERS)) < CORE[name], f"{name} imports {other}"
+
+
+def test_every_core_file_has_a_layer() -> None:
+    # What the package imports at once is the core; all else is imported by name when wanted.
+    at_once = imports_of(PACKAGE / "__init__.py")
+    assert at_once <= set(CORE)
+    assert set(CORE) <= {path.stem for path in PACKAGE.glob("*.py")}
+
+
+def test_importing_brings_in_no_optional_dependency() -> None:
+    # Against torch, einops and numpy alone, so that what torch itself imports does not count.
+    code = (
+        "import sys, torch, einops, numpy, typing_extensions; before = set(sys.modules)\n"
+        "import robustfusion\n"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    new = set(run.stdout.split()) - set(sys.stdlib_module_names)
+    assert new <= {"robustfusion", "torch", "einops", "numpy"}, new
+    assert not {"datasets", "evaluation"} & new

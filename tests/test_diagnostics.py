@@ -1,0 +1,279 @@
+"""Diagnostics: numbers by hand, and each way to be dead is found."""
+
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustfusion import DRFClassifier, DRFHead, FeatureQueue
+from robustfusion.diagnostics import Diagnosis, diagnose
+
+NAMES = ("image", "text")
+WIDTH = 512
+
+
+class Head(nn.Module):
+    """A head whose every score is given from outside."""
+
+    candidates = (("image",), ("text",))
+
+    def __init__(
+        self,
+        quality: dict[str, Tensor] | None = None,
+        weights: Tensor | None = None,
+        recovered: dict[str, dict[str, Tensor]] | None = None,
+        logits: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.quality, self.weights, self.recovered = quality, weights, recovered
+        self.logits = logits
+
+    def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
+        rows = len(features["image"])
+        logits = torch.eye(3).repeat(rows, 1)[:rows] if self.logits is None else self.logits
+        return SimpleNamespace(
+            logits=logits,
+            log_quality=self.quality,
+            weights=self.weights,
+            recovered=self.recovered,
+        )
+
+
+def rows(count: int = 300, width: int = WIDTH, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(count, width, generator=generator) for name in NAMES}
+
+
+def told(diagnosis: Diagnosis, *parts: str) -> bool:
+    return any(all(part in warning for part in parts) for warning in diagnosis.warnings)
+
+
+def test_the_published_degenerate_score_is_caught() -> None:
+    # q = exp(-|z| / 2) of whitened z with 512 dimensions: |z| is 22.6, q about 1e-5 for good
+    # data, and a floor of 0.3 makes the weights 0.5 / 0.5 for every sample.
+    class Floored(nn.Module):
+        def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
+            quality = {m: 0.7 * (-x.norm(dim=-1) / 2).exp() + 0.3 for m, x in features.items()}
+            stacked = torch.stack([quality["image"], quality["text"]], 1)
+            return SimpleNamespace(
+                logits=features["image"][:, :3],
+                log_quality={m: q.log() for m, q in quality.items()},
+                weights=stacked / stacked.sum(1, keepdim=True),
+            )
+
+    found = diagnose(Floored(), rows())
+    assert found.quality["image"].std < 1e-4
+    assert told(found, "quality of image is constant")
+    assert told(found, "quality of text is constant")
+    assert told(found, "weights are the same for every row")
+    assert found.fusion is not None
+    assert found.fusion.effective == pytest.approx(2.0, abs=1e-6)
+    assert not found.healthy
+
+
+def test_a_raw_score_that_drowns_before_the_weights_is_caught_too() -> None:
+    class Drowned(nn.Module):
+        def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
+            quality = {m: -x.norm(dim=-1) / 2 for m, x in features.items()}
+            weights = torch.stack([0.7 * quality[m].exp() + 0.3 for m in NAMES], 1)
+            return SimpleNamespace(
+                logits=features["image"][:, :3], log_quality=quality, weights=weights
+            )
+
+    found = diagnose(Drowned(), rows())
+    assert not told(found, "constant")
+    assert told(found, "weights are the same for every row")
+
+
+def test_a_gaussian_score_in_distribution_is_not_called_constant() -> None:
+    features = rows(width=768)
+    quality = {m: -x.square().mean(-1) / 2 for m, x in features.items()}
+    weights = torch.stack([quality[m] for m in NAMES], 1).softmax(1)
+    assert diagnose(Head(quality, weights), features, batch_size=300).healthy
+
+
+def test_fusion_numbers_by_hand() -> None:
+    weights = torch.tensor([[0.2, 0.6], [0.4, 0.4], [0.03, 0.01], [1.0, 0.0]])
+    available = {"image": torch.tensor([True] * 4), "text": torch.tensor([True] * 3 + [False])}
+    found = diagnose(Head(weights=weights), rows(4), available, batch_size=4).fusion
+    assert found is not None
+    assert found.candidates == NAMES
+    shares = [(0.25, 0.75), (0.5, 0.5), (0.75, 0.25)]  # the last row lacks its text
+    assert found.mean == pytest.approx((0.5, 0.5))
+    assert found.std == pytest.approx((0.25, 0.25))
+    expected = sum(math.exp(-sum(p * math.log(p) for p in row)) for row in shares) / 3
+    assert found.effective == pytest.approx(expected)
+    assert found.total == pytest.approx(0.8)
+
+
+def test_one_candidate_that_always_wins_is_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = 0.95 + 0.04 * torch.rand(60, generator=generator)
+    found = diagnose(Head(weights=torch.stack([image, 1 - image], 1)), rows(60))
+    assert told(found, "candidate image always wins")
+    assert not told(found, "candidate text")
+    lively = torch.rand(60, 2, generator=generator)
+    assert diagnose(Head(weights=lively / lively.sum(1, keepdim=True)), rows(60)).healthy
+
+
+def test_vanishing_weights_are_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = 1e-5 * torch.rand(60, 2, generator=generator)
+    assert told(diagnose(Head(weights=weights), rows(60)), "weights vanish")
+
+
+def test_collapsed_predictions_and_broken_logits_are_told() -> None:
+    one_class = torch.tensor([[0.0, 1.0, 0.0]]).repeat(60, 1)
+    assert told(diagnose(Head(logits=one_class), rows(60)), "100% of the rows", "one class")
+    assert told(diagnose(Head(logits=one_class * torch.nan), rows(60)), "not finite")
+
+
+def test_quality_ignores_rows_that_were_not_observed() -> None:
+    quality = {m: torch.tensor([-1.0, -3.0, -torch.inf, 100.0]) for m in NAMES}
+    mask = torch.tensor([True, True, False, False])
+    found = diagnose(Head(quality), rows(4), {"image": mask, "text": mask}).quality["image"]
+    assert found.mean == pytest.approx(-2.0)
+    assert found.std == pytest.approx(math.sqrt(2.0))
+
+
+def test_recovery_against_the_mean() -> None:
+    features = rows(60)
+    text = features["text"]
+    half = 0.5 * (text + text.mean(0))
+    recovered = {"text": {"image": half}, "image": {"text": features["image"].flip(0)}}
+    found = diagnose(Head(recovered=recovered), features)
+    assert found.recovery["text", "image"].error == pytest.approx(0.25, rel=1e-4)
+    assert found.recovery["text", "image"].spread == pytest.approx(0.5, rel=1e-4)
+    assert found.recovery["image", "text"].error > 1.5
+    assert told(found, "image recovered from text is no better than the mean")
+    assert not told(found, "text recovered from image")
+
+
+class Queued(nn.Module):
+    """Stores what an admission threshold on the first dimension lets in."""
+
+    def __init__(self, threshold: float, capacity: int = 64) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.queues = nn.ModuleDict({name: FeatureQueue(WIDTH, capacity) for name in NAMES})
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
+        for name, queue in self.queues.items():
+            rows = self.dropout(features[name])
+            queue(rows, available[name] & (rows[:, 0] > self.threshold))
+        return SimpleNamespace(logits=features["image"][:, :3])
+
+
+def filled(model: Queued, features: Mapping[str, Tensor]) -> Queued:
+    everything = {m: torch.ones(len(x), dtype=torch.bool) for m, x in features.items()}
+    model.train().dropout.eval()
+    model(features, everything)
+    return model.eval()
+
+
+def test_queue_acceptance_is_the_share_stored() -> None:
+    model, features = filled(Queued(threshold=-9.0), rows(300, seed=1)), rows()
+    model.threshold = 0.5
+    mask = torch.ones(300, dtype=torch.bool)
+    mask[::3] = False
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    found = diagnose(model, features, {"image": mask, "text": mask})
+    expected = float((features["text"][mask][:, 0] > 0.5).float().mean())
+    queue = found.queues["text"]
+    assert queue.acceptance == pytest.approx(expected)
+    assert queue.age == pytest.approx(64 / expected)
+    assert queue.fill == 1.0
+    assert queue.scale_ratio == pytest.approx(1.0, abs=0.05)
+    assert not told(found, "queue")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not model.training
+
+
+def test_a_full_acceptance_is_not_read_as_none() -> None:
+    # 64 rows into 64 places bring the cursor back to where it was.
+    found = diagnose(filled(Queued(-9.0), rows()), rows(), batch_size=64)
+    assert found.queues["image"].acceptance == 1.0
+
+
+def test_starving_empty_collapsed_and_shifted_queues_are_told() -> None:
+    data = rows()
+    empty = diagnose(Queued(0.0), data)
+    assert told(empty, "queue of image is empty")
+    starving = filled(Queued(-9.0), rows(seed=1))
+    starving.threshold = 2.5
+    assert told(diagnose(starving, data), "queue of text starves")
+    narrow = filled(Queued(-9.0), {m: 0.5 * x for m, x in rows(seed=1).items()})
+    found = diagnose(narrow, data)
+    assert found.queues["image"].scale_ratio == pytest.approx(0.5, abs=0.05)
+    assert told(found, "0.5", "collapsed")
+    shifted = filled(Queued(-9.0), {m: x + 1 for m, x in rows(seed=1).items()})
+    found = diagnose(shifted, data)
+    assert found.queues["image"].mean_shift == pytest.approx(1.0, abs=0.1)
+    assert told(found, "is off by")
+
+
+@pytest.mark.parametrize("variant", ["default", "paper"])
+def test_a_drf_head_can_be_diagnosed(variant: str) -> None:
+    torch.manual_seed(0)
+    dims = {"image": 16, "text": 8}
+    head: nn.Module = DRFHead.paper(dims, 3) if variant == "paper" else DRFHead(dims, 3)
+    before = {k: v.clone() for k, v in head.state_dict().items()}
+    features = {m: torch.randn(100, d) for m, d in dims.items()}
+    found = diagnose(head, features)
+    assert set(found.queues) == set(found.quality) == set(dims)
+    paper = variant == "paper"  # the default stands learned tokens in and recovers nothing
+    assert set(found.recovery) == ({("image", "text"), ("text", "image")} if paper else set())
+    assert told(found, "queue of image is empty")
+    assert head.training
+    assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
+    text = str(found)
+    for part in ("quality of image", "image+text", "queue of text", "WARNING"):
+        assert part in text
+    assert ("text from image" in text) == paper
+
+
+def test_diagnose_refuses() -> None:
+    with pytest.raises(ValueError, match="same number of rows"):
+        diagnose(Head(), {"image": torch.zeros(3, 2), "text": torch.zeros(4, 2)})
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        diagnose(Head(), rows(1))
+
+
+class Embedding(nn.Module):
+    """A text encoder of token ids with their mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 8)
+
+    def forward(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        mask = tokens["attention_mask"][..., None].float()
+        embedded: Tensor = self.table(tokens["input_ids"])
+        return (embedded * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def test_a_model_with_encoders_is_judged_by_what_its_head_sees() -> None:
+    torch.manual_seed(0)
+    encoders = {"image": nn.Linear(5, 6), "text": Embedding()}
+    model = DRFClassifier(encoders, DRFHead({"image": 6, "text": 8}, 3))
+    tokens = {
+        "input_ids": torch.randint(20, (300, 4)),
+        "attention_mask": torch.ones(300, 4, dtype=torch.long),
+    }
+    inputs = {"image": torch.randn(300, 5), "text": tokens}
+    everything = {m: torch.ones(300, dtype=torch.bool) for m in NAMES}
+    with torch.no_grad():
+        model.train()(inputs, everything)
+    found = diagnose(model, inputs)
+    # The queue holds exactly these rows, so that it agrees with them in spread and mean.
+    for name in NAMES:
+        assert found.queues[name].scale_ratio == pytest.approx(1.0, abs=1e-4)
+        assert found.queues[name].mean_shift == pytest.approx(0.0, abs=1e-4)
+    assert not model.head._forward_pre_hooks

@@ -1,0 +1,213 @@
+"""The paper's head and the head contract at its borders. Its equations are in test_paper."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from robustfusion import DRFHead, PaperDRFHead
+
+DIMS = {"image": 3, "text": 4}
+heads = pytest.mark.parametrize("head", [DRFHead, PaperDRFHead])
+Head = Callable[..., Any]
+
+
+def batch(**changes: Any) -> dict[str, Any]:
+    features = {m: torch.randn(6, d) / 2 for m, d in DIMS.items()}
+    available = {m: torch.ones(6, dtype=torch.bool) for m in DIMS}
+    features.update(changes.get("features", {}))
+    available.update(changes.get("available", {}))
+    return {"features": features, "available": available}
+
+
+def test_paper_builds_the_paper_s_head() -> None:
+    head = DRFHead.paper(DIMS, 3)
+    assert type(head) is PaperDRFHead
+    assert head.candidates == (("image", "text"), ("image",), ("text",))
+    assert {q.capacity for q in head.queues.values()} == {512}
+    assert not head.fusion.normalize
+    assert not head.recovery.detach
+    assert [m.out_features for m in head.network if isinstance(m, nn.Linear)] == [768] * 3
+
+
+def test_candidates_of_more_modalities() -> None:
+    three = PaperDRFHead({"a": 2, "b": 3, "c": 4}, 3).candidates
+    assert three == (
+        ("a", "b", "c"), ("a", "b"), ("a", "c"), ("b", "c"), ("a",), ("b",), ("c",)
+    )  # fmt: skip
+    six = PaperDRFHead(dict.fromkeys("abcdef", 2), 3).candidates
+    assert len(six) == len(set(six)) == 13
+    assert {len(candidate) for candidate in six} == {6, 5, 1}
+
+
+def test_a_missing_modality_is_replaced_by_its_recovery() -> None:
+    # Three modalities: the third is recovered by the mean over the sources that are there.
+    dims = {"a": 2, "b": 3, "c": 4}
+    head = PaperDRFHead(dims, 3, expansion=False).eval()
+    features = {m: torch.randn(4, d) for m, d in dims.items()}
+    available = {m: torch.ones(4, dtype=torch.bool) for m in dims}
+    available["c"] = torch.zeros(4, dtype=torch.bool)
+    available["b"] = torch.tensor([True, True, False, False])
+    convert = head.recovery.convert
+    from_a = convert("a", "c", features["a"])
+    from_b = convert("b", "c", features["b"])
+    c = torch.where(available["b"][:, None], (from_a + from_b) / 2, from_a)
+    b = torch.where(available["b"][:, None], features["b"], convert("a", "b", features["a"]))
+    by_hand = head.network(torch.cat([features["a"], b, c], 1))
+    scores = zip(dims, (features["a"], b, c), strict=True)
+    weight = sum(head.estimators[m].log_prob(x) for m, x in scores).exp()  # type: ignore[union-attr]
+    output = head(features, available)
+    torch.testing.assert_close(output.fused, weight[:, None] * by_hand)
+
+
+def test_statistics_are_those_before_the_step() -> None:
+    head = PaperDRFHead(DIMS, 3)
+    given = batch()
+    for _ in range(3):
+        before = {m: e.distribution for m, e in head.estimators.items()}
+        output = head(**given)
+        for m, gaussian in before.items():
+            squared = (given["features"][m] - gaussian.mean).square().sum(1)
+            expected = -squared / gaussian.scale**2 / 2 - gaussian.scale.log() - 0.9189385
+            torch.testing.assert_close(output.log_quality[m], expected)
+
+
+def test_features_pull_on_the_encoders_in_the_paper() -> None:
+    head, given = PaperDRFHead(DIMS, 3), batch()
+    for x in given["features"].values():
+        x.requires_grad_()
+    head(**given).aux_loss.backward()
+    assert all((x.grad != 0).any() for x in given["features"].values())
+
+
+def test_training_lowers_the_classification_loss() -> None:
+    for build in (DRFHead, PaperDRFHead):
+        torch.manual_seed(0)
+        head: Any = build(DIMS, 3)
+        labels = torch.arange(48) % 3
+        centres = {m: torch.randn(3, d) for m, d in DIMS.items()}
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+        losses = []
+        for _ in range(25):
+            features = {
+                m: (c[labels] + torch.randn(48, DIMS[m]) / 4) / 4 for m, c in centres.items()
+            }
+            available = {"image": torch.rand(48) > 0.2, "text": torch.ones(48, dtype=torch.bool)}
+            output = head(features, available)
+            loss = head.loss(output, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            # The other terms follow the queues, which fill and move.
+            losses.append((loss - output.aux_loss).item())
+        assert sum(losses[-5:]) < 0.9 * sum(losses[:5]), build
+
+
+@heads
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"features": {"text": torch.ones(6, 9)}},
+            ValueError,
+            r'features\["text"\] must have shape \(B, 4\), got \(6, 9\)',
+        ),
+        (
+            {"features": {"text": torch.ones(6, 4).long()}},
+            TypeError,
+            r'features\["text"\] must have a floating dtype, got torch.int64',
+        ),
+        (
+            {"features": {"text": torch.ones(5, 4)}},
+            ValueError,
+            r'features\["text"\] has 5 rows, but features\["image"\] has 6',
+        ),
+        (
+            {"features": {"audio": torch.ones(6, 4)}},
+            ValueError,
+            r"features has unknown modality 'audio'; expected \['image', 'text'\]",
+        ),
+        (
+            {"available": {"text": torch.ones(5).bool()}},
+            ValueError,
+            r'available\["text"\] must have shape \(6,\), got \(5,\)',
+        ),
+        (
+            {"available": {"text": torch.ones(6)}},
+            TypeError,
+            r'available\["text"\] must have dtype torch.bool, got torch.float32',
+        ),
+        (
+            {"available": {"text": [True] * 6}},
+            TypeError,
+            r'available\["text"\] must be a torch.Tensor, got list',
+        ),
+        (
+            {"available": {"audio": torch.ones(6).bool()}},
+            ValueError,
+            r"available has unknown modality 'audio'",
+        ),
+    ],
+)
+def test_errors_name_the_modality(
+    head: Head, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        head(DIMS, 3)(**batch(**changes))
+
+
+@heads
+def test_an_absent_modality_says_what_to_do(head: Head) -> None:
+    given = batch()
+    del given["features"]["text"]
+    with pytest.raises(
+        ValueError, match=r'features lacks modality .text.*available\["text"\] = F'
+    ):
+        head(DIMS, 3)(**given)
+    given = batch()
+    del given["available"]["text"]
+    with pytest.raises(ValueError, match=r"available lacks modality .text."):
+        head(DIMS, 3)(**given)
+    with pytest.raises(
+        TypeError, match=r"features must map modality names to tensors, got Tensor"
+    ):
+        head(DIMS, 3)(torch.ones(6, 3))
+    with pytest.raises(TypeError, match=r"available must map modality names to bool tensors"):
+        head(DIMS, 3)(given["features"], torch.ones(6).bool())
+
+
+@heads
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.tensor([0, 1, 2, 3, 0, 1]), ValueError, r"labels must be in \[0, 3\), got 0 to 3"),
+        (
+            torch.tensor([0, 1, 2, -1, 0, 1]),
+            ValueError,
+            r"labels must be in \[0, 3\), got -1 to 2",
+        ),
+        (torch.zeros(5).long(), ValueError, r"labels must have shape \(6,\), got \(5,\)"),
+        (torch.zeros(6), TypeError, r"labels must have dtype torch.long, got torch.float32"),
+        ([0] * 6, TypeError, r"labels must be a torch.Tensor, got list"),
+    ],
+)
+def test_label_errors_say_the_range(
+    head: Head, labels: Any, error: type[Exception], message: str
+) -> None:
+    built = head(DIMS, 3)
+    with pytest.raises(error, match=message):
+        built.loss(built(**batch()), labels)
+
+
+@heads
+def test_construction_is_checked(head: Head) -> None:
+    with pytest.raises(ValueError, match=r"num_classes must be at least 1, got 0"):
+        head(DIMS, 0)
+    with pytest.raises(ValueError, match=r"dims must name at least 2 modalities, got \['image'\]"):
+        head({"image": 3}, 3)
+    with pytest.raises(
+        TypeError, match=r"dims must map modality names to feature widths, got list"
+    ):
+        head([3, 4], 3)
