@@ -1,0 +1,293 @@
+"""Disruption of raw samples: in a dataset, or in a collate function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
+from robustfusion.disruption.images import _import_pil, _is_pil
+from robustfusion.disruption.protocol import Disruption, DisruptionPlan
+
+Corruption: TypeAlias = Callable[[Any, np.random.Generator], Any]
+Sample: TypeAlias = dict[str, Any]
+Batch: TypeAlias = dict[str, Any]
+
+
+def placeholder(value: Any) -> Any:
+    """Return what stands for a discarded `value`: the same type and shape, nothing of its content.
+
+    Tensors become zeros, strings empty, PIL images black. In a mapping with `input_ids` all
+    entries become zero but the first place of `attention_mask`, because a transformer that
+    attends to nothing returns NaN.
+
+    Args:
+        value: A tensor, string, PIL image, or mapping of tensors.
+
+    Raises:
+        TypeError: If no placeholder is known for the type.
+    """
+    if isinstance(value, Tensor):
+        return torch.zeros_like(value)
+    if isinstance(value, str):
+        return ""
+    if isinstance(value, Mapping):
+        result: Any = copy.copy(value)
+        for key, entry in value.items():
+            result[key] = placeholder(entry)
+            if key == "attention_mask" and isinstance(entry, Tensor) and entry.numel():
+                result[key][..., 0] = 1
+        return result
+    if _is_pil(value):
+        return _import_pil().new(value.mode, value.size)
+    raise TypeError(f"no placeholder for an input of type {type(value).__name__}")
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Make a batch of samples as `DisruptedDataset` gives them.
+
+    Args:
+        samples: Mappings with `inputs` (a mapping from modality to input) and, optionally,
+            `available`, `corrupted` (mappings from modality to bool), `label` and `id`.
+
+    Returns:
+        A dict: `inputs[name]`, a stacked tensor (B, ...), a dict of them, or a list of what is no
+        tensor; `available[name]`, bool (B,); `corrupted[name]`, bool (B,), if the samples have
+        it; `label`, long (B,); `id`, a list.
+
+    Raises:
+        ValueError: If there are no samples, or tensors of one modality differ in shape.
+    """
+    if not samples:
+        raise ValueError("samples must not be empty")
+    names = tuple(samples[0]["inputs"])
+    batch: Batch = {
+        "inputs": {
+            name: _stack(f'inputs["{name}"]', [sample["inputs"][name] for sample in samples])
+            for name in names
+        },
+        "available": {
+            name: torch.tensor([bool(s.get("available", {}).get(name, True)) for s in samples])
+            for name in names
+        },
+    }
+    if "corrupted" in samples[0]:
+        batch["corrupted"] = {
+            name: torch.tensor([bool(sample["corrupted"][name]) for sample in samples])
+            for name in names
+        }
+    if "label" in samples[0]:
+        batch["label"] = torch.tensor([int(sample["label"]) for sample in samples])
+    if "id" in samples[0]:
+        batch["id"] = [sample["id"] for sample in samples]
+    return batch
+
+
+def _stack(where: str, values: list[Any]) -> Any:
+    if isinstance(values[0], Mapping):
+        return {
+            key: _stack(f'{where}["{key}"]', [value[key] for value in values]) for key in values[0]
+        }
+    if not isinstance(values[0], Tensor):
+        return values
+    shapes = {tuple(value.shape) for value in values}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{where} has rows of different shapes, {sorted(shapes)[:3]}: bring them to one "
+            f"shape before, say in transforms"
+        )
+    return torch.stack(values)
+
+
+class DisruptedDataset(Dataset[Sample]):
+    """A map-style dataset whose samples are corrupted and discarded as a `Disruption` says.
+
+    The plan for all samples is drawn at construction, from their ids, and no sample is read for
+    it: `dataset.plan.counts()` are the realised counts. A sample that turns out to lack a modality
+    by itself is planned again with that in mind, so that the last one it has stays.
+
+    Args:
+        dataset: Gives mappings with `inputs` (a mapping from modality to input) and, optionally,
+            `label`, `id` and `available`; other entries are passed on.
+        disruption: The protocol.
+        corruptions: For each modality that may be corrupted, a function of (input, generator).
+        ids: Names of the samples; without it `dataset.ids`, or else the indices 0, 1, ...
+        transforms: For each modality, a function of the disrupted input, say from a PIL image to a
+            normalised tensor. Corruption comes before, as corrupted pixels do.
+
+    Raises:
+        ValueError: If ids are not unique, their number is wrong, a sample's own `id` is another
+            one, or a modality may be corrupted and has no corruption.
+
+    Example:
+        >>> from robustfusion.disruption import Disruption, DisruptedDataset, TextCorruption
+        >>> inputs = {"image": torch.ones(3, 4, 4), "text": "so very good"}
+        >>> posts = [{"inputs": inputs, "label": 1}]
+        >>> data = DisruptedDataset(
+        ...     posts,
+        ...     Disruption(("image", "text"), setting="C", strategy="fixed", modality="text"),
+        ...     {"text": TextCorruption(severity=1.0)},
+        ... )
+        >>> data[0]["inputs"]["text"], data[0]["available"], data[0]["corrupted"]["text"]
+        ('[MASK] [MASK] [MASK]', {'image': True, 'text': True}, True)
+        >>> posts[0]["inputs"]["text"]
+        'so very good'
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        disruption: Disruption,
+        corruptions: Mapping[str, Corruption] | None = None,
+        *,
+        ids: Sequence[SampleId] | None = None,
+        transforms: Mapping[str, Callable[[Any], Any]] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.disruption = disruption
+        self.corruptions = dict(corruptions or {})
+        self.transforms = dict(transforms or {})
+        _check_names(disruption, corruptions=self.corruptions, transforms=self.transforms)
+        if ids is None:
+            ids = getattr(dataset, "ids", None)
+        if ids is None:
+            ids = range(len(dataset))
+        if len(ids) != len(dataset):
+            raise ValueError(f"ids must name {len(dataset)} samples, got {len(ids)}")
+        self.plan: DisruptionPlan = disruption.plan(ids)
+        _check_unique(self.plan.ids)
+        _check_corruptions(self.plan, self.corruptions)
+
+    def __len__(self) -> int:
+        return len(self.plan.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        name = self.plan.ids[index]
+        if "id" in sample and canonical_id(sample["id"]) != name:
+            raise ValueError(
+                f"sample {index} has the id {sample['id']!r}, but was planned as {name!r}: "
+                "give the samples' own names as ids"
+            )
+        plan, row = self.plan, index
+        observed = sample.get("available")
+        if observed is not None and not all(bool(flag) for flag in observed.values()):
+            masks = {key: torch.tensor([bool(flag)]) for key, flag in observed.items()}
+            plan, row = self.disruption.plan([name], masks), 0
+        return _disrupt(sample, self.disruption, plan, row, self.corruptions, self.transforms)
+
+
+class DisruptedCollate:
+    """A collate function that disrupts the samples of a batch, then stacks them.
+
+    For data that has no index (an iterable dataset), or to disrupt one dataset in many ways. The
+    same samples are disrupted in the same way as in `DisruptedDataset`.
+
+    Args:
+        disruption: The protocol.
+        corruptions: For each modality that may be corrupted, a function of (input, generator).
+        transforms: For each modality, a function of the disrupted input.
+
+    Example:
+        >>> from robustfusion.disruption import Disruption, DisruptedCollate
+        >>> collate_fn = DisruptedCollate(
+        ...     Disruption(("image", "text"), setting="D", strategy="fixed", modality="image")
+        ... )
+        >>> sample = {"inputs": {"image": torch.ones(2), "text": "good"}, "label": 1, "id": "a"}
+        >>> batch = collate_fn([sample])
+        >>> batch["inputs"]["image"], batch["available"]["image"]
+        (tensor([[0., 0.]]), tensor([False]))
+    """
+
+    def __init__(
+        self,
+        disruption: Disruption,
+        corruptions: Mapping[str, Corruption] | None = None,
+        *,
+        transforms: Mapping[str, Callable[[Any], Any]] | None = None,
+    ) -> None:
+        self.disruption = disruption
+        self.corruptions = dict(corruptions or {})
+        self.transforms = dict(transforms or {})
+        _check_names(disruption, corruptions=self.corruptions, transforms=self.transforms)
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Disrupt and stack `samples`, each with an `id`; see `collate` for what comes back."""
+        for sample in samples:
+            if "id" not in sample:
+                raise ValueError("every sample must have an id: all draws depend on it")
+        observed = {
+            name: torch.tensor(
+                [bool((sample.get("available") or {}).get(name, True)) for sample in samples],
+                dtype=torch.bool,
+            )
+            for name in self.disruption.modalities
+        }
+        plan = self.disruption.plan([sample["id"] for sample in samples], observed)
+        _check_corruptions(plan, self.corruptions)
+        return collate(
+            [
+                _disrupt(sample, self.disruption, plan, row, self.corruptions, self.transforms)
+                for row, sample in enumerate(samples)
+            ]
+        )
+
+
+def _disrupt(
+    sample: Mapping[str, Any],
+    disruption: Disruption,
+    plan: DisruptionPlan,
+    row: int,
+    corruptions: Mapping[str, Corruption],
+    transforms: Mapping[str, Callable[[Any], Any]],
+) -> Sample:
+    if set(sample["inputs"]) != set(disruption.modalities):
+        raise ValueError(
+            f"inputs must have the keys {disruption.modalities}, got {tuple(sample['inputs'])}"
+        )
+    inputs, available, corrupted = {}, {}, {}
+    for name in disruption.modalities:
+        value = sample["inputs"][name]
+        available[name] = bool(plan.available[name][row])
+        corrupted[name] = bool(plan.corrupted[name][row])
+        if not available[name]:
+            value = placeholder(value)
+        elif corrupted[name]:
+            if name not in corruptions:
+                raise ValueError(f'corruptions["{name}"] is needed: the sample is to be corrupted')
+            generator = sample_generator(disruption.seed, plan.ids[row], name)
+            value = corruptions[name](value, generator)
+        inputs[name] = transforms[name](value) if name in transforms else value
+    changed = {"inputs": inputs, "available": available, "corrupted": corrupted}
+    return {**sample, **changed, "id": plan.ids[row]}
+
+
+def _check_names(disruption: Disruption, **mappings: Mapping[str, object]) -> None:
+    for argument, mapping in mappings.items():
+        for name in mapping:
+            if name not in disruption.modalities:
+                raise ValueError(
+                    f"{argument} has the key {name!r}, not among {disruption.modalities}"
+                )
+
+
+def _check_corruptions(plan: DisruptionPlan, corruptions: Mapping[str, Corruption]) -> None:
+    for name, mask in plan.corrupted.items():
+        if name not in corruptions and bool(mask.any()):
+            raise ValueError(
+                f'corruptions["{name}"] is needed: {int(mask.sum())} samples are to be corrupted'
+            )
+
+
+def _check_unique(ids: tuple[SampleId, ...]) -> None:
+    seen: set[SampleId] = set()
+    for name in ids:
+        if name in seen:
+            raise ValueError(f"ids must be unique, {name!r} occurs more than once")
+        seen.add(name)

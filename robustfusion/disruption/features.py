@@ -1,0 +1,111 @@
+"""Corruption of feature vectors, for modalities without a corruption of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustfusion.disruption._draws import (
+    SampleId,
+    Severity,
+    check_kind,
+    check_severity,
+    choose,
+    count_of,
+    draw_severity,
+    sample_generator,
+)
+
+FeatureKind: TypeAlias = Literal["mask", "noise", "shuffle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCorruption:
+    """Corrupt one feature vector (or a sequence of them), by a named kind and a severity.
+
+    ========= =========================================================================
+    kind      what severity `s` in [0, 1] means
+    ========= =========================================================================
+    `mask`    share of the dimensions set to 0
+    `noise`   Gaussian noise on all dimensions, standard deviation 2 s times that of the
+              vector's own entries
+    `shuffle` share of the dimensions whose values trade places at random
+    ========= =========================================================================
+
+    Works on any modality and needs no input; what a corrupted *input* does to the features of
+    your encoder is another matter, so use the corruptions of inputs where you have inputs.
+
+    Args:
+        kind: What is done to the features.
+        severity: A number, or a pair (low, high) from which each sample draws uniformly.
+
+    Shape:
+        A floating tensor (..., D) of one sample; leading axes (say time) share the chosen
+        dimensions. Shape, dtype and device are kept.
+
+    Raises:
+        ValueError: If `kind` is unknown, `severity` is no share, or the tensor has no axis.
+        TypeError: If the input is no floating tensor.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.disruption import FeatureCorruption, sample_generator
+        >>> corrupt = FeatureCorruption(kind="mask", severity=0.25)
+        >>> corrupt(torch.ones(8), sample_generator(0, "post-17", "audio")).sum()
+        tensor(6.)
+    """
+
+    kind: FeatureKind = "shuffle"
+    severity: Severity = (0.4, 0.8)
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind, get_args(FeatureKind))
+        check_severity(self.severity)
+
+    def __call__(self, features: Tensor, generator: np.random.Generator) -> Tensor:
+        """Return a corrupted copy of one sample's features, randomness from `generator`."""
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            found = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise TypeError(f"features must be a floating tensor, got {found}")
+        if features.ndim == 0:
+            raise ValueError("features must have shape (..., D), got ()")
+        severity = draw_severity(self.severity, generator)
+        width = features.shape[-1]
+        if self.kind == "noise":
+            noise = torch.from_numpy(generator.standard_normal(tuple(features.shape))).to(features)
+            spread = features.detach().double().std(correction=0).to(features)
+            return features + 2.0 * severity * spread * noise
+        result = features.clone()
+        chosen = np.flatnonzero(choose(width, count_of(severity, width), generator))
+        target = torch.from_numpy(chosen).to(features.device)
+        if self.kind == "mask":
+            result[..., target] = 0.0
+            return result
+        source = torch.from_numpy(generator.permutation(chosen)).to(features.device)
+        result[..., target] = features[..., source]
+        return result
+
+    def rows(
+        self, features: Tensor, ids: Sequence[SampleId], *, seed: int, modality: str
+    ) -> Tensor:
+        """Return `features` (B, ..., D) with every row corrupted by its own draw.
+
+        Row b depends on (seed, ids[b], modality) alone: corrupt a whole cache once and pick rows.
+        """
+        if features.ndim < 2 or len(features) != len(ids):
+            raise ValueError(
+                f'features["{modality}"] must have shape ({len(ids)}, ..., D), one row an id, '
+                f"got {tuple(features.shape)}"
+            )
+        if not len(ids):
+            return features.clone()
+        corrupted = [
+            self(row, sample_generator(seed, sample_id, modality))
+            for row, sample_id in zip(features, ids, strict=True)
+        ]
+        return torch.stack(corrupted)
