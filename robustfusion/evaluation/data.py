@@ -1,0 +1,214 @@
+"""What a report is measured on: cached features, or raw samples for a model with encoders."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from robustfusion.disruption import (
+    DisruptedDataset,
+    Disruption,
+    FeatureCorruption,
+    SampleId,
+    collate,
+    disrupt_features,
+)
+
+Rows = NDArray[np.int64]
+Batch = Mapping[str, Any]
+
+
+class EvaluationData(Protocol):
+    """What `robustness_report` needs of its data; write your own for another source.
+
+    Attributes:
+        modalities: names, M of them.
+        ids: names of the N samples, unique.
+        class_names: of the C classes, or None.
+        fresh_corruption: whether the corrupted version of a row changes with the seed.
+    """
+
+    modalities: tuple[str, ...]
+    ids: tuple[SampleId, ...]
+    class_names: tuple[str, ...] | None
+    fresh_corruption: bool
+
+    def batches(self, disruption: Disruption, rows: Rows, batch_size: int) -> Iterator[Batch]:
+        """The `rows` under `disruption`, in their order.
+
+        Each batch maps `inputs` and `available` to mappings by modality, and `label` to long
+        `(B,)`. What is given for a row may depend on the disruption's seed, the row's id and what
+        is done to each of its modalities, and on nothing else.
+        """
+        ...
+
+
+class CachedFeatures:
+    """Features computed once, with those of corrupted inputs beside them.
+
+    Args:
+        features: clean features by modality, each `(N, ..., D)`, two modalities or more.
+        labels: classes, integer `(N,)`.
+        ids: names of the samples, unique; without it 0 .. N-1. Disruption draws depend on them.
+        corrupted: for each modality that may be corrupted, the features of the corrupted inputs,
+            `(N, ..., D)` or R independent draws `(R, N, ..., D)`, or a `FeatureCorruption`.
+        available: bool `(N,)` by modality, what was observed in the first place; None means all.
+        class_names: of the C classes.
+
+    Raises:
+        ValueError: if shapes or names do not fit.
+
+    Example:
+        >>> from robustfusion.disruption import FeatureCorruption
+        >>> data = CachedFeatures(
+        ...     {"image": torch.randn(6, 8), "text": torch.randn(6, 4)},
+        ...     torch.tensor([0, 1, 2, 0, 1, 2]),
+        ...     corrupted={"image": torch.randn(2, 6, 8), "text": FeatureCorruption()},
+        ... )
+        >>> data.modalities, len(data.ids), data.fresh_corruption
+        (('image', 'text'), 6, True)
+    """
+
+    def __init__(
+        self,
+        features: Mapping[str, Tensor],
+        labels: Tensor,
+        *,
+        ids: Sequence[SampleId] | None = None,
+        corrupted: Mapping[str, Tensor | FeatureCorruption] | None = None,
+        available: Mapping[str, Tensor] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.features = dict(features)
+        self.labels = labels.long()
+        self.modalities = tuple(features)
+        if len(self.modalities) < 2:
+            raise ValueError(f"features must hold two modalities or more, got {self.modalities}")
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"labels must be integers of shape (N,), got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        self.ids = tuple(range(len(labels)) if ids is None else ids)
+        if len(self.ids) != len(labels) or len(set(self.ids)) != len(self.ids):
+            raise ValueError(f"ids must be {len(labels)} unique names, got {len(set(self.ids))}")
+        for name, values in self.features.items():
+            if values.ndim < 2 or len(values) != len(labels):
+                raise ValueError(
+                    f'features["{name}"] must have shape ({len(labels)}, ..., D), got '
+                    f"{tuple(values.shape)}"
+                )
+        self.corrupted = dict(corrupted or {})
+        for name, source in self.corrupted.items():
+            self._check_corrupted(name, source)
+        self.available = {name: mask.cpu() for name, mask in (available or {}).items()}
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.fresh_corruption = any(
+            not isinstance(source, Tensor)
+            or (source.ndim > self.features[name].ndim and len(source) > 1)
+            for name, source in self.corrupted.items()
+        )
+
+    def _check_corrupted(self, name: str, source: Tensor | FeatureCorruption) -> None:
+        if name not in self.features:
+            raise ValueError(f"corrupted has the key {name!r}, not among {self.modalities}")
+        shape = self.features[name].shape
+        if isinstance(source, Tensor) and source.shape != shape and source.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(
+                f'corrupted["{name}"] must have shape ({expected}) or (R, {expected}), got '
+                f"{tuple(source.shape)}"
+            )
+
+    def batches(self, disruption: Disruption, rows: Rows, batch_size: int) -> Iterator[Batch]:
+        """The `rows` under `disruption`; see `EvaluationData`."""
+        for start in range(0, len(rows), batch_size):
+            part = torch.from_numpy(rows[start : start + batch_size])
+            corrupted: dict[str, Tensor | FeatureCorruption] = {}
+            for name, source in self.corrupted.items():
+                if not isinstance(source, Tensor):
+                    corrupted[name] = source
+                elif source.ndim > self.features[name].ndim:
+                    corrupted[name] = source[:, part.to(source.device)]
+                else:
+                    corrupted[name] = source[part.to(source.device)]
+            made = disrupt_features(
+                disruption,
+                [self.ids[row] for row in part.tolist()],
+                {name: values[part.to(values.device)] for name, values in self.features.items()},
+                corrupted,
+                available={name: mask[part] for name, mask in self.available.items()},
+            )
+            labels = self.labels[part.to(self.labels.device)]
+            yield {"inputs": made.inputs, "available": made.available, "label": labels}
+
+
+class RawSamples:
+    """A dataset of raw inputs, for a model that has its encoders inside.
+
+    Args:
+        dataset: map-style; gives mappings with `inputs` (a mapping from modality to input), an
+            integer `label` and, optionally, `id` and `available`.
+        corruptions: for each modality, a function of (input, numpy generator), such as
+            `ImageCorruption()` and `TextCorruption()`.
+        transforms: for each modality, a function of the disrupted input, say from a PIL image to a
+            normalised tensor.
+        collate_fn: makes a batch of samples; by default `robustfusion.disruption.collate`. Give
+            your own, say to tokenise the texts.
+        ids: names of the samples, unique; without it `dataset.ids`, or else 0 .. N-1.
+        num_workers: processes that read the data.
+        class_names: of the C classes.
+
+    Example:
+        >>> from robustfusion.disruption import ImageCorruption
+        >>> posts = [
+        ...     {"inputs": {"image": torch.ones(3, 8, 8), "text": torch.ones(4)}, "label": i % 2}
+        ...     for i in range(4)
+        ... ]
+        >>> RawSamples(posts, {"image": ImageCorruption()}).modalities
+        ('image', 'text')
+    """
+
+    fresh_corruption = True
+
+    def __init__(
+        self,
+        dataset: Any,
+        corruptions: Mapping[str, Callable[[Any, np.random.Generator], Any]] | None = None,
+        *,
+        transforms: Mapping[str, Callable[[Any], Any]] | None = None,
+        collate_fn: Callable[[Sequence[Mapping[str, Any]]], Batch] = collate,
+        ids: Sequence[SampleId] | None = None,
+        num_workers: int = 0,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("dataset must not be empty")
+        self.dataset = dataset
+        self.corruptions = dict(corruptions or {})
+        self.transforms = dict(transforms or {})
+        self.collate_fn = collate_fn
+        self.num_workers = num_workers
+        if ids is None:
+            ids = getattr(dataset, "ids", None)
+        self.ids = tuple(range(len(dataset)) if ids is None else ids)
+        self.modalities = tuple(dataset[0]["inputs"])
+        self.class_names = None if class_names is None else tuple(class_names)
+
+    def batches(self, disruption: Disruption, rows: Rows, batch_size: int) -> Iterator[Batch]:
+        """The `rows` under `disruption`; see `EvaluationData`."""
+        disrupted = DisruptedDataset(
+            self.dataset, disruption, self.corruptions, ids=self.ids, transforms=self.transforms
+        )
+        yield from DataLoader(
+            Subset(disrupted, rows.tolist()),
+            batch_size=batch_size,
+            collate_fn=self.collate_fn,
+            num_workers=self.num_workers,
+            # Without one of its own a loader draws its workers' seed from the global generator.
+            generator=torch.Generator().manual_seed(disruption.seed),
+        )

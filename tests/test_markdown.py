@@ -1,0 +1,21 @@
+"""Every python block of the README and of the pages runs."""
+
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sybil = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path=str(page.parent))
+    document = sybil.parse(page)
+    monkeypatch.chdir(tmp_path)  # whatever a block writes
+    # As many as there are fences, so that a page whose blocks are not found cannot pass.
+    assert len(list(document)) >= page.read_text().count("\n```python\n")
+    for example in document:  # one namespace: a block sees what those before it defined
+        example.evaluate()
