@@ -1,0 +1,33 @@
+"""Data sets of image-text posts: readers, splits, reports, a feature cache and a generator."""
+
+from robustfusion.datasets.cache import FeatureCache, module_fingerprint
+from robustfusion.datasets.duplicates import normalize_text
+from robustfusion.datasets.encoding import EncodedPosts, encode
+from robustfusion.datasets.mvsa import MVSA
+from robustfusion.datasets.post_dataset import PostDataset
+from robustfusion.datasets.posts import make_posts
+from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
+from robustfusion.datasets.samples import Batch, Sample, collate_posts
+from robustfusion.datasets.splits import Splits, load_splits, stratified_split
+from robustfusion.datasets.tumemo import TumEmo
+
+__all__ = [
+    "MVSA",
+    "Batch",
+    "DatasetReport",
+    "Duplicates",
+    "EncodedPosts",
+    "FeatureCache",
+    "PostDataset",
+    "Problem",
+    "Sample",
+    "Splits",
+    "TumEmo",
+    "collate_posts",
+    "encode",
+    "load_splits",
+    "make_posts",
+    "module_fingerprint",
+    "normalize_text",
+    "stratified_split",
+]

@@ -1,0 +1,96 @@
+"""Posts that share a text or an image: the leak between splits that file names do not show."""
+
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+K = TypeVar("K", bound=Hashable)
+
+_URL = re.compile(r"(?:https?://|www\.)\S*")
+_HANDLE = re.compile(r"@\w+")
+_RETWEET = re.compile(r"\brt\b")
+_NOT_WORD = re.compile(r"[^\w#]+")
+
+
+def normalize_text(text: str) -> str:
+    """Reduce a post to what its author wrote: no URLs, handles, ``RT``, case or punctuation.
+
+    Example:
+        >>> normalize_text("RT @ann: So HAPPY today!! #sun http://t.co/abc")
+        'so happy today #sun'
+    """
+    text = _RETWEET.sub(" ", _HANDLE.sub(" ", _URL.sub(" ", text.lower())))
+    return _NOT_WORD.sub(" ", text).strip()
+
+
+def equal_groups(keys: Mapping[str, K | None]) -> list[tuple[str, ...]]:
+    """Group the ids whose keys are equal; None is equal to nothing.
+
+    Example:
+        >>> equal_groups({"1": "a", "2": "b", "3": "a", "4": None, "5": None})
+        [('1', '3')]
+    """
+    groups: defaultdict[K, list[str]] = defaultdict(list)
+    for post_id, key in keys.items():
+        if key is not None:
+            groups[key].append(post_id)
+    return [tuple(ids) for ids in groups.values() if len(ids) > 1]
+
+
+def near_groups(
+    fingerprints: Mapping[str, NDArray[np.bool_] | None], tolerance: int = 8
+) -> list[tuple[str, ...]]:
+    """Group the ids whose fingerprints differ in at most ``tolerance`` bits, chains included.
+
+    Args:
+        fingerprints: id to bool array, all of one length; None is near to nothing.
+        tolerance: greatest number of differing bits.
+
+    Returns:
+        Tuples of ids, in the order given.
+    """
+    ids = [post_id for post_id, bits in fingerprints.items() if bits is not None]
+    if len(ids) < 2:
+        return []
+    # +-1 vectors: the number of differing bits is (length - inner product) / 2.
+    signs = np.stack([bits for bits in fingerprints.values() if bits is not None])
+    signs = np.where(signs, np.float32(1), np.float32(-1))
+    pairs: list[tuple[str, str]] = []
+    for start in range(0, len(ids), 1024):
+        products = signs[start : start + 1024] @ signs.T
+        rows, columns = np.nonzero(products >= signs.shape[1] - 2 * tolerance)
+        pairs += [(ids[start + i], ids[j]) for i, j in zip(rows, columns, strict=True)]
+    return equal_groups(connect(ids, pairs))
+
+
+def connect(ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Give every id the first id that it is linked to, directly or through others.
+
+    Args:
+        ids: all ids.
+        pairs: linked ids.
+
+    Returns:
+        For each id the name of its group, as ``stratified_split(groups=...)`` takes them.
+
+    Example:
+        >>> connect(["a", "b", "c", "d"], [("c", "b"), ("d", "c")])
+        {'a': 'a', 'b': 'b', 'c': 'b', 'd': 'b'}
+    """
+    order = {post_id: index for index, post_id in enumerate(ids)}
+    parent = {post_id: post_id for post_id in ids}
+
+    def root(post_id: str) -> str:
+        while parent[post_id] != post_id:
+            parent[post_id] = parent[parent[post_id]]
+            post_id = parent[post_id]
+        return post_id
+
+    for one, other in pairs:
+        first, second = sorted((root(one), root(other)), key=order.__getitem__)
+        parent[second] = first
+    return {post_id: root(post_id) for post_id in ids}

@@ -1,0 +1,144 @@
+"""What was found in a data set: rows kept and not kept, each with its reason, and duplicates."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+ProblemKind = Literal[
+    "label row", "label rule", "missing text", "missing image", "empty text", "unreadable text",
+    "unreadable image",
+]  # fmt: skip
+Action = Literal["skipped", "excluded", "missing modality"]
+DuplicateKind = Literal["text", "image", "near image"]
+
+
+class Problem(NamedTuple):
+    """One thing wrong with one post, and what was done about it."""
+
+    id: str
+    kind: ProblemKind
+    reason: str
+    action: Action
+
+
+class Duplicates(NamedTuple):
+    """Posts that share a text or an image.
+
+    ``kind`` is "text" (equal up to RT, handles, URLs, case and punctuation), "image" (equal
+    bytes) or "near image" (nearly equal perceptual hash). ``splits`` is aligned with ``ids`` and
+    empty when no splits were given. ``labels`` is aligned with ``ids``.
+    """
+
+    kind: DuplicateKind
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: tuple[str, ...] = ()
+
+    @property
+    def crosses_splits(self) -> bool:
+        """Whether the posts lie in more than one split."""
+        return len(set(self.splits) - {""}) > 1
+
+    @property
+    def labels_conflict(self) -> bool:
+        """Whether the same text or image carries different labels."""
+        return len(set(self.labels)) > 1
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """The account of a data set: what the label file names is kept or listed, never lost.
+
+    ``str(report)`` is the readable form.
+
+    Args:
+        name: which data set, with its label rule.
+        rows: rows of the label file, the header left out.
+        kept: posts in the data set.
+        class_counts: posts for each label name.
+        problems: every row that is not kept, and every modality that was taken as missing.
+        lossy_texts: ids of kept texts with bytes that are not UTF-8, which were left out.
+        unlabelled: ids with files but without a row in the label file.
+        duplicates: groups of kept posts with the same text or image.
+        split_sizes: kept posts in each split, empty when no splits were given.
+        unknown_split_ids: ids that the splits name and the data set does not hold.
+        verified: whether every file was read and decoded.
+    """
+
+    name: str
+    rows: int
+    kept: int
+    class_counts: Mapping[str, int]
+    problems: tuple[Problem, ...]
+    lossy_texts: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    duplicates: tuple[Duplicates, ...]
+    split_sizes: Mapping[str, int]
+    unknown_split_ids: tuple[str, ...]
+    verified: bool
+
+    def groups(self, kind: DuplicateKind) -> tuple[Duplicates, ...]:
+        """Return the duplicate groups of one kind."""
+        return tuple(group for group in self.duplicates if group.kind == kind)
+
+    def leaked(self, kind: DuplicateKind, split: str = "test", into: str = "train") -> int:
+        """Count the posts of ``split`` that have a duplicate in ``into``."""
+        return sum(
+            group.splits.count(split) for group in self.groups(kind) if into in group.splits
+        )
+
+    def __str__(self) -> str:
+        """Return the report as a page of text."""
+        lines = [f"{self.name}: {self.kept} posts of {self.rows} rows in the label file"]
+        lines.append("  labels: " + _counts(self.class_counts))
+        if self.split_sizes:
+            lines.append("  splits: " + _counts(self.split_sizes))
+        if self.unknown_split_ids:
+            lines.append(
+                f"  named by the splits, not in the data set: {_some(self.unknown_split_ids)}"
+            )
+        lines += _problem_lines(self.problems)
+        if not self.verified:
+            lines.append("  file contents were not checked (verify=False)")
+            return "\n".join(lines)
+        lines.append(f"  texts with bytes that are not UTF-8 (left out): {len(self.lossy_texts)}")
+        if self.unlabelled:
+            lines.append(f"  files without a label row: {_some(self.unlabelled)}")
+        kinds: tuple[DuplicateKind, ...] = ("text", "image", "near image")
+        lines += [self._duplicate_line(kind) for kind in kinds]
+        return "\n".join(lines)
+
+    def _duplicate_line(self, kind: DuplicateKind) -> str:
+        groups = self.groups(kind)
+        posts = sum(len(group.ids) for group in groups)
+        conflicts = sum(group.labels_conflict for group in groups)
+        line = f"  duplicates by {kind}: {len(groups)} groups, {posts} posts"
+        line += f", {conflicts} groups with conflicting labels"
+        if self.split_sizes:
+            crossing = sum(group.crosses_splits for group in groups)
+            line += f", {crossing} groups across splits"
+            size = self.split_sizes.get("test", 0)
+            line += f", {self.leaked(kind)} of {size} test posts occur in train"
+        return line
+
+
+def _problem_lines(problems: tuple[Problem, ...], shown: int = 3) -> list[str]:
+    lines = []
+    for (kind, action), count in sorted(Counter((p.kind, p.action) for p in problems).items()):
+        lines.append(f"  {kind} ({action}): {count}")
+        examples = [p for p in problems if (p.kind, p.action) == (kind, action)]
+        lines += [f"    {p.id[:40]}: {p.reason}" for p in examples[:shown]]
+        if count > shown:
+            lines.append(f"    and {count - shown} more in .problems")
+    return lines
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    total = max(sum(counts.values()), 1)
+    return ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items())
+
+
+def _some(ids: tuple[str, ...], shown: int = 5) -> str:
+    more = ", ..." if len(ids) > shown else ""
+    return f"{len(ids)} ({', '.join(ids[:shown])}{more})"

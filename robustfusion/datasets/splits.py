@@ -1,0 +1,193 @@
+"""Splits by id: seeded or published, with a hash, and a test part that must be asked for."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+_NAMES = ("train", "val", "test")
+_ALIASES = {"dev": "val", "valid": "val", "validation": "val"}
+
+
+class Splits:
+    """Train, validation and test ids, of which the test ids do not come by accident.
+
+    ``train`` and ``val`` are attributes. The test ids come from :meth:`open_test` alone, which
+    wants a reason and keeps it in ``openings``: choosing an epoch, an option or a temperature by
+    test posts takes a line of code that says so. ``hash`` names the split in a run record.
+
+    Args:
+        train: ids to train on.
+        val: ids to select by; may be empty.
+        test: ids to report on.
+        source: where the split comes from, for people.
+
+    Raises:
+        ValueError: for an id in two splits or twice in one, or an empty train or test split.
+
+    Example:
+        >>> splits = Splits(["1", "2"], ["3"], ["4"])
+        >>> splits
+        Splits(train=2, val=1, test=1, hash='e615bdcdf78a9b88')
+        >>> splits.open_test("final table of the README")
+        ('4',)
+        >>> splits.openings
+        ['final table of the README']
+    """
+
+    def __init__(
+        self, train: Sequence[str], val: Sequence[str], test: Sequence[str], *, source: str = ""
+    ) -> None:
+        self.train = tuple(train)
+        self.val = tuple(val)
+        self._test = tuple(test)
+        self.source = source
+        self.openings: list[str] = []
+        if not self.train or not self._test:
+            raise ValueError("train and test must not be empty")
+        self._names: dict[str, str] = {}
+        for name, ids in zip(_NAMES, (self.train, self.val, self._test), strict=True):
+            for post_id in ids:
+                if not isinstance(post_id, str):
+                    raise TypeError(f"{name} must hold ids as str, got {post_id!r}")
+                if post_id in self._names:
+                    raise ValueError(
+                        f"id {post_id!r} is in {self._names[post_id]} and again in {name}"
+                    )
+                self._names[post_id] = name
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids together, for encoding features and checking duplicates."""
+        return tuple(self._names)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of ids in each split."""
+        return {"train": len(self.train), "val": len(self.val), "test": len(self._test)}
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that depend on which id is in which split, not on order."""
+        rows = sorted(f"{name}\t{post_id}\n" for post_id, name in self._names.items())
+        return hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
+
+    def open_test(self, reason: str) -> tuple[str, ...]:
+        """Return the test ids and remember why.
+
+        Raises:
+            ValueError: without a reason.
+        """
+        if not reason.strip():
+            raise ValueError("reason must say what the test split is opened for")
+        self.openings.append(reason.strip())
+        return self._test
+
+    def split_of(self, post_id: str) -> str | None:
+        """Return the name of the split that holds an id, None where none does."""
+        return self._names.get(post_id)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the splits as JSON, to be read by :func:`load_splits`."""
+        content = {"train": self.train, "val": self.val, "test": self._test}
+        Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        """Name the sizes and the hash."""
+        sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+        return f"Splits({sizes}, hash={self.hash!r})"
+
+
+def load_splits(path: str | os.PathLike[str]) -> Splits:
+    """Read published splits: a JSON object with lists of ids under train, val (or dev) and test.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The splits, their source the file's name.
+
+    Raises:
+        ValueError: where the file is not such an object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"path must be a JSON file of splits, {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object of lists, got {type(content).__name__}")
+    parts = {_ALIASES.get(name, name): ids for name, ids in content.items()}
+    if set(parts) != set(_NAMES) or not all(isinstance(ids, list) for ids in parts.values()):
+        raise ValueError(f"{path} must hold lists under {_NAMES}, got {sorted(content)}")
+    ids = {name: [str(post_id) for post_id in parts[name]] for name in _NAMES}
+    return Splits(ids["train"], ids["val"], ids["test"], source=Path(path).name)
+
+
+def stratified_split(
+    labels: Sequence[Hashable],
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    *,
+    seed: int,
+    ids: Sequence[str],
+    groups: Sequence[Hashable] | None = None,
+) -> Splits:
+    """Split ids so that each class has the same share in each split.
+
+    An id's place in its class depends on the seed and the id alone, so the order of the posts
+    does not matter, and no random state is touched.
+
+    Args:
+        labels: one label for each id.
+        fractions: shares of train, validation and test; they add up to 1.
+        seed: another seed, another split.
+        ids: unique ids.
+        groups: posts of one group, say duplicates of each other, stay in one split; a group
+            counts under the label of its smallest id.
+
+    Returns:
+        The splits; each class is within one group of its exact share.
+
+    Raises:
+        ValueError: for lengths that differ, fractions that do not add up, or repeated ids.
+
+    Example:
+        >>> splits = stratified_split(
+        ...     "aaaaabbbbb", (0.6, 0.2, 0.2), seed=0, ids=list("0123456789")
+        ... )
+        >>> splits.sizes
+        {'train': 6, 'val': 2, 'test': 2}
+    """
+    if len(labels) != len(ids):
+        raise ValueError(f"labels must have one entry for each id: {len(labels)} for {len(ids)}")
+    if groups is not None and len(groups) != len(ids):
+        raise ValueError(f"groups must have one entry for each id: {len(groups)} for {len(ids)}")
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions must be three shares that add up to 1, got {fractions}")
+    label_of = dict(zip(ids, labels, strict=True))
+    if len(label_of) != len(ids):
+        raise ValueError(f"ids must be unique: {len(label_of)} of {len(ids)} differ")
+    members: defaultdict[Hashable, list[str]] = defaultdict(list)
+    for group, post_id in zip(ids if groups is None else groups, ids, strict=True):
+        members[group].append(post_id)
+    classes: defaultdict[Hashable, list[list[str]]] = defaultdict(list)
+    for group_ids in map(sorted, members.values()):
+        classes[label_of[group_ids[0]]].append(group_ids)
+    parts: list[list[str]] = [[], [], []]
+    for class_groups in classes.values():
+        total = sum(map(len, class_groups))
+        wanted = [total * fraction for fraction in fractions]
+        for group_ids in sorted(class_groups, key=lambda ids: _draw(seed, ids[0])):
+            # To the split that lacks most: at the end no split is off by more than one group.
+            target = max(range(3), key=lambda part: wanted[part])
+            parts[target] += group_ids
+            wanted[target] -= len(group_ids)
+    source = f"stratified_split(fractions={tuple(fractions)}, seed={seed})"
+    order = {post_id: position for position, post_id in enumerate(ids)}
+    train, val, test = (sorted(part, key=order.__getitem__) for part in parts)
+    return Splits(train, val, test, source=source)
+
+
+def _draw(seed: int, post_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}\t{post_id}".encode()).digest()

@@ -1,0 +1,196 @@
+"""Broken files: each a listed skip, a clear error or a missing modality, as the caller says."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustfusion.datasets import MVSA
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "2.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def widen(folder: Path) -> None:
+    Image.new("RGB", (60_000, 10)).save(folder / "2.jpg", "JPEG")
+
+
+def bomb(folder: Path, width: int = 40_000, height: int = 40_000) -> None:
+    """A PNG of a few bytes whose header claims gigapixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (folder / "2.jpg").write_bytes(b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b""))
+
+
+def small_bomb(folder: Path) -> None:
+    bomb(folder, 9_000, 9_000)  # below Pillow's own limits
+
+
+def middle_bomb(folder: Path) -> None:
+    bomb(folder, 10_000, 10_000)  # where Pillow only warns
+
+
+def no_photo(folder: Path) -> None:
+    (folder / "2.jpg").unlink()
+
+
+def empty_photo(folder: Path) -> None:
+    (folder / "2.jpg").write_bytes(b"")
+
+
+def folder_for_a_photo(folder: Path) -> None:
+    (folder / "2.jpg").unlink()
+    (folder / "2.jpg").mkdir()
+
+
+def empty_text(folder: Path) -> None:
+    (folder / "2.txt").write_bytes(b"")
+
+
+def blank_text(folder: Path) -> None:
+    (folder / "2.txt").write_bytes(b"\r\n \xff\xfe \r\n")
+
+
+def no_text(folder: Path) -> None:
+    (folder / "2.txt").unlink()
+
+
+CASES = [
+    (truncate, "image", "unreadable image", "2.jpg cannot be decoded: .*truncated"),
+    (widen, "image", "unreadable image", "2.jpg claims 60000 x 10 pixels"),
+    (bomb, "image", "unreadable image", "decompression bomb"),
+    (middle_bomb, "image", "unreadable image", "decompression bomb|claims 10000 x 10000"),
+    (small_bomb, "image", "unreadable image", "claims 9000 x 9000 pixels"),
+    (no_photo, "image", "missing image", "2.jpg is missing"),
+    (empty_photo, "image", "unreadable image", "2.jpg is empty"),
+    (folder_for_a_photo, "image", "unreadable image", "2.jpg cannot be read"),
+    (empty_text, "text", "empty text", "2.txt is empty"),
+    (blank_text, "text", "empty text", "2.txt holds no text"),
+    (no_text, "text", "missing text", "2.txt is missing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "modality", "kind", "reason"), CASES, ids=[case[0].__name__ for case in CASES]
+)
+def test_bad_file(
+    three_posts: Path, damage: Callable[[Path], None], modality: str, kind: str, reason: str
+) -> None:
+    damage(three_posts / "data")
+
+    skipped = MVSA(three_posts)
+    assert skipped.ids == ["1", "3"]
+    (problem,) = skipped.report().problems
+    assert (problem.id, problem.kind, problem.action) == ("2", kind, "skipped")
+    with pytest.raises(ValueError, match=f"'2': .*({reason})"):
+        MVSA(three_posts, on_bad="raise")
+
+    kept = MVSA(three_posts, on_bad="missing")
+    assert kept.ids == ["1", "2", "3"]
+    assert kept[1]["available"] == {"image": modality != "image", "text": modality != "text"}
+    assert kept.report().problems[0].action == "missing modality"
+    assert kept.content_digest(1, modality) is None
+    assert f"{kind} (missing modality): 1" in str(kept.report())
+
+
+def test_a_post_with_neither_is_skipped_whatever_the_caller_says(three_posts: Path) -> None:
+    no_photo(three_posts / "data")
+    no_text(three_posts / "data")
+    dataset = MVSA(three_posts, on_bad="missing")
+    assert dataset.ids == ["1", "3"]
+    assert [p.action for p in dataset.report().problems] == ["skipped", "skipped"]
+
+
+def test_a_label_row_with_a_missing_column(three_posts: Path) -> None:
+    path = three_posts / "labelResultAll.txt"
+    path.write_text("ID\ttext,image\n1\tpositive\n2\n3\tneutral,neutral\n")
+    dataset = MVSA(three_posts)
+    assert dataset.ids == ["3"]
+    reasons = [problem.reason for problem in dataset.report().problems]
+    assert "line 2: expected 'text,image' labels, got 'positive'" in reasons
+    assert "line 3: expected 1 column(s) after the id, got 0" in reasons
+    with pytest.raises(ValueError, match="2 bad rows"):
+        MVSA(three_posts, on_bad="raise")
+
+
+@pytest.mark.parametrize("header", ["ID\ttext", "ID", "ID\ttext,image\ttext,image", "ID\timage"])
+def test_a_label_header_with_a_missing_column(three_posts: Path, header: str) -> None:
+    path = three_posts / "labelResultAll.txt"
+    path.write_text(path.read_text().replace("ID\ttext,image", header))
+    with pytest.raises(ValueError, match="must have the columns 'ID' and one or three"):
+        MVSA(three_posts)
+
+
+def test_no_usable_row(three_posts: Path) -> None:
+    path = three_posts / "labelResultAll.txt"
+    path.write_text("ID\ttext,image\n1\tpositive\n")
+    with pytest.raises(ValueError, match=r"no row of .* could be read; line 2"):
+        MVSA(three_posts)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no row of"):
+        MVSA(three_posts)
+
+
+def test_unknown_labels_and_repeated_ids(three_posts: Path) -> None:
+    with (three_posts / "labelResultAll.txt").open("a") as file:
+        file.write("4\tpositive,glad\n1\tpositive,positive\n1\tnegative,negative\n")
+    dataset = MVSA(three_posts)
+    assert dataset.ids == ["1", "2", "3"]
+    assert dataset.posts[0].label_name == "positive"
+    report = dataset.report()
+    assert report.rows == 6 == report.kept + len(report.problems)
+    reasons = " ".join(problem.reason for problem in report.problems)
+    assert "unknown label 'glad'" in reasons
+    assert "with the same labels" in reasons
+    assert "with the different labels" in reasons
+
+
+def test_an_id_cannot_leave_the_folder(three_posts: Path) -> None:
+    (three_posts / "secret.txt").write_text("secret")
+    with (three_posts / "labelResultAll.txt").open("a") as file:
+        file.write("../secret\tpositive,positive\n")
+    report = MVSA(three_posts, on_bad="missing").report()
+    assert report.kept == 3
+    assert "the id '../secret' is not made of" in report.problems[0].reason
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_label_file_with_crlf_and_other_encodings(three_posts: Path, encoding: str) -> None:
+    path = three_posts / "labelResultAll.txt"
+    content = path.read_text().replace("\n", "\r\n") + "\r\n\r\n"
+    path.write_bytes(content.encode(encoding))
+    assert MVSA(three_posts, on_bad="raise").ids == ["1", "2", "3"]
+
+
+def test_texts_with_crlf_latin_1_and_a_byte_order_mark(three_posts: Path) -> None:
+    data = three_posts / "data"
+    (data / "1.txt").write_bytes("un café\r\nnoir\r\n".encode("latin-1"))
+    (data / "2.txt").write_bytes("un café".encode("utf-8-sig"))
+    dataset = MVSA(three_posts)
+    assert dataset[0]["inputs"]["text"] == "un caf\nnoir"
+    assert dataset[1]["inputs"]["text"] == "un café"
+    assert dataset.report().lossy_texts == ("1",)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_images_of_every_mode_become_rgb(three_posts: Path, mode: str) -> None:
+    path = three_posts / "data" / "2.jpg"
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8))
+    else:
+        image = Image.open(path).convert(mode)
+    # A palette with transparency makes Pillow warn, and warnings are errors here.
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    image.save(path, "TIFF" if mode == "CMYK" else "PNG", **options)
+    assert MVSA(three_posts)[1]["inputs"]["image"].mode == "RGB"
