@@ -1,0 +1,83 @@
+"""Subjective logic on Dirichlet evidence: opinions, two rules of combination, the loss.
+
+Evidence ``e >= 0`` over ``C`` classes gives a Dirichlet ``α = e + 1`` with strength ``S = Σα`` and
+the opinion ``b = e / S`` (beliefs) with ``u = C / S`` (uncertainty); ``Σb + u = 1``. No evidence
+is the vacuous opinion ``b = 0, u = 1``. Everything here stays in float32 or better.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustfusion._validation import check_labels
+from robustfusion.functional import at_least_float32
+
+# Products of many confident opinions overflow; exp(20) of strength is certainty by any measure.
+MAX_LOG_STRENGTH = 20.0
+
+
+def evidence_from_logits(logits: Tensor) -> Tensor:
+    """Non-negative evidence, ``softplus(logits)``."""
+    return F.softplus(at_least_float32(logits))
+
+
+def opinion(evidence: Tensor) -> tuple[Tensor, Tensor]:
+    """Beliefs ``(..., C)`` and uncertainty ``(...)`` of evidence ``(..., C)``."""
+    classes = evidence.shape[-1]
+    strength = evidence.sum(dim=-1, keepdim=True) + classes
+    return evidence / strength, classes / strength.squeeze(-1)
+
+
+def combine_dempster(evidence: Tensor, available: Tensor) -> Tensor:
+    r"""Dempster's rule over the modalities, ``(B, M, C), (B, M) -> (B, C)``.
+
+    For opinions on single classes the rule ``b ∝ b₁b₂ + b₁u₂ + b₂u₁``, ``u ∝ u₁u₂`` reads
+    ``e = e₁ + e₂ + e₁e₂ / C`` on the evidence, hence ``1 + e/C = Π (1 + eₘ/C)``: a sum of
+    logarithms, without the division by one minus the conflict that cancels when views disagree.
+    A missing view adds zero, as the vacuous opinion must.
+    """
+    classes = evidence.shape[-1]
+    terms = torch.log1p(evidence / classes)
+    total = terms.where(available.unsqueeze(-1), 0.0).sum(dim=1)
+    return classes * torch.expm1(total.clamp(max=MAX_LOG_STRENGTH))
+
+
+def combine_mean(evidence: Tensor, available: Tensor) -> Tensor:
+    """Mean evidence over the available modalities, ``(B, M, C), (B, M) -> (B, C)``."""
+    kept = evidence.where(available.unsqueeze(-1), 0.0)
+    return kept.sum(dim=1) / available.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def log_expected_probability(evidence: Tensor) -> Tensor:
+    """Logarithm of the Dirichlet mean ``α / S``; its softmax is the predicted probability."""
+    alpha = evidence + 1
+    return torch.log(alpha) - torch.log(alpha.sum(dim=-1, keepdim=True))
+
+
+def dirichlet_kl_to_uniform(alpha: Tensor) -> Tensor:
+    """Divergence ``KL[Dir(α) || Dir(1)]``, ``(..., C) -> (...)``."""
+    strength = alpha.sum(dim=-1)
+    spread = torch.digamma(alpha) - torch.digamma(strength).unsqueeze(-1)
+    return (
+        torch.lgamma(strength)
+        - math.lgamma(alpha.shape[-1])
+        - torch.lgamma(alpha).sum(dim=-1)
+        + ((alpha - 1) * spread).sum(dim=-1)
+    )
+
+
+def evidential_loss(evidence: Tensor, labels: Tensor, kl_weight: Tensor) -> Tensor:
+    r"""Expected cross-entropy under the Dirichlet plus the pull on wrong evidence, per row.
+
+    ``ψ(S) - ψ(α_y) + λ KL[Dir(α̃) || Dir(1)]`` with ``α̃ = y + (1 - y) α``;
+    ``(B, C), (B,), () -> (B,)``, or ``(B, V, C) -> (B, V)`` for the views of a row.
+    """
+    check_labels(labels, evidence.shape[0], evidence.shape[-1])
+    alpha = evidence + 1
+    target = labels if evidence.ndim == 2 else labels.unsqueeze(1).expand(evidence.shape[:2])
+    is_true = F.one_hot(target, alpha.shape[-1]).bool()
+    true_alpha = alpha.where(is_true, 0.0).sum(dim=-1)
+    fit = torch.digamma(alpha.sum(dim=-1)) - torch.digamma(true_alpha)
+    return fit + kl_weight * dirichlet_kl_to_uniform(alpha.where(~is_true, 1.0))

@@ -1,0 +1,103 @@
+"""EmbraceNet: each fused dimension is drawn from one of the available modalities."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from robustfusion._modules import ModuleDict
+from robustfusion._validation import check_between, check_dims, check_positive
+from robustfusion.baselines._branches import normalise, trunk, weighted_sum
+from robustfusion.baselines._inputs import drop_modalities, masked_inputs
+from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.baselines._output import HeadOutput
+
+
+def embrace(docked: Tensor, probability: Tensor) -> Tensor:
+    """Draw each dimension from one modality, ``(B, M, F), (B, M) -> (B, F)``.
+
+    Dimension ``k`` comes from modality ``m`` with the row's ``probability[m]``; a row of zeros
+    gives zeros. The draw is the largest of ``log p`` plus Gumbel noise.
+    """
+    # The uniform can be an exact zero; its double logarithm must stay finite.
+    noise = torch.rand(docked.shape, device=docked.device).clamp_(1e-7, 1 - 1e-7)
+    scores = probability.log().unsqueeze(-1) - torch.log(-torch.log(noise))
+    order = torch.arange(docked.shape[1], device=docked.device).unsqueeze(-1)
+    chosen = order == scores.argmax(dim=1, keepdim=True)
+    possible = probability.unsqueeze(-1) > 0
+    return docked.where(chosen & possible, 0.0).sum(dim=1)
+
+
+class EmbraceNetHead(nn.Module):
+    r"""EmbraceNet: dock, embrace, classify.
+
+    .. math:: d_m = \mathrm{ReLU}(W_m f_m + b_m), \quad r_k \sim \mathrm{Categorical}(p), \quad
+              e_k = d_{r_k, k}, \quad z = \mathrm{MLP}(e), \quad p_m = a_m / \textstyle\sum a
+
+    - Kept: docking layers, one draw per dimension in training, probability zero for what is
+      missing, modality dropout.
+    - Replaced: evaluation uses the expectation :math:`\sum_m p_m d_m`, so predictions are
+      deterministic and do not depend on the rest of the batch.
+    - Unverified: the size of the terminal network in the authors' runs.
+    - Missing rule: probability zero, the rest is renormalised. With everything missing the fused
+      vector is zero.
+
+    Args:
+        dims: Width of each modality, ``{name: D_m}``.
+        num_classes: Number of classes ``C``.
+        hidden_features: Width ``F`` of the embraced vector.
+        dropout: Dropout after the hidden layer of the terminal network.
+        modality_dropout: Probability of hiding a modality of a training row; one always stays.
+
+    Shape:
+        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
+        - logits ``(B, C)``; fused ``(B, F)``
+
+    Example:
+        >>> head = EmbraceNetHead({"text": 3, "image": 4}, num_classes=2)
+        >>> head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)}).fused.shape
+        torch.Size([5, 256])
+
+    Reference:
+        Choi and Lee, "EmbraceNet: A Robust Deep Learning Architecture for Multimodal
+        Classification", Information Fusion 51, 2019.
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        *,
+        hidden_features: int = 256,
+        dropout: float = 0.1,
+        modality_dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.dims = check_dims(dims, at_least=1)
+        check_positive(num_classes, "num_classes")
+        check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
+        self.modality_dropout = modality_dropout
+        self.docking = ModuleDict(
+            {name: trunk(dim, hidden_features) for name, dim in dims.items()}
+        )
+        self.terminal = trunk(hidden_features, hidden_features, dropout=dropout)
+        self.classifier = nn.Linear(hidden_features, num_classes)
+
+    def forward(
+        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
+    ) -> HeadOutput:
+        """Embrace the available modalities: drawn in training, averaged in evaluation."""
+        inputs, mask = masked_inputs(features, available, self.dims)
+        docked = torch.stack([layer(inputs[name]) for name, layer in self.docking.items()], dim=1)
+        dtype = torch.promote_types(docked.dtype, torch.float32)
+        if self.training:
+            mask = drop_modalities(mask, self.modality_dropout)
+            fused = embrace(docked, normalise(mask.to(dtype)))
+        else:
+            fused = weighted_sum(docked, normalise(mask.to(dtype)))
+        logits: Tensor = self.classifier(self.terminal(fused))
+        return HeadOutput(logits, fused, zero_loss(logits))
+
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(output.logits, labels)

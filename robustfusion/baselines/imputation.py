@@ -1,0 +1,207 @@
+"""Imputation before concatenation: zeros, means, or the nearest neighbours in a queue."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustfusion._modules import ModuleDict
+from robustfusion._validation import check_dims, check_positive
+from robustfusion.baselines._branches import trunk
+from robustfusion.baselines._inputs import masked_inputs
+from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.feature_queue import FeatureQueue
+from robustfusion.functional import at_least_float32
+
+Strategy = Literal["zero", "mean", "nearest"]
+
+
+class RunningMean(nn.Module):
+    """Mean of all rows seen so far, ``(D,)``; zero before the first.
+
+    Args:
+        dim: Width of a row.
+    """
+
+    mean: Tensor
+    count: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, features: Tensor, available: Tensor) -> None:
+        """Take in the available rows of ``features`` (B, D)."""
+        added = available.sum()
+        total = (self.count + added).clamp_min(1)
+        surplus = (features - self.mean).where(available.unsqueeze(1), 0.0).sum(dim=0)
+        self.mean.add_(surplus / total)
+        self.count.add_(added)
+
+
+def nearest_neighbour_mean(
+    similarity: Tensor, candidates: Tensor, allowed: Tensor, neighbours: int
+) -> Tensor:
+    """Mean of the most similar allowed candidates, zero without any.
+
+    ``(B, N), (N, D), (B, N) -> (B, D)``; fewer than ``neighbours`` are averaged if no more are
+    allowed.
+    """
+    ranked = similarity.where(allowed, -torch.inf)
+    best = ranked.topk(min(neighbours, ranked.shape[1]), dim=1)
+    found = best.values > -torch.inf
+    rows = candidates[best.indices].where(found.unsqueeze(-1), 0.0)
+    return rows.sum(dim=1) / found.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+class ImputationOutput(NamedTuple):
+    """Output of :class:`ImputationHead`; ``filled`` holds observed and imputed features."""
+
+    logits: Tensor
+    fused: Tensor
+    aux_loss: Tensor
+    filled: dict[str, Tensor]
+
+
+class ImputationHead(nn.Module):
+    r"""Fill in the missing features, concatenate, classify with a three-layer network.
+
+    .. math:: \tilde f_m = a_m f_m + (1 - a_m)\, \hat f_m, \qquad
+              \hat f_m \in \Big\{ 0,\; \bar f_m,\; \tfrac1k \sum_{j \in N_k} f_{m,j} \Big\}
+
+    :math:`\bar f_m` is the mean over all training rows seen; :math:`N_k` are the :math:`k` stored
+    rows that hold modality :math:`m` and are nearest to the sample, by cosine, averaged over the
+    modalities that both hold.
+
+    - Kept: the three standard imputations.
+    - Replaced: the neighbours come from a queue of recent training rows, not the whole set; a row
+      with missing modalities is stored too and helps where it can.
+    - Missing rule: the imputation itself. Without a usable neighbour, or before any row was seen,
+      it is zero; with everything missing, "nearest" gives zeros.
+
+    Statistics and queue are written in training mode, after use. In a distributed run each rank
+    stores its own rows: wrap with ``forward_sync_buffers=False``.
+
+    Args:
+        dims: Width of each modality, ``{name: D_m}``.
+        num_classes: Number of classes ``C``.
+        strategy: "zero", "mean" or "nearest".
+        neighbours: The :math:`k` above, for "nearest".
+        capacity: Number of rows in the queue, for "nearest".
+        hidden_features: Width ``F`` of the hidden layers.
+        dropout: Dropout after each hidden layer.
+
+    Shape:
+        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
+        - logits ``(B, C)``; fused ``(B, F)``; filled ``{name: (B, D_m)}``
+
+    Raises:
+        ValueError: If ``strategy`` is none of the three.
+
+    Example:
+        >>> head = ImputationHead({"text": 1, "image": 1}, 2, strategy="mean")
+        >>> features = {
+        ...     "text": torch.ones(4, 1),
+        ...     "image": torch.tensor([[1.0], [3.0], [2.0], [2.0]]),
+        ... }
+        >>> _ = head(features)
+        >>> available = {"text": torch.ones(4).bool(), "image": torch.zeros(4).bool()}
+        >>> head(features, available).filled["image"].flatten()
+        tensor([2., 2., 2., 2.])
+
+    Reference:
+        Troyanskaya et al., "Missing value estimation methods for DNA microarrays",
+        Bioinformatics 17, 2001, for the neighbours.
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        *,
+        strategy: Strategy = "mean",
+        neighbours: int = 5,
+        capacity: int = 2048,
+        hidden_features: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dims = check_dims(dims, at_least=1)
+        check_positive(num_classes, "num_classes")
+        check_positive(neighbours, "neighbours")
+        if strategy not in ("zero", "mean", "nearest"):
+            raise ValueError(f'strategy must be "zero", "mean" or "nearest", got {strategy!r}')
+        self.strategy: Strategy = strategy
+        self.neighbours = neighbours
+        width = sum(dims.values())
+        self.network = trunk(width, hidden_features, hidden_features, dropout=dropout)
+        self.classifier = nn.Linear(hidden_features, num_classes)
+        if strategy == "mean":
+            self.means = ModuleDict({name: RunningMean(dim) for name, dim in dims.items()})
+        elif strategy == "nearest":
+            # The last columns of a stored row say which modalities it holds.
+            self.queue = FeatureQueue(width + len(self.dims), capacity)
+
+    def forward(
+        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
+    ) -> ImputationOutput:
+        """Fill in, classify, then take the observed rows into the statistics."""
+        inputs, mask = masked_inputs(features, available, self.dims)
+        guesses = self._impute(inputs, mask)
+        filled = {
+            name: inputs[name].where(mask[:, index, None], guesses[name].to(inputs[name].dtype))
+            for index, name in enumerate(self.dims)
+        }
+        fused: Tensor = self.network(torch.cat(list(filled.values()), dim=1))
+        logits: Tensor = self.classifier(fused)
+        if self.training:
+            self._store(inputs, mask)
+        return ImputationOutput(logits, fused, zero_loss(logits), filled)
+
+    def loss(self, output: ImputationOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(output.logits, labels)
+
+    def _impute(self, inputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        if self.strategy == "zero":
+            return {name: torch.zeros_like(inputs[name]) for name in self.dims}
+        if self.strategy == "mean":
+            # A copy: the buffer changes before the backward pass.
+            return {
+                name: self.means[name].mean.clone().expand_as(inputs[name]) for name in self.dims
+            }
+        with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
+            return self._retrieve(inputs, mask)
+
+    def _retrieve(self, inputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        sizes = [*self.dims.values(), len(self.dims)]
+        *stored, holds = torch.split(at_least_float32(self.queue.storage), sizes, dim=1)
+        held = (holds > 0.5) & self.queue.valid.unsqueeze(1)
+        similarity = mask.new_zeros(len(mask), len(held), dtype=holds.dtype)
+        shared = torch.zeros_like(similarity)
+        for index, name in enumerate(self.dims):
+            both = mask[:, index, None] & held[:, index]
+            query = F.normalize(inputs[name].to(holds.dtype), dim=1)
+            cosine = query @ F.normalize(stored[index], dim=1).T
+            similarity = similarity + cosine.where(both, 0.0)
+            shared = shared + both
+        similarity = similarity / shared.clamp_min(1)
+        return {
+            name: nearest_neighbour_mean(
+                similarity, stored[index], held[:, index] & (shared > 0), self.neighbours
+            )
+            for index, name in enumerate(self.dims)
+        }
+
+    @torch.no_grad()
+    def _store(self, inputs: Mapping[str, Tensor], mask: Tensor) -> None:
+        if self.strategy == "mean":
+            for index, name in enumerate(self.dims):
+                self.means[name].update(inputs[name], mask[:, index])
+        elif self.strategy == "nearest":
+            rows = [inputs[name] for name in self.dims]
+            self.queue.enqueue(torch.cat([*rows, mask.to(rows[0].dtype)], dim=1), mask.any(dim=1))

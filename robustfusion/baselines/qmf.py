@@ -1,0 +1,191 @@
+"""QMF: late fusion weighted by energy, with confidence ranked by training difficulty."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustfusion._validation import check_dims, check_positive
+from robustfusion.baselines._branches import Branches, weighted_sum
+from robustfusion.baselines._inputs import masked_inputs
+from robustfusion.baselines._objectives import (
+    column_means,
+    cross_entropy,
+    unimodal_losses,
+    zero_loss,
+)
+from robustfusion.functional import at_least_float32, masked_mean
+
+
+def energy_confidence(logits: Tensor, temperature: float = 10.0) -> Tensor:
+    """Negative free energy over ``temperature``, ``log Σ exp(z) / τ``; ``(..., C) -> (...)``."""
+    return torch.logsumexp(at_least_float32(logits), dim=-1) / temperature
+
+
+def ranking_loss(confidence: Tensor, difficulty: Tensor, valid: Tensor) -> Tensor:
+    """Ask the easier of two neighbouring rows to be more confident by the gap in difficulty.
+
+    With ``g = κ_i - κ_j``: ``max(0, sign(g) (c_i - c_j) + |g|)``, ``j`` the row before ``i``;
+    the mean over pairs with both rows ``valid``; ``(B,), (B,), (B,) -> ()``.
+    """
+    gap = difficulty - difficulty.roll(1)
+    losses = F.relu(gap.sign() * (confidence - confidence.roll(1)) + gap.abs())
+    return masked_mean(losses, valid & valid.roll(1))
+
+
+class QMFOutput(NamedTuple):
+    """Output of :class:`QMFHead`; ``weights`` and ``unimodal_logits`` in the order of ``dims``."""
+
+    logits: Tensor
+    fused: Tensor
+    aux_loss: Tensor
+    weights: Tensor
+    unimodal_logits: Tensor
+    available: Tensor
+    indices: Tensor | None
+
+
+class QMFHead(nn.Module):
+    r"""Quality-aware multimodal fusion: weigh each modality's logits by its energy.
+
+    .. math:: w_m = \tfrac{1}{\tau} \log \textstyle\sum_k e^{z_{m,k}}, \qquad
+              z = \sum_m a_m w_m z_m, \qquad
+              L = \mathrm{CE}(z) + \sum_m \mathrm{CE}(z_m) + \lambda \sum_m L^m_{reg}
+
+    :math:`L_{reg}` is :func:`ranking_loss` between the energy and the mean training loss
+    :math:`\kappa` of each sample so far, min-max scaled over the training set.
+
+    - Kept: energy weights, not normalised (one may be negative) and detached in the fused logit;
+      temperature 10; the ranking regulariser over neighbours of the batch.
+    - Replaced: the history lives in persistent buffers, a resumed run is the same run; it is the
+      mean over the times a sample was seen, not the sum, so that missing rows do not look easy;
+      the scores of a step come from the history before that step.
+    - Unverified: warm-up epochs of the paper's own runs.
+    - Missing rule: a missing modality has weight 0, no loss, no history. With everything missing
+      the logits are zero, the uniform prediction.
+
+    The regulariser needs ``num_samples`` and ``indices``; without either it is zero. ``loss``
+    writes the history in training mode. Each rank of a distributed run knows the samples it saw:
+    wrap with ``forward_sync_buffers=False``.
+
+    Args:
+        dims: Width of each modality, ``{name: D_m}``.
+        num_classes: Number of classes ``C``.
+        num_samples: Size of the training set, or None for no history.
+        temperature: The :math:`\tau` above.
+        rank_weight: The :math:`\lambda` above.
+        hidden_features: Width ``F`` of each branch.
+        dropout: Dropout after each hidden layer.
+
+    Shape:
+        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None;
+          indices: ``(B,)`` int64 positions in the training set, or None
+        - logits ``(B, C)``; fused ``(B, F)``; weights ``(B, M)``; unimodal_logits ``(B, M, C)``
+
+    Raises:
+        ValueError: If ``indices`` come to a head without ``num_samples``.
+
+    Example:
+        >>> head = QMFHead({"text": 3, "image": 4}, num_classes=2, num_samples=100)
+        >>> features = {"text": torch.randn(5, 3), "image": torch.randn(5, 4)}
+        >>> output = head(features, indices=torch.arange(5))
+        >>> head.loss(output, torch.tensor([0, 1, 0, 1, 1])).shape
+        torch.Size([])
+
+    Reference:
+        Zhang et al., "Provable Dynamic Fusion for Low-Quality Multimodal Data", ICML 2023.
+    """
+
+    loss_sum: Tensor
+    times_seen: Tensor
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        *,
+        num_samples: int | None = None,
+        temperature: float = 10.0,
+        rank_weight: float = 1.0,
+        hidden_features: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dims = check_dims(dims, at_least=1)
+        check_positive(num_classes, "num_classes")
+        if num_samples is not None:
+            check_positive(num_samples, "num_samples")
+        self.num_samples = num_samples
+        self.temperature = temperature
+        self.rank_weight = rank_weight
+        self.branches = Branches(
+            dims, num_classes, hidden_features=hidden_features, dropout=dropout
+        )
+        shape = (num_samples or 0, len(self.dims))
+        self.register_buffer("loss_sum", torch.zeros(shape))
+        self.register_buffer("times_seen", torch.zeros(shape, dtype=torch.int64))
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        available: Mapping[str, Tensor] | None = None,
+        *,
+        indices: Tensor | None = None,
+    ) -> QMFOutput:
+        """Fuse the logits by energy; ``indices`` name the rows' places in the training set."""
+        inputs, mask = masked_inputs(features, available, self.dims)
+        if indices is not None:
+            self._check_indices(indices, mask.shape[0])
+        hidden, unimodal = self.branches(inputs)
+        confidence = energy_confidence(unimodal.detach(), self.temperature)
+        weights = confidence.where(mask, 0.0)
+        logits = weighted_sum(unimodal, weights)
+        fused = weighted_sum(hidden, weights)
+        return QMFOutput(logits, fused, zero_loss(logits), weights, unimodal, mask, indices)
+
+    def loss(self, output: QMFOutput, labels: Tensor) -> Tensor:
+        """Cross-entropies and the ranking regulariser; records the history in training mode."""
+        losses = unimodal_losses(output.unimodal_logits, labels)
+        total = cross_entropy(output.logits, labels)
+        total = total + column_means(losses, output.available).sum()
+        if output.indices is None:
+            return total
+        total = total + self.rank_weight * self._ranking(output, output.indices)
+        if self.training:
+            self._remember(losses, output.available, output.indices)
+        return total
+
+    def difficulty(self) -> Tensor:
+        """Mean past loss of each sample and modality, scaled to [0, 1]; ``(num_samples, M)``."""
+        mean = self.loss_sum / self.times_seen.clamp(min=1)
+        seen = self.times_seen > 0
+        low = torch.where(seen, mean, torch.inf).amin(dim=0)
+        high = torch.where(seen, mean, -torch.inf).amax(dim=0)
+        scaled = (mean - low) / (high - low).clamp(min=torch.finfo(mean.dtype).tiny)
+        return torch.where(seen, scaled, torch.zeros_like(scaled))
+
+    def _ranking(self, output: QMFOutput, indices: Tensor) -> Tensor:
+        confidence = energy_confidence(output.unimodal_logits, self.temperature)
+        difficulty = self.difficulty()[indices]
+        valid = output.available & (self.times_seen[indices] > 0)
+        terms = [
+            ranking_loss(confidence[:, index], difficulty[:, index], valid[:, index])
+            for index in range(len(self.dims))
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def _remember(self, losses: Tensor, available: Tensor, indices: Tensor) -> None:
+        kept = losses.where(available, 0.0).to(self.loss_sum.dtype)
+        self.loss_sum.index_add_(0, indices, kept)
+        self.times_seen.index_add_(0, indices, available.to(self.times_seen.dtype))
+
+    def _check_indices(self, indices: Tensor, batch: int) -> None:
+        if self.num_samples is None:
+            raise ValueError("indices need a head that was built with num_samples, got None")
+        if indices.shape != (batch,):
+            raise ValueError(f"indices must have shape ({batch},), got {tuple(indices.shape)}")
+        if indices.dtype != torch.long:
+            raise TypeError(f"indices must have dtype torch.long, got {indices.dtype}")
