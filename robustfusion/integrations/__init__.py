@@ -1,0 +1,1 @@
+"""Bridges to other libraries; each module needs its own extra, none is imported for you."""

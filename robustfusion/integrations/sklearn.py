@@ -1,0 +1,324 @@
+"""A scikit-learn classifier over cached features, in which any modality may be missing."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustfusion._validation import check_between, check_positive
+from robustfusion.drf import DRFHead
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        'RobustFusionClassifier needs scikit-learn 1.6: pip install "robustfusion[sklearn]"'
+    ) from error
+
+Columns: TypeAlias = slice | Sequence[int] | Sequence[str] | NDArray[Any]
+
+CHECKS: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+STEPS = 300  # of training, unless ``epochs`` says otherwise
+FEWEST_EPOCHS, MOST_EPOCHS = 6, 100
+
+
+def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, slice]]:
+    """Put feature arrays side by side: ``cross_val_score`` and ``Pipeline`` want one array.
+
+    Args:
+        features: Modality to (N, D_m); a row with NaN means that the sample lacks the modality.
+
+    Returns:
+        The array (N, sum of D_m), and the columns of each modality, for
+        ``RobustFusionClassifier(modalities=...)``.
+
+    Raises:
+        ValueError: If the arrays differ in their number of rows, or are not 2-D.
+
+    Example:
+        >>> X, modalities = join_features({"image": np.ones((5, 3)), "text": np.ones((5, 2))})
+        >>> X.shape, modalities
+        ((5, 5), {'image': slice(0, 3, None), 'text': slice(3, 5, None)})
+    """
+    arrays = {name: np.asarray(values) for name, values in features.items()}
+    if not arrays:
+        raise ValueError("features must hold at least one modality")
+    columns, start, rows = {}, 0, len(next(iter(arrays.values())))
+    for name, array in arrays.items():
+        if array.ndim != 2 or len(array) != rows:
+            raise ValueError(
+                f'features["{name}"] must have shape ({rows}, D), got {tuple(array.shape)}'
+            )
+        columns[name] = slice(start, start + array.shape[1])
+        start += array.shape[1]
+    return np.concatenate(list(arrays.values()), axis=1), columns
+
+
+class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    r"""Train a robust head on cached features with ``fit`` and ``predict``.
+
+    ``X`` is a dict from modality to (N, D_m), or one array (N, D) of which ``modalities`` names
+    the columns. scikit-learn splits arrays, not dicts, so cross-validation and pipelines want the
+    second form: :func:`join_features` makes it. A row with NaN in a modality lacks that modality,
+    in ``fit`` as in ``predict``; a sample that lacks all is left out of ``fit``.
+
+    Features are standardised with the statistics of the rows that have them. Training is AdamW
+    with a learning rate that falls to zero along a cosine.
+
+    Args:
+        modalities: For an array or a data frame: modality to a slice, indices or column names.
+            ``None`` if ``X`` is a dict.
+        head: Class or function from (dims, number of classes) to a head, such as
+            :class:`~robustfusion.DRFHead` (``None``), ``DRFHead.paper`` or a baseline.
+        epochs: ``None`` makes about 300 steps, at least 6 and at most 100 epochs.
+        batch_size: Samples of a step.
+        learning_rate: At the start.
+        weight_decay: Of AdamW.
+        device: Where to train and predict.
+        random_state: Seed; an int makes ``fit`` deterministic. The global generators are left as
+            they were.
+
+    Attributes:
+        classes_: The labels.
+        n_features_in_: Number of columns, over all modalities.
+        columns_: Modality to its columns.
+        head_: The trained head.
+
+    Raises:
+        ValueError: If columns or shapes do not fit.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> y = np.array(["no", "yes"] * 50)
+        >>> image = rng.normal(size=(100, 8)) + 2 * (y == "yes")[:, None]
+        >>> text = rng.normal(size=(100, 4)) + 2 * (y == "yes")[:, None]
+        >>> text[::3] = np.nan  # these samples have no text
+        >>> model = RobustFusionClassifier(epochs=20, random_state=0)
+        >>> model = model.fit({"image": image, "text": text}, y)
+        >>> model.predict({"image": image[:2], "text": np.full((2, 4), np.nan)}).tolist()
+        ['no', 'yes']
+        >>> from sklearn.model_selection import cross_val_score
+        >>> X, modalities = join_features({"image": image, "text": text})
+        >>> model = RobustFusionClassifier(modalities, epochs=20, random_state=0)
+        >>> scores = cross_val_score(model, X, y)
+        >>> bool(scores.mean() > 0.8)
+        True
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Columns] | None = None,
+        *,
+        head: Callable[[dict[str, int], int], nn.Module] | None = None,
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.modalities = modalities
+        self.head = head
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train.
+
+        Args:
+            X: Dict of (N, D_m), or (N, D).
+            y: (N,), labels of any kind.
+        """
+        if self.epochs is not None:
+            check_positive(self.epochs, "epochs")
+        check_positive(self.batch_size, "batch_size")
+        check_between(self.learning_rate, 0.0, 1.0, "learning_rate")
+        X, modalities = self._join(X)
+        array, y = validate_data(self, X, y, **CHECKS)
+        self.columns_ = {name: self._resolve(name, c) for name, c in modalities.items()}
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y must hold two classes or more, got {len(self.classes_)} class")
+        features = self._split(array)
+        self._moments = {name: _moments(values) for name, values in features.items()}
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        inputs, available = self._tensors(features)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head_ = self._train(inputs, available, torch.from_numpy(codes).long())
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probability of each class, (N, C), in the order of ``classes_``."""
+        return np.concatenate([output.logits.softmax(1).numpy() for output in self._outputs(X)])
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable label of each sample, (N,)."""
+        best = self.predict_proba(X).argmax(1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def log_quality(self, X: Any) -> dict[str, NDArray[np.float64]]:
+        """Return the head's log-quality of each modality, (N,); −inf where it is missing.
+
+        Raises:
+            AttributeError: If the head has no quality scores.
+        """
+        outputs = self._outputs(X)
+        return {
+            name: np.concatenate([output.log_quality[name].numpy() for output in outputs])
+            for name in self.columns_
+        }
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def _join(self, X: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Return one array and the columns of each modality, before any check of its content."""
+        if _is_dict(X):
+            if self.modalities is not None:
+                raise ValueError("modalities names columns of an array, but X is a dict")
+            return join_features(X)
+        if self.modalities is None:
+            raise ValueError(
+                "X is one array: say which columns belong to which modality, "
+                'modalities={"image": slice(0, 512), "text": slice(512, None)}'
+            )
+        return X, self.modalities
+
+    def _join_again(self, X: Any) -> Any:
+        """Return one array with the columns seen in ``fit``."""
+        if not _is_dict(X):
+            return X
+        if set(X) != set(self.columns_):
+            raise ValueError(f"X must hold {list(self.columns_)}, got {list(X)}")
+        array, columns = join_features({name: X[name] for name in self.columns_})
+        if self.modalities is None and columns != self.columns_:
+            raise ValueError(f"X must have the columns {self.columns_}, got {columns}")
+        return array
+
+    def _resolve(self, name: str, columns: Any) -> Any:
+        """Return columns as a slice or indices; names of a data frame become indices."""
+        if not isinstance(columns, slice):
+            columns = np.asarray(columns)
+            if columns.dtype.kind in "UO":
+                known = {n: i for i, n in enumerate(getattr(self, "feature_names_in_", ()))}
+                unknown = [column for column in columns if column not in known]
+                if unknown:
+                    raise ValueError(f'modalities["{name}"]: X has no column "{unknown[0]}"')
+                columns = np.array([known[column] for column in columns])
+        width = len(np.arange(self.n_features_in_)[columns])
+        if not width:
+            raise ValueError(
+                f'modalities["{name}"] selects no column of X, which has '
+                f"{self.n_features_in_} feature(s)"
+            )
+        return columns
+
+    def _split(self, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return {
+            name: np.ascontiguousarray(array[:, columns])
+            for name, columns in self.columns_.items()
+        }
+
+    def _tensors(
+        self, features: Mapping[str, NDArray[Any]]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return standardised features, zero where they are missing, and the masks."""
+        inputs, available = {}, {}
+        for name, values in features.items():
+            mean, scale = self._moments[name]
+            here = ~np.isnan(values).any(1)
+            standard = np.where(here[:, None], (values - mean) / scale, 0.0)
+            inputs[name] = torch.from_numpy(standard)
+            available[name] = torch.from_numpy(here)
+        return inputs, available
+
+    def _train(
+        self, inputs: dict[str, Tensor], available: dict[str, Tensor], labels: Tensor
+    ) -> nn.Module:
+        inputs = {name: x.float() for name, x in inputs.items()}
+        dims = {name: x.shape[1] for name, x in inputs.items()}
+        make_head = self.head or DRFHead
+        head = make_head(dims, len(self.classes_)).to(self.device).train()
+        rows = torch.stack(list(available.values())).any(0).nonzero()[:, 0]
+        if not len(rows):
+            raise ValueError("X must hold at least one sample that is not NaN throughout")
+        per_epoch = math.ceil(len(rows) / self.batch_size)
+        epochs = self.epochs or min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS / per_epoch)))
+        optimizer = torch.optim.AdamW(
+            head.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
+        for _ in range(epochs):
+            for batch in torch.split(rows[torch.randperm(len(rows))], self.batch_size):
+                output = head(
+                    {name: x[batch].to(self.device) for name, x in inputs.items()},
+                    {name: mask[batch].to(self.device) for name, mask in available.items()},
+                )
+                loss = head.loss(output, labels[batch].to(self.device))  # type: ignore[operator]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        # In float32 a prediction depends on its batch by more than scikit-learn tolerates.
+        return head.double().eval()
+
+    @torch.no_grad()
+    def _outputs(self, X: Any) -> list[Any]:
+        check_is_fitted(self)
+        array = validate_data(self, self._join_again(X), reset=False, **CHECKS)
+        inputs, available = self._tensors(self._split(array))
+        outputs = []
+        for start in range(0, len(next(iter(inputs.values()))), 1024):
+            part = slice(start, start + 1024)
+            output = self.head_(
+                {name: x[part].to(self.device) for name, x in inputs.items()},
+                {name: mask[part].to(self.device) for name, mask in available.items()},
+            )
+            outputs.append(_on_cpu(output))
+        return outputs
+
+
+class _Result:
+    """The part of a head's output that the estimator hands out, in float64 on the CPU."""
+
+    def __init__(self, logits: Tensor, log_quality: dict[str, Tensor] | None) -> None:
+        self.logits = logits
+        if log_quality is not None:
+            self.log_quality = log_quality
+
+
+def _on_cpu(output: Any) -> _Result:
+    quality = getattr(output, "log_quality", None)
+    if quality is not None:
+        quality = {name: value.cpu().double() for name, value in quality.items()}
+    return _Result(output.logits.cpu().double(), quality)
+
+
+def _is_dict(X: Any) -> bool:
+    # One of SciPy's sparse formats is a dict as well.
+    return isinstance(X, Mapping) and not hasattr(X, "shape")
+
+
+def _moments(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and deviation of each column over the rows without NaN; 0 and 1 without any."""
+    rows = values[~np.isnan(values).any(1)]
+    if not len(rows):
+        return np.zeros(values.shape[1]), np.ones(values.shape[1])
+    scale = rows.std(0)
+    return rows.mean(0), np.where(scale > 0, scale, 1.0)

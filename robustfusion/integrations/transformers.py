@@ -1,0 +1,249 @@
+"""Models of transformers as encoders, and batches for them in which a modality may be missing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+
+from robustfusion._validation import check_positive
+from robustfusion.disruption import collate
+
+Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
+
+
+class TransformersEncoder(nn.Module):
+    r"""Turn a model of transformers into an encoder: inputs in, one vector (B, dim) out.
+
+    ============ ==================================================================
+    pooling      the vector of a sample
+    ============ ==================================================================
+    `cls`        the first token of the last layer: BERT, RoBERTa, ViT, DINOv2
+    `mean`       the mean over the tokens that are not padding, or over the places
+                 of a convolutional feature map: sentence transformers, ResNet
+    `pooler`     the model's ``pooler_output``: the towers of CLIP and SigLIP
+    `projection` ``image_embeds`` or ``text_embeds``: ``CLIPVisionModelWithProjection``
+    ============ ==================================================================
+
+    The pooling has no default, because the wrong one costs accuracy without a word: the first
+    token of a CLIP text tower, say, has seen no other. A model that carries both modalities
+    (``CLIPModel``) is two encoders: give ``model.vision_model`` and ``model.text_model``.
+
+    The model is registered as it is; freeze it with ``requires_grad_(False)`` and ``eval()``.
+    With "cls" or "mean" a BERT's pooler gets no gradient: load the model with
+    ``add_pooling_layer=False`` under ``DistributedDataParallel``.
+
+    Args:
+        model: What ``AutoModel.from_pretrained`` returns, for images or texts.
+        pooling: One of the table.
+
+    Attributes:
+        dim: Width D of the vectors.
+
+    Shape:
+        - ``inputs``: a mapping that the model takes as keyword arguments, or one tensor, its main
+          input
+        - Output: (B, D)
+
+    Raises:
+        ValueError: If ``pooling`` is unknown, or the model's output has no such vector.
+        TypeError: If the model has no ``config``, or takes two modalities.
+
+    Example:
+        >>> import torch
+        >>> from transformers import ViTConfig, ViTModel
+        >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> vit = ViTModel(ViTConfig(image_size=32, patch_size=16, intermediate_size=32, **size))
+        >>> encoder = TransformersEncoder(vit, pooling="cls")
+        >>> encoder.dim, encoder({"pixel_values": torch.zeros(4, 3, 32, 32)}).shape
+        (16, torch.Size([4, 16]))
+    """
+
+    def __init__(self, model: nn.Module, *, pooling: Pooling) -> None:
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be in {list(get_args(Pooling))}, got {pooling!r}")
+        config = getattr(model, "config", None)
+        if config is None:
+            raise TypeError(
+                f"model must be a model of transformers, got {type(model).__name__}: any other "
+                "module that returns (B, D) is an encoder already"
+            )
+        if hasattr(config, "vision_config") and hasattr(config, "text_config"):
+            raise TypeError(
+                f"model must be of one modality, got {type(model).__name__}: make two encoders, "
+                "of model.vision_model and of model.text_model"
+            )
+        self.model = model
+        self.pooling: Pooling = pooling
+        self.main_input: str = getattr(model, "main_input_name", "input_ids")
+        self.dim = _width(config, pooling)
+
+    def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Encode a batch."""
+        if isinstance(inputs, Tensor):
+            inputs = {self.main_input: inputs}
+        features = self._pool(self.model(**inputs), inputs.get("attention_mask"))
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise ValueError(
+                f"{type(self.model).__name__} with pooling={self.pooling!r} must give (B, "
+                f"{self.dim}), got {tuple(features.shape)}"
+            )
+        return features
+
+    def _pool(self, output: Any, attention_mask: Tensor | None) -> Tensor:
+        if self.pooling == "projection":
+            return self._field(output, "image_embeds", "text_embeds")
+        if self.pooling == "pooler":
+            return self._field(output, "pooler_output").flatten(1)
+        states = self._field(output, "last_hidden_state")
+        if self.pooling == "cls":
+            if states.ndim != 3:
+                raise ValueError(
+                    f"{type(self.model).__name__} has no first token, its output has shape "
+                    f'{tuple(states.shape)}: use pooling="mean" or "pooler"'
+                )
+            return states[:, 0]
+        if states.ndim == 4:
+            return states.mean((2, 3))
+        if attention_mask is None:
+            return states.mean(1)
+        mask = attention_mask[..., None].to(states.dtype)
+        return (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+    def _field(self, output: Any, *names: str) -> Tensor:
+        for name in names:
+            value = getattr(output, name, None)
+            if isinstance(value, Tensor):
+                return value
+        raise ValueError(
+            f"{type(self.model).__name__} returns no {' or '.join(names)}, which "
+            f"pooling={self.pooling!r} needs"
+        )
+
+    def extra_repr(self) -> str:
+        """Return what decides the output."""
+        return f"pooling={self.pooling!r}, dim={self.dim}"
+
+
+class TransformersCollate:
+    """A collate function for images and texts that may be missing: tensors and masks out.
+
+    A missing input is ``None``, a text of blanks only, or one whose sample says so in
+    ``available``. In its place comes a placeholder that keeps every model finite: a black image,
+    or a lone mask token (a transformer that attends to nothing returns NaN). The mask sees to it
+    that nothing of a placeholder reaches the prediction.
+
+    Args:
+        processors: For each modality that needs one, a tokenizer or an image processor of
+            transformers. Inputs of other modalities must be tensors, given for every sample.
+        max_length: Most tokens of a text.
+
+    Raises:
+        TypeError: If a processor is neither; ``CLIPProcessor`` has both inside.
+        ImportError: Without transformers.
+
+    Example:
+        >>> from transformers import ViTImageProcessor
+        >>> from PIL import Image
+        >>> make_batch = TransformersCollate({"image": ViTImageProcessor()})
+        >>> there, gone = Image.new("RGB", (50, 40), "white"), None
+        >>> batch = make_batch(
+        ...     [{"inputs": {"image": image}, "label": 1} for image in (there, gone)]
+        ... )
+        >>> batch["inputs"]["image"]["pixel_values"].shape, batch["available"]["image"]
+        (torch.Size([2, 3, 224, 224]), tensor([ True, False]))
+    """
+
+    def __init__(self, processors: Mapping[str, Any], *, max_length: int = 128) -> None:
+        try:
+            from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
+        except ImportError as error:
+            raise ImportError(
+                'TransformersCollate needs transformers: pip install "robustfusion[hf]"'
+            ) from error
+        check_positive(max_length, "max_length")
+        for name, processor in processors.items():
+            if isinstance(processor, ProcessorMixin):
+                raise TypeError(
+                    f'processors["{name}"] is a {type(processor).__name__}, which holds several: '
+                    "give its .tokenizer to the text and its .image_processor to the image"
+                )
+            if not isinstance(processor, PreTrainedTokenizerBase | ImageProcessingMixin):
+                raise TypeError(
+                    f'processors["{name}"] must be a tokenizer or image processor of '
+                    f"transformers, got {type(processor).__name__}"
+                )
+        self.processors = dict(processors)
+        self.max_length = max_length
+        self._texts = {
+            name: isinstance(processor, PreTrainedTokenizerBase)
+            for name, processor in processors.items()
+        }
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            samples: As :func:`robustfusion.disruption.collate` takes them: mappings with
+                ``inputs`` and, optionally, ``available``, ``label`` and ``id``.
+
+        Returns:
+            What that function returns, ``inputs[name]`` being what the processor made.
+        """
+        checked = [{**sample, "available": self._available(sample)} for sample in samples]
+        batch = collate(checked)
+        for name, processor in self.processors.items():
+            if name not in batch["inputs"]:
+                raise ValueError(
+                    f'processors has the key "{name}", samples have {list(batch["inputs"])}'
+                )
+            values, present = batch["inputs"][name], batch["available"][name].tolist()
+            process = self._tokenize if self._texts[name] else _process_images
+            batch["inputs"][name] = dict(process(processor, values, present))
+        return batch
+
+    def _available(self, sample: Mapping[str, Any]) -> dict[str, bool]:
+        said = sample.get("available") or {}
+        return {
+            name: bool(said.get(name, True)) and not _is_missing(value)
+            for name, value in sample["inputs"].items()
+        }
+
+    def _tokenize(self, tokenizer: Any, texts: list[Any], present: list[bool]) -> Any:
+        lone = tokenizer.mask_token or tokenizer.unk_token or tokenizer.eos_token or "."
+        return tokenizer(
+            [text if here else lone for text, here in zip(texts, present, strict=True)],
+            padding=True,
+            truncation=True,
+            max_length=min(self.max_length, tokenizer.model_max_length),
+            return_tensors="pt",
+        )
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _process_images(processor: Any, images: list[Any], present: list[bool]) -> Any:
+    from PIL import Image
+
+    black = Image.new("RGB", (64, 64))
+    # Grey and palette images are common in the wild, and processors stumble over them.
+    shown = [
+        black if not here else image.convert("RGB") if isinstance(image, Image.Image) else image
+        for image, here in zip(images, present, strict=True)
+    ]
+    return processor(shown, return_tensors="pt")
+
+
+def _width(config: Any, pooling: Pooling) -> int:
+    names = ("projection_dim",) if pooling == "projection" else ("hidden_size", "hidden_sizes")
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, list | tuple) and value:
+            return int(value[-1])
+    raise ValueError(
+        f"{type(config).__name__} has no {' or '.join(names)}, which pooling={pooling!r} needs"
+    )

@@ -1,0 +1,199 @@
+"""Heads and classifiers through huggingface_hub's mixin, without the hub."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+huggingface_hub: Any = pytest.importorskip("huggingface_hub")
+pytest.importorskip("safetensors")
+
+from robustfusion import DRFHead, NeighborQualityEstimator  # noqa: E402, after the skip
+from robustfusion.baselines import ConcatenationHead  # noqa: E402
+from robustfusion.evaluation import CachedFeatures, robustness_report  # noqa: E402
+from robustfusion.integrations import hub  # noqa: E402
+from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead  # noqa: E402
+
+DIMS = {"image": 6, "text": 4}
+
+
+def features(n: int = 40) -> dict[str, Tensor]:
+    return {name: torch.randn(n, dim) for name, dim in DIMS.items()}
+
+
+def train(model: nn.Module) -> Any:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(3):
+        loss = model.loss(model(features()), torch.randint(3, (40,)))  # type: ignore[operator]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def encoders() -> dict[str, nn.Module]:
+    return {name: nn.Linear(dim, dim) for name, dim in DIMS.items()}
+
+
+def test_a_head_comes_back_with_its_queues(tmp_path: Path) -> None:
+    head = train(HubDRFHead(DIMS, num_classes=3, hidden_features=32))
+    head.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+    }
+    back = HubDRFHead.from_pretrained(tmp_path)
+    assert not back.training
+    given = features()
+    one, two = head(given), back(given)
+    assert torch.equal(one.logits, two.logits)
+    assert torch.equal(one.log_quality["image"], two.log_quality["image"])
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["head"]["dims"] == DIMS
+
+
+def test_it_is_the_head_and_can_be_copied() -> None:
+    torch.manual_seed(0)
+    plain = DRFHead(DIMS, 3).eval()
+    torch.manual_seed(0)
+    head = HubDRFHead(DIMS, 3).eval()
+    given = features()
+    assert torch.equal(plain(given).logits, head(given).logits)
+    assert copy.deepcopy(head)._hub_mixin_config == head._hub_mixin_config
+
+
+def test_a_classifier_comes_back_into_fresh_encoders(tmp_path: Path) -> None:
+    model = train(HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)))
+    model.save_pretrained(tmp_path / "own")
+    given = features()
+    back = HubDRFClassifier.from_pretrained(tmp_path / "own", encoders=encoders())
+    assert torch.equal(model(given).logits, back(given).logits)
+    other = train(HubDRFClassifier(encoders(), ConcatenationHead(DIMS, 3)))
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="says nothing of the head: pass head="):
+        HubDRFClassifier.from_pretrained(tmp_path / "other", encoders=encoders())
+    back = HubDRFClassifier.from_pretrained(
+        tmp_path / "other", encoders=encoders(), head=ConcatenationHead(DIMS, 3)
+    )
+    assert torch.equal(other(given).logits, back(given).logits)
+    with pytest.raises(ValueError, match=r"needs encoders=, one module for each of \['image'"):
+        HubDRFClassifier.from_pretrained(tmp_path / "own")
+
+
+def test_what_json_cannot_hold_is_not_dropped_in_silence(tmp_path: Path) -> None:
+    def few(dim: int) -> NeighborQualityEstimator:
+        return NeighborQualityEstimator(dim, neighbors=3)
+
+    with pytest.raises(TypeError, match="quality cannot be written as JSON"):
+        HubDRFHead(DIMS, 3, quality=few).save_pretrained(tmp_path)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged, cut off"):
+        HubDRFHead.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        HubDRFHead.from_pretrained(tmp_path.parent)
+    (tmp_path / "config.json").write_text('{"dims": {"image": 2}}')
+    with pytest.raises(ValueError, match="not a config that save_model wrote"):
+        HubDRFHead.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def report() -> Any:
+    clean = features(30)
+    data = CachedFeatures(
+        clean,
+        torch.arange(30) % 3,
+        corrupted={name: torch.randn_like(x) for name, x in clean.items()},
+        class_names=("bad", "fine", "good"),
+    )
+    head = train(HubDRFHead(DIMS, 3))
+    return robustness_report(
+        head, data, rates=(0.5,), settings=("C", "D"), replicates=20, name="tiny DRF"
+    )
+
+
+def test_the_card_says_what_was_measured(tmp_path: Path, report: Any) -> None:
+    head = HubDRFHead(DIMS, 3)
+    kwargs = {"report": report, "dataset": "Made Up", "license": "mit"}
+    head.save_pretrained(tmp_path, model_card_kwargs=kwargs)
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "robustfusion"
+    assert card.data.license == "mit"
+    scores = {
+        (result.dataset_config, result.metric_type): result.metric_value
+        for result in card.data.eval_results
+    }
+    assert len(scores) == 2 * len(report.cells)
+    expected = report["fixed/image/C"].accuracy.value
+    assert scores["fixed/image/C", "accuracy"] == pytest.approx(expected, abs=1e-4)
+    assert "Measured on Made Up" in card.text
+    assert "## Robustness of tiny DRF" in card.text
+    assert f"{100 * expected:.1f} [" in card.text
+    assert "HubDRFHead.from_pretrained(" in card.text
+    # Headings nest: the model's name is the only one of the first level.
+    assert [line for line in card.text.splitlines() if line.startswith("# ")] == ["# tiny DRF"]
+    # A card that someone has written is kept.
+    (tmp_path / "README.md").write_text("mine")
+    head.save_pretrained(tmp_path, model_card_kwargs=kwargs)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_card_without_a_report_says_so() -> None:
+    text = str(HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)).generate_model_card())
+    assert "No robustness report came with this model" in text
+    assert "image (6), text (4)" in text
+    assert "encoders=your_encoders" in text
+
+
+def test_push_uploads_the_folder(monkeypatch: pytest.MonkeyPatch, report: Any) -> None:
+    seen: dict[str, Any] = {}
+
+    class Api:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **_: Any) -> Any:
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path: Path, repo_id: str, **_: Any) -> str:
+            seen.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+            return f"pushed {repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    head = HubDRFHead(DIMS, 3)
+    said = head.push_to_hub("me/tiny", model_card_kwargs={"report": report})
+    assert said == "pushed me/tiny"
+    assert set(seen) == {"model.safetensors", "config.json", "README.md"}
+    assert b"tiny DRF" in seen["README.md"]
+
+
+def test_from_the_hub_only_two_files_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = HubDRFHead(DIMS, 3).eval()
+    head.save_pretrained(tmp_path)
+    asked: dict[str, Any] = {}
+
+    def download(repo_id: str, **options: Any) -> str:
+        asked.update(options, repo_id=repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(
+        "huggingface_hub.hub_mixin.hf_hub_download", lambda **_: str(tmp_path / "config.json")
+    )
+    back = HubDRFHead.from_pretrained("me/tiny", revision="abc")
+    assert asked["repo_id"] == "me/tiny"
+    assert asked["revision"] == "abc"
+    assert asked["allow_patterns"] == ["config.json", "model.safetensors"]
+    given = features()
+    assert torch.equal(back(given).logits, head(given).logits)

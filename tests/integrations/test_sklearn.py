@@ -1,0 +1,159 @@
+"""scikit-learn's own checks, and what they do not know: modalities, some of them missing."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robustfusion.baselines import ConcatenationHead
+
+base: Any = pytest.importorskip("sklearn.base")
+selection: Any = pytest.importorskip("sklearn.model_selection")
+pipeline: Any = pytest.importorskip("sklearn.pipeline")
+preprocessing: Any = pytest.importorskip("sklearn.preprocessing")
+checks: Any = pytest.importorskip("sklearn.utils.estimator_checks")
+
+from robustfusion.integrations.sklearn import (  # noqa: E402, after the skip
+    RobustFusionClassifier,
+    join_features,
+)
+
+HALVES = {"first": slice(0, 1), "second": slice(1, None)}
+
+
+@checks.parametrize_with_checks(
+    [RobustFusionClassifier(HALVES, epochs=10, learning_rate=0.01, random_state=0)]
+)  # type: ignore[untyped-decorator]
+def test_estimator_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def make(n: int = 240, seed: int = 0) -> tuple[dict[str, Any], Any]:
+    """Three classes seen in both modalities; each lacks a quarter of the rows."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    means = {"image": 6, "text": 4}
+    features = {
+        name: rng.normal(size=(n, dim)) + 3 * np.eye(dim)[y] for name, dim in means.items()
+    }
+    features["image"][::4] = np.nan
+    features["text"][1::4] = np.nan
+    return features, np.array(["bad", "good", "so so"])[y]
+
+
+def fast(**options: Any) -> RobustFusionClassifier:
+    return RobustFusionClassifier(**{"epochs": 15, "learning_rate": 0.01, **options})
+
+
+def test_missing_rows_are_missing_to_the_head() -> None:
+    features, y = make()
+    model = fast(random_state=0).fit(features, y)
+    test, truth = make(seed=1)
+    assert model.score(test, truth) > 0.85
+    quality = model.log_quality(test)
+    assert (np.isneginf(quality["image"]) == np.isnan(test["image"]).any(1)).all()
+    assert (np.isneginf(quality["text"]) == np.isnan(test["text"]).any(1)).all()
+    # One NaN in a row hides the row, whatever the rest says.
+    partly = {name: values.copy() for name, values in test.items()}
+    partly["text"][:, 0] = np.nan
+    wholly = {**test, "text": np.full_like(test["text"], np.nan)}
+    assert (model.predict_proba(partly) == model.predict_proba(wholly)).all()
+    assert (model.predict(wholly)[1::4] == truth[1::4]).mean() > 0.7
+    nothing = {name: np.full_like(values[:2], np.nan) for name, values in test.items()}
+    assert np.isfinite(model.predict_proba(nothing)).all()
+
+
+def test_rows_without_anything_are_left_out_of_fit() -> None:
+    features, y = make()
+    probabilities = fast(random_state=0).fit(features, y).predict_proba(features)
+    padded = {
+        name: np.concatenate([values, np.full_like(values[:9], np.nan)])
+        for name, values in features.items()
+    }
+    model = fast(random_state=0).fit(padded, np.concatenate([y, y[:9]]))
+    assert (model.predict_proba(features) == probabilities).all()
+    with pytest.raises(ValueError, match="not NaN throughout"):
+        fast().fit({name: values * np.nan for name, values in features.items()}, y)
+
+
+def test_a_dict_and_its_array_are_the_same_model() -> None:
+    features, y = make()
+    X, columns = join_features(features)
+    one = fast(random_state=3).fit(features, y).predict_proba(features)
+    swapped = {"text": features["text"], "image": features["image"]}
+    assert (fast(random_state=3).fit(features, y).predict_proba(swapped) == one).all()
+    two = fast(modalities=columns, random_state=3).fit(X, y)
+    assert (two.predict_proba(X) == one).all()
+    indices = {"image": list(range(6)), "text": np.arange(6, 10)}
+    three = base.clone(fast(modalities=indices, random_state=3)).fit(X, y)
+    assert (three.predict_proba(X) == one).all()
+    assert (pickle.loads(pickle.dumps(two)).predict_proba(X) == one).all()
+
+
+def test_columns_of_a_data_frame_by_name() -> None:
+    pandas = pytest.importorskip("pandas")
+    features, y = make()
+    X, columns = join_features(features)
+    frame = pandas.DataFrame(X, columns=[f"v{i}" for i in range(10)])
+    names = {"image": [f"v{i}" for i in range(6)], "text": [f"v{i}" for i in range(6, 10)]}
+    by_name = fast(modalities=names, random_state=0).fit(frame, y).predict_proba(frame)
+    by_place = fast(modalities=columns, random_state=0).fit(X, y).predict_proba(X)
+    assert (by_name == by_place).all()
+    with pytest.raises(ValueError, match=r'modalities\["text"\]: X has no column "w"'):
+        fast(modalities={**names, "text": ["w"]}).fit(frame, y)
+
+
+def test_cross_validation_search_and_pipeline() -> None:
+    features, y = make()
+    X, columns = join_features(features)
+    model = fast(modalities=columns, random_state=0)
+    assert selection.cross_val_score(model, X, y, cv=2).mean() > 0.8
+    scaled = pipeline.make_pipeline(preprocessing.StandardScaler(), model)
+    assert selection.cross_val_score(scaled, X, y, cv=2).mean() > 0.8
+    search = selection.GridSearchCV(
+        model, {"weight_decay": [0.0, 0.1], "head": [None, ConcatenationHead]}, cv=2
+    )
+    search.fit(X, y)
+    assert search.best_score_ > 0.8
+
+
+def test_a_seed_decides_and_the_global_generator_stays() -> None:
+    features, y = make()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, two, three = (fast(random_state=seed).fit(features, y) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    assert (one.predict_proba(features) == two.predict_proba(features)).all()
+    assert (one.predict_proba(features) != three.predict_proba(features)).any()
+
+
+def test_a_head_of_ones_own() -> None:
+    features, y = make()
+    model = fast(head=ConcatenationHead, random_state=0).fit(features, y)
+    assert isinstance(model.head_, ConcatenationHead)
+    assert model.score(features, y) > 0.8
+    with pytest.raises(AttributeError):
+        model.log_quality(features)
+
+
+def test_mistakes_are_named() -> None:
+    features, y = make()
+    X, columns = join_features(features)
+    with pytest.raises(ValueError, match="say which columns belong"):
+        fast().fit(X, y)
+    with pytest.raises(ValueError, match="X is a dict"):
+        fast(modalities=columns).fit(features, y)
+    with pytest.raises(ValueError, match=r'modalities\["text"\] selects no column'):
+        fast(modalities={"image": slice(0, 6), "text": slice(10, None)}).fit(X, y)
+    with pytest.raises(ValueError, match=r'features\["text"\] must have shape \(240, D\)'):
+        join_features({"image": features["image"], "text": features["text"][:9]})
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        fast(epochs=0).fit(features, y)
+    model = fast().fit(features, y)
+    with pytest.raises(ValueError, match=r"X must hold \['image', 'text'\], got \['image'\]"):
+        model.predict({"image": features["image"]})
+    with pytest.raises(ValueError, match="X must have the columns"):
+        model.predict({"image": features["text"], "text": features["image"]})

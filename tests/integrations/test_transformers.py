@@ -1,0 +1,224 @@
+"""Tiny random models of transformers as encoders, and batches with missing images and texts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustfusion import DRFClassifier, DRFHead
+from robustfusion.integrations.transformers import TransformersCollate, TransformersEncoder
+
+transformers: Any = pytest.importorskip("transformers")
+Image: Any = pytest.importorskip("PIL.Image")
+
+SIZE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def make_bert(**options: Any) -> Any:
+    config = transformers.BertConfig(vocab_size=40, **SIZE)
+    return transformers.BertModel(config, **options).eval()
+
+
+def make_vit(**options: Any) -> Any:
+    config = transformers.ViTConfig(image_size=32, patch_size=16, **SIZE)
+    return transformers.ViTModel(config, **options).eval()
+
+
+def make_clip() -> Any:
+    text = transformers.CLIPTextConfig(
+        vocab_size=40, bos_token_id=2, eos_token_id=3, projection_dim=8, **SIZE
+    )
+    vision = transformers.CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=8, **SIZE)
+    return text, vision
+
+
+def make_resnet() -> Any:
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"
+    )
+    return transformers.ResNetModel(config).eval()
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Any:
+    words = [*SPECIAL, *"abcdefghijklmnopqrstuvwxyz"]
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(words))
+    return transformers.BertTokenizerFast(str(path))
+
+
+@pytest.fixture
+def image_processor() -> Any:
+    cls = getattr(transformers, "ViTImageProcessorPil", transformers.ViTImageProcessor)
+    return cls(size={"height": 32, "width": 32})
+
+
+def tokens() -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": torch.tensor([[2, 7, 8, 9, 3], [2, 11, 3, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    }
+
+
+@torch.no_grad()
+def test_pooling_of_a_text_model_is_what_its_name_says() -> None:
+    model, given = make_bert(), tokens()
+    output = model(**given)
+    cls, mean, pooler = (
+        TransformersEncoder(model, pooling=name)(given) for name in ("cls", "mean", "pooler")
+    )
+    assert torch.equal(cls, output.last_hidden_state[:, 0])
+    assert torch.equal(pooler, output.pooler_output)
+    for row, length in enumerate((5, 3)):
+        expected = output.last_hidden_state[row, :length].mean(0)
+        assert torch.allclose(mean[row], expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_pooling_of_a_vision_model_and_of_a_feature_map() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    vit = make_vit()
+    states = vit(images).last_hidden_state
+    assert torch.equal(TransformersEncoder(vit, pooling="cls")(images), states[:, 0])
+    mean = TransformersEncoder(vit, pooling="mean")({"pixel_values": images})
+    assert torch.allclose(mean, states.mean(1))
+    resnet = make_resnet()
+    output = resnet(images)
+    for pooling in ("mean", "pooler"):
+        encoder = TransformersEncoder(resnet, pooling=pooling)
+        assert encoder.dim == 12
+        assert torch.allclose(encoder(images), output.last_hidden_state.mean((2, 3)), atol=1e-6)
+
+
+@torch.no_grad()
+def test_clip_towers_and_projections() -> None:
+    text, vision = make_clip()
+    config = transformers.CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8
+    )
+    clip, images, given = (
+        transformers.CLIPModel(config).eval(),
+        torch.randn(2, 3, 32, 32),
+        tokens(),
+    )
+    with pytest.raises(TypeError, match=r"model\.vision_model and of model\.text_model"):
+        TransformersEncoder(clip, pooling="pooler")
+    seen = TransformersEncoder(clip.vision_model, pooling="pooler")(images)
+    read = TransformersEncoder(clip.text_model, pooling="pooler")(given)
+    assert torch.equal(seen, clip.vision_model(images).pooler_output)
+    # The text tower's vector is that of the end token: 4 and 2 are its places.
+    states = clip.text_model(**given).last_hidden_state
+    assert torch.equal(read, states[torch.arange(2), torch.tensor([4, 2])])
+    for made, value, field in (
+        (transformers.CLIPVisionModelWithProjection(vision), images, "image_embeds"),
+        (transformers.CLIPTextModelWithProjection(text), given, "text_embeds"),
+    ):
+        encoder = TransformersEncoder(made.eval(), pooling="projection")
+        kwargs = value if isinstance(value, dict) else {"pixel_values": value}
+        assert encoder.dim == 8
+        assert torch.equal(encoder(value), getattr(made(**kwargs), field))
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="pooling must be in"):
+        TransformersEncoder(make_bert(), pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be a model of transformers, got Linear"):
+        TransformersEncoder(nn.Linear(2, 2), pooling="cls")
+    with pytest.raises(ValueError, match="no first token"):
+        TransformersEncoder(make_resnet(), pooling="cls")(torch.randn(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="BertModel returns no pooler_output"):
+        TransformersEncoder(make_bert(add_pooling_layer=False), pooling="pooler")(tokens())
+    with pytest.raises(ValueError, match="BertConfig has no projection_dim"):
+        TransformersEncoder(make_bert(), pooling="projection")
+
+
+def samples(generator: np.random.Generator) -> list[dict[str, Any]]:
+    picture = Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    return [
+        {"inputs": {"image": picture, "text": "a b c d"}, "label": 0, "id": "whole"},
+        {"inputs": {"image": None, "text": "e f"}, "label": 1, "id": "no image"},
+        {"inputs": {"image": picture.convert("L"), "text": None}, "label": 2, "id": "no text"},
+        {"inputs": {"image": picture.convert("P"), "text": " \n"}, "label": 0, "id": "blank"},
+        {
+            "inputs": {"image": picture, "text": "secret"},
+            "available": {"image": True, "text": False},
+            "label": 1,
+            "id": "said so",
+        },
+    ]
+
+
+def test_collate_makes_masks_and_placeholders(tokenizer: Any, image_processor: Any) -> None:
+    posts = samples(np.random.default_rng(0))
+    batch = TransformersCollate({"image": image_processor, "text": tokenizer})(posts)
+    assert batch["available"]["image"].tolist() == [True, False, True, True, True]
+    assert batch["available"]["text"].tolist() == [True, True, False, False, False]
+    assert batch["label"].tolist() == [0, 1, 2, 0, 1]
+    assert batch["id"][1] == "no image"
+    ids, mask = (batch["inputs"]["text"][key] for key in ("input_ids", "attention_mask"))
+    for row in (2, 3, 4):
+        assert ids[row][mask[row].bool()].tolist() == [2, 4, 3]  # [CLS] [MASK] [SEP]
+    alone = tokenizer(["e f"], return_tensors="pt")["input_ids"][0]
+    assert ids[1][mask[1].bool()].tolist() == alone.tolist()
+    pixels = batch["inputs"]["image"]["pixel_values"]
+    direct = image_processor([posts[0]["inputs"]["image"]], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels[0], direct[0])
+    assert bool((pixels[1] == pixels[1].flatten()[0]).all())
+
+
+def test_collate_cuts_long_texts_and_takes_other_modalities(tokenizer: Any) -> None:
+    posts = [
+        {"inputs": {"text": "a " * 50, "table": torch.tensor([float(row), 1.0])}, "label": row}
+        for row in range(3)
+    ]
+    batch = TransformersCollate({"text": tokenizer}, max_length=7)(posts)
+    assert batch["inputs"]["text"]["input_ids"].shape == (3, 7)
+    assert batch["inputs"]["table"][:, 0].tolist() == [0.0, 1.0, 2.0]
+    assert bool(batch["available"]["table"].all())
+    with pytest.raises(ValueError, match=r'processors has the key "title"'):
+        TransformersCollate({"title": tokenizer})(posts)
+
+
+def test_collate_refuses_what_is_no_processor(tokenizer: Any, image_processor: Any) -> None:
+    with pytest.raises(TypeError, match="must be a tokenizer or image processor"):
+        TransformersCollate({"text": str})
+    both = transformers.CLIPProcessor.__new__(transformers.CLIPProcessor)
+    with pytest.raises(TypeError, match=r"its \.tokenizer to the text"):
+        TransformersCollate({"text": both})
+
+
+def test_a_vit_and_a_bert_train_with_missing_rows(tokenizer: Any, image_processor: Any) -> None:
+    batch = TransformersCollate({"image": image_processor, "text": tokenizer})(
+        samples(np.random.default_rng(0))
+    )
+    encoders = {
+        "image": TransformersEncoder(make_vit(), pooling="cls"),
+        "text": TransformersEncoder(make_bert(), pooling="mean"),
+    }
+    dims = {name: encoder.dim for name, encoder in encoders.items()}
+    model = DRFClassifier(encoders, DRFHead(dims, num_classes=3))
+    model.train()
+    for _ in range(2):
+        output = model(batch["inputs"], batch["available"])
+        loss: Any = model.loss(output, batch["label"])
+        loss.backward()
+    assert torch.isfinite(loss)
+    gradients = [p.grad for p in model.encoders.parameters() if p.grad is not None]
+    assert gradients
+    assert all(bool(g.isfinite().all()) for g in gradients)
+    # Nothing of a placeholder reaches a prediction: other placeholders, the same logits.
+    model.eval()
+    before = model(batch["inputs"], batch["available"]).logits
+    batch["inputs"]["image"]["pixel_values"][1] = 5.0
+    batch["inputs"]["text"]["input_ids"][2:, 1] = 9
+    after = model(batch["inputs"], batch["available"]).logits
+    assert torch.allclose(before, after, atol=1e-6)
