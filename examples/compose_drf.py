@@ -1,0 +1,99 @@
+"""DRF by hand from the five parts; (n) is an equation of https://arxiv.org/abs/2511.18751."""
+
+import torch
+from torch import Tensor, nn
+
+import robustfusion as rf
+from robustfusion.functional import Gaussian, fit_gaussian
+
+
+class ImageTextDRF(nn.Module):
+    """Classify from image and text features, either of which may be missing or poor."""
+
+    def __init__(self, image_dim: int, text_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.image_queue, self.text_queue = rf.FeatureQueue(image_dim), rf.FeatureQueue(text_dim)
+        self.image_quality = rf.GaussianQualityEstimator(image_dim)
+        self.text_quality = rf.GaussianQualityEstimator(text_dim)
+        self.to_image = rf.ModalityConverter(text_dim, image_dim)
+        self.to_text = rf.ModalityConverter(image_dim, text_dim)
+        linear = [nn.Linear(d, 768) for d in (image_dim + text_dim, 768, 768)]
+        self.network = nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2])
+        self.classifier = nn.Linear(768, num_classes)
+        self.fusion = rf.QualityWeightedFusion(normalize=False)
+        self.recovery = rf.DistributionRecoveryLoss()
+        self.constraint = rf.DistributionConstraintLoss()
+
+    def forward(
+        self, image: Tensor, text: Tensor, has_image: Tensor, has_text: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and the loss terms that need no labels."""
+        image, text, paired = blank(image, has_image), blank(text, has_text), has_image & has_text
+        # Recover each modality from the other.
+        to_image, to_text = self.to_image(text), self.to_text(image)
+        # Expand one sample into three, each weighted by the product of its densities: (9) to (12).
+        image_only = (image, blank(to_text, has_image))
+        text_only = (blank(to_image, has_text), text)
+        candidates, log_quality = [], []
+        for v, t in ((image, text), image_only, text_only):
+            log_quality.append(self.image_quality.log_prob(v) + self.text_quality.log_prob(t))
+            candidates.append(self.network(torch.cat([v, t], dim=-1)))
+        usable = torch.stack([paired, has_image, has_text], 1)
+        fused = self.fusion(torch.stack(candidates, 1), torch.stack(log_quality, 1), usable)
+        # Keep features near their own mean (3), recover samples (4) and distributions (5) to (7).
+        p_image, p_text = self.image_quality.distribution, self.text_quality.distribution
+        made_image = converted(self.text_queue, self.to_image, p_image)
+        made_text = converted(self.image_queue, self.to_text, p_text)
+        loss = self.constraint(image, p_image.mean, [p_text.mean], has_image)
+        loss = loss + self.recovery(to_image, image, made_image, p_image, paired=paired)
+        loss = loss + self.constraint(text, p_text.mean, [p_image.mean], has_text)
+        loss = loss + self.recovery(to_text, text, made_text, p_text, paired=paired)
+        if self.training:
+            remember(image, has_image, self.image_queue, self.image_quality)
+            remember(text, has_text, self.text_queue, self.text_quality)
+        return self.classifier(fused), loss  # (14)
+
+
+def blank(features: Tensor, available: Tensor) -> Tensor:
+    """Zero the missing rows, which may hold anything, before a network sees them."""
+    return features.where(available[:, None], 0.0)
+
+
+def converted(queue: rf.FeatureQueue, convert: nn.Module, reference: Gaussian) -> Gaussian:
+    """(5), (6); the reference itself, hence no loss, while the queue has no spread."""
+    made, enough = fit_gaussian(convert(queue.storage.clone()), queue.valid), queue.count >= 2
+    mean, scale = (torch.where(enough, a, b) for a, b in zip(made, reference, strict=True))
+    return Gaussian(mean, scale)
+
+
+@torch.no_grad()
+def remember(
+    x: Tensor, available: Tensor, queue: rf.FeatureQueue, quality: rf.GaussianQualityEstimator
+) -> None:
+    """Enqueue what is denser than the queue's mean (13); fit (1), (2) for the next step."""
+    score, queued = quality.log_prob(x), quality.log_prob(queue.storage)
+    queue.enqueue(x, available & rf.admit_above_mean(score, queued, queue.valid))
+    quality.fit(queue.storage, queue.valid)
+
+
+def main(steps: int = 40) -> None:
+    """Train on synthetic features, a third of them with one modality missing."""
+    torch.manual_seed(0)
+    model, centres = ImageTextDRF(16, 12, num_classes=3), 0.2 * torch.randn(3, 28)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(1, steps + 1):
+        labels = torch.randint(3, (32,))
+        image, text = (centres[labels] + 0.1 * torch.randn(32, 28)).split([16, 12], dim=1)
+        luck = torch.rand(32)
+        logits, loss = model(image, text, luck > 1 / 6, luck < 5 / 6)
+        loss = loss + nn.functional.cross_entropy(logits, labels)  # (15), (16)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 10 == 0:
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            print(f"step {step:3d}  loss {loss.item():.3f}  accuracy {accuracy:.2f}")
+
+
+if __name__ == "__main__":
+    main()

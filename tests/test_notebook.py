@@ -1,0 +1,56 @@
+"""The notebook of the main job: it runs from top to bottom, and is stored without outputs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbformat: Any = pytest.importorskip("nbformat")
+nbclient: Any = pytest.importorskip("nbclient")
+for _name in ("ipykernel", "tqdm", "safetensors", "matplotlib", "PIL"):
+    pytest.importorskip(_name)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOK = EXAMPLES / "main_job.ipynb"
+
+
+def read() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_it_is_stored_without_outputs() -> None:
+    for cell in read().cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel's own event loop
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    # A kernel of this very interpreter, whatever kernels are installed.
+    kernel = tmp_path / "jupyter" / "kernels" / "here"
+    kernel.mkdir(parents=True)
+    command = f'["{sys.executable}", "-m", "ipykernel_launcher", "-f", "{{connection_file}}"]'
+    (kernel / "kernel.json").write_text(
+        f'{{"argv": {command}, "display_name": "here", "language": "python"}}'
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    notebook = read()
+    (settings,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
+    small = f"posts, epochs, seeds = 60, 1, (0,)\noutput_dir = Path({str(tmp_path / 'run')!r})"
+    settings.source = f"{settings.source}\n{small}"
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="here", resources={"metadata": {"path": EXAMPLES}}
+    )
+    client.execute()
+    shown = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in shown if o.get("name") == "stderr" and "Traceback" in o.text]
+    tables = [o.data["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})]
+    assert "| condition | DRF | concatenation + modality dropout |" in tables[0]
+    pictures = [o for o in shown if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 5  # three posts, the comparison, the qualities
+    assert (tmp_path / "run" / "table.md").exists()

@@ -1,0 +1,216 @@
+"""examples/predict.py: every row is answered or told why not."""
+
+import csv
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+for _name in ("typer", "tqdm", "safetensors", "matplotlib", "PIL.Image"):
+    pytest.importorskip(_name)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import one of the example's modules."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the main job, small; its posts are beside it."""
+    folder = tmp_path_factory.mktemp("predict")
+    arguments = ["--limit", "60", "--epochs", "1", "--output-dir", str(folder)]
+    done = start("drf_mvsa.py", *arguments)
+    _, errors = done.communicate(timeout=300)
+    assert done.returncode == 0, errors
+    return folder / "drf_mvsa-001"
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def write(path: Path, rows: list[tuple[str, str]], header: tuple[str, ...] = ()) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header or ("image", "text"), *rows])
+    return path
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def invoke(example: Any, *arguments: object) -> Any:
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    app = Typer()
+    app.command()(example("predict").main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def picture(run: Path) -> str:
+    return str(run.parent / "posts-60-seed0" / "data" / "1.jpg")
+
+
+def test_every_row_is_answered_or_told_why_not(
+    example: Any, run: Path, picture: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    posts = [
+        (picture, "a lovely day"),
+        ("", "what a grim day"),
+        (picture, " "),
+        ("broken.jpg", "so, a text"),
+        ("nowhere.jpg", ""),
+        ("", ""),
+    ]
+    table = write(tmp_path / "posts.csv", posts)
+    result = invoke(example, run, table, "--output", tmp_path / "out.csv", "--batch-size", 4)
+    assert result.exit_code == 0, result.output
+    rows = read(tmp_path / "out.csv")
+    assert [row["row"] for row in rows] == list("123456")
+    assert [row["missing"] for row in rows] == [
+        "", "image", "text", "image", "image text", "image text"
+    ]  # fmt: skip
+    classes = ("positive", "neutral", "negative")
+    for row in rows[:4]:
+        scores = {name: float(row[f"probability_{name}"]) for name in classes}
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(scores, key=lambda name: scores[name])
+    for row in rows:
+        for name in ("image", "text"):
+            there = name not in row["missing"].split()
+            assert (row[f"quality_{name}"] != "") == there
+            assert not there or 0 <= float(row[f"quality_{name}"]) <= 1
+    assert [row["problem"] for row in rows[:3]] == [""] * 3
+    assert "broken.jpg cannot be decoded" in rows[3]["problem"]
+    assert "nowhere.jpg is missing; neither image nor text" in rows[4]["problem"]
+    assert [rows[4]["label"], rows[5]["label"]] == ["", ""]
+    assert "3 bad rows:" in result.stderr
+    assert "row 4: broken.jpg" in result.stderr
+    assert "2 no prediction" in result.stdout
+
+
+def test_predictions_are_the_models_own(example: Any, run: Path, tmp_path: Path) -> None:
+    """Against the test split as the main job evaluates it, by another path."""
+    import torch
+
+    from robustfusion.datasets import MVSA
+
+    predictor = example("predict").Predictor(run)
+    dataset = MVSA(
+        run.parent / "posts-60-seed0", image_transform=predictor.encoders["image"].resize
+    )
+    made = example("prepared").prepare_posts(dataset, predictor.encoders, {})
+    inputs, available, _ = made.rows(torch.arange(len(dataset)))
+    with torch.no_grad():
+        expected = predictor.model(inputs, available).logits.softmax(1)
+    folder = run.parent / "posts-60-seed0" / "data"
+    texts = [(folder / f"{name}.txt").read_text() for name in dataset.ids]
+    table = write(
+        tmp_path / "posts.csv",
+        [(f"{name}.jpg", text) for name, text in zip(dataset.ids, texts, strict=True)],
+    )
+    options = ("--output", tmp_path / "out.csv", "--image-root", folder)
+    result = invoke(example, run, table, *options)
+    assert result.exit_code == 0, result.output
+    got = [float(row["probability_positive"]) for row in read(tmp_path / "out.csv")]
+    assert got == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
+
+
+def test_parquet_with_missing_values(
+    example: Any, run: Path, picture: str, tmp_path: Path
+) -> None:
+    pandas: Any = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"photo": [picture, None], "text": [float("nan"), "a grim day"]})
+    frame.to_parquet(tmp_path / "posts.parquet")
+    out = tmp_path / "deep" / "out.parquet"
+    result = invoke(
+        example, run, tmp_path / "posts.parquet", "--output", out, "--image-column", "photo"
+    )
+    assert result.exit_code == 0, result.output
+    made = pandas.read_parquet(out)
+    assert made["missing"].tolist() == ["text", "image"]
+    assert made["label"].notna().all()
+    assert made["quality_text"].isna().tolist() == [True, False]
+
+
+def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
+    with (tmp_path / "posts.csv").open("w", encoding="utf-8") as file:
+        file.write("\ufefftext\na lovely day\n")  # as a spreadsheet saves it
+    out = tmp_path / "out.csv"
+    result = invoke(example, run, tmp_path / "posts.csv", "--output", out, "--image-column", "")
+    assert result.exit_code == 0, result.output
+    assert read(out)[0]["missing"] == "image"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": "nowhere"}, "nowhere holds no model of drf_mvsa.py"),
+        ({"table": "nowhere.csv"}, "nowhere.csv cannot be read as a table"),
+        ({"header": ("image", "words")}, "has no column 'text', only ['image', 'words']"),
+        ({"rows": []}, "has no rows"),
+        ({"exists": True}, "is there already"),
+        ({"device": "warp"}, "--device warp"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(
+    example: Any, run: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    table = write(
+        tmp_path / "posts.csv", change.get("rows", [("", "a text")]), change.get("header", ())
+    )
+    out = tmp_path / "out.csv"
+    if change.get("exists"):
+        out.write_text("kept")
+    result = invoke(
+        example,
+        change.get("run", run),
+        change.get("table", table),
+        *("--output", out, "--device", change.get("device", "cpu")),
+    )
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert out.exists() == bool(change.get("exists"))
+
+
+def test_ctrl_c_keeps_what_is_done(run: Path, picture: str, tmp_path: Path) -> None:
+    table = write(tmp_path / "posts.csv", [(picture, "a text")] * 20_000)
+    out = tmp_path / "out.csv"
+    process = start("predict.py", str(run), str(table), "--output", str(out))
+    deadline = time.monotonic() + 120
+    while not out.exists() or out.stat().st_size < 5_000:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    rows = read(out)
+    assert f"Interrupted: {len(rows)} of 20000 rows are in" in errors
+    assert 0 < len(rows) < 20_000
+    assert all(row["label"] for row in rows)
