@@ -1,0 +1,153 @@
+"""What disrupting and collating posts adds to reading and decoding them.
+
+Writes generated JPEG photos and texts to a temporary folder, then times, in one process and one
+thread: reading and decoding them (open, convert, resize to 224, tensor), and what
+`DisruptedDataset` and `collate` add to it. The two parts are measured in turn, round by round,
+and the ratio is the median over rounds, so that a busy machine slows both.
+
+    python benchmarks/disruption_speed.py --output disruption_speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from robustfusion.disruption import (
+    DisruptedDataset,
+    Disruption,
+    ImageCorruption,
+    TextCorruption,
+    collate,
+)
+
+CORRUPTIONS: dict[str, Any] = {"image": ImageCorruption(), "text": TextCorruption()}
+# The paper's settings that cost most: every image masked, and the mixture over both modalities.
+DISRUPTIONS = {
+    "fixed, image, C": Disruption(
+        ("image", "text"), setting="C", strategy="fixed", modality="image"
+    ),
+    "fixed, text, C": Disruption(
+        ("image", "text"), setting="C", strategy="fixed", modality="text"
+    ),
+    "random, C+D, rate 1.0": Disruption(("image", "text"), setting="C+D"),
+}
+
+
+def write_posts(folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
+    """Write photos with the texture of a natural one (spectrum 1/f) and short texts."""
+    rng = np.random.default_rng(seed)
+    words = [f"word{i}" for i in range(500)]
+    width, height = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) + 1 / width
+    for index in range(count):
+        spectrum = np.fft.rfft2(rng.standard_normal((3, height, width))) / frequency
+        picture = np.fft.irfft2(spectrum, s=(height, width))
+        picture = 128 + 55 * picture / picture.std()
+        pixels = np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        Image.fromarray(pixels).save(folder / f"{index}.jpg", quality=88)
+        text = " ".join(rng.choice(words, rng.integers(3, 25)))
+        (folder / f"{index}.txt").write_text(text, encoding="utf-8")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return a PIL image as a uint8 tensor (C, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def read(folder: Path, index: int) -> dict[str, Any]:
+    """Read and decode one post."""
+    with Image.open(folder / f"{index}.jpg") as opened:
+        image = opened.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    text = (folder / f"{index}.txt").read_text(encoding="utf-8")
+    return {"inputs": {"image": to_tensor(image), "text": text}, "label": index % 3}
+
+
+def disrupt(posts: list[dict[str, Any]], disruption: Disruption, batch_size: int) -> None:
+    """Plan, disrupt and collate `posts`, batch by batch."""
+    data = DisruptedDataset(posts, disruption, CORRUPTIONS)
+    for start in range(0, len(posts), batch_size):
+        collate([data[i] for i in range(start, min(start + batch_size, len(posts)))])
+
+
+def seconds(statement: str, **names: object) -> float:
+    """Return the time of one run of `statement`, after the caller has warmed it up."""
+    return Timer(statement, globals={**globals(), **names}).timeit(1).mean
+
+
+def measure(folder: Path, count: int, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Return times and ratios for every disruption."""
+    posts = [read(folder, index) for index in range(count)]
+    for disruption in DISRUPTIONS.values():
+        disrupt(posts, disruption, batch_size)
+    reading: list[float] = []
+    adding: dict[str, list[float]] = {name: [] for name in DISRUPTIONS}
+    for _ in range(rounds):
+        reading.append(
+            seconds("for i in range(count): read(folder, i)", folder=folder, count=count)
+        )
+        for name, disruption in DISRUPTIONS.items():
+            adding[name].append(seconds("disrupt(p, d, b)", p=posts, d=disruption, b=batch_size))
+    return {
+        "read_and_decode_s": statistics.median(reading),
+        "disrupt_and_collate": {
+            name: {
+                "s": statistics.median(times),
+                "ratio": statistics.median(
+                    [added / base for added, base in zip(times, reading, strict=True)]
+                ),
+            }
+            for name, times in adding.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--posts", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sizes", nargs="+", default=["340x256", "800x600"])
+    parser.add_argument("--output", type=Path, default=None, help="also write the record here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    record: dict[str, Any] = {
+        "posts": arguments.posts,
+        "batch_size": arguments.batch_size,
+        "rounds": arguments.rounds,
+        "seed": arguments.seed,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "sizes": {},
+    }
+    for size in arguments.sizes:
+        width, height = map(int, size.split("x"))
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_posts(folder, arguments.posts, (width, height), arguments.seed)
+            result = measure(folder, arguments.posts, arguments.batch_size, arguments.rounds)
+        record["sizes"][size] = result
+        print(
+            f"{size}: read and decode {arguments.posts} posts {result['read_and_decode_s']:.3f} s"
+        )
+        for case, row in result["disrupt_and_collate"].items():
+            print(f"  {case:24s} + {row['s']:.3f} s = {100 * row['ratio']:5.1f} %")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,381 @@
+"""The paper's Tables 1, 3 and 4 and Figures 3, 5 and 6 in our numbers, on MVSA-Single.
+
+    python benchmarks/paper_tables.py --mvsa DIR
+
+reads the frozen features of the data pack in DIR, trains every head, measures it over the grid of
+disruptions and writes records, figures and the page of results. Stopped, it goes on where it was:
+each training leaves a report in `--output`, and is not repeated while its settings stay the same.
+
+    python benchmarks/paper_tables.py --mvsa DIR --model my_head.py:MyHead
+
+adds a head of your own, made by `MyHead(dims, num_classes)` with `dims` the width of each
+modality, and writes the page and its figures to `--output` instead; examples/report.py shows
+such a class.
+
+Encoders are frozen, so the paper's head, whose encoders are trained, stands behind one trained
+linear layer a modality ("DRFHead.paper"). Without it ("on frozen features") its weights vanish.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from _data import Split, load_mvsa
+from _record import write_record
+from _render_mvsa import ASSETS, PAGE, render_record
+from _train import Standardized, Training, train
+from torch import nn
+
+from robustfusion import DRFClassifier, DRFHead
+from robustfusion.baselines import ConcatenationHead
+from robustfusion.datasets.duplicates import normalize_text
+from robustfusion.disruption import Disruption
+from robustfusion.evaluation import RobustnessReport, robustness_report
+from robustfusion.evaluation.grid import RATES
+from robustfusion.evaluation.statistics import combine_p_values, holm
+
+DEFAULT, PAPER, BASELINE = "DRFHead", "DRFHead.paper", "Concatenation + modality dropout"
+FROZEN = "DRFHead.paper on frozen features"
+ABLATIONS = {
+    "without sample-based recovery": "sample_recovery",
+    "without distribution-based recovery": "distribution_recovery",
+    "without Gaussian probability": "gaussian_quality",
+    "without pair expansion": "expansion",
+    "without distribution constraint": "distribution_constraint",
+}
+WIDTH = 64  # of the trained linear layers before the paper's head
+DISRUPTION_SEEDS = (0, 1, 2)
+BINS = 24
+POINTS = 120  # posts in the figure of recovered features
+
+Maker = Callable[[Mapping[str, int], int], nn.Module]
+
+
+class Job(NamedTuple):
+    """One training: `rate` is the share of training posts that are disrupted (C+D)."""
+
+    row: str
+    seed: int
+    rate: float = 0.0
+
+    @property
+    def file(self) -> str:
+        """Name of its report."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.row.lower()).strip("-")
+        return f"{slug}-seed{self.seed}-rate{self.rate:g}.json"
+
+
+def projected(dims: Mapping[str, int], num_classes: int, **switches: bool) -> nn.Module:
+    """The paper's head behind a linear layer a modality: features that move as it trains."""
+    encoders = {name: nn.Linear(dim, WIDTH) for name, dim in dims.items()}
+    with torch.no_grad():
+        for encoder in encoders.values():
+            # Densities (9) of features of unit scale and this width would start near zero.
+            encoder.weight.mul_(0.1)
+    return DRFClassifier(
+        encoders, DRFHead.paper(dict.fromkeys(dims, WIDTH), num_classes, **switches)
+    )
+
+
+def makers() -> dict[str, Maker]:
+    """Every row by name, in the order of the tables."""
+    return {
+        DEFAULT: DRFHead,
+        PAPER: projected,
+        **{row: partial(projected, **{switch: False}) for row, switch in ABLATIONS.items()},
+        BASELINE: partial(ConcatenationHead, modality_dropout=0.3),
+        FROZEN: DRFHead.paper,
+    }
+
+
+def training_of(row: str, epochs: int) -> Training:
+    """Rates chosen on the validation posts, among 3e-4 and 1e-3."""
+    return Training(epochs=epochs, lr=1e-3 if row == PAPER or row in ABLATIONS else 3e-4)
+
+
+def schedule(own: Sequence[str], seeds: Sequence[int], rate_seeds: Sequence[int]) -> Iterator[Job]:
+    """All trainings, so ordered that a run that is stopped early has the most needed ones."""
+    curves = [DEFAULT, PAPER, BASELINE, *own]
+    for seed in seeds[:2]:
+        yield from (Job(row, seed) for row in (*curves, *ABLATIONS))
+    yield from (Job(row, seed, rate) for seed in rate_seeds for rate in RATES for row in curves)
+    for seed in seeds[2:]:
+        yield from (Job(row, seed) for row in (*curves, *ABLATIONS))
+    yield Job(FROZEN, seeds[0])
+
+
+class Seen(nn.Module):
+    """The model as it is, with the inner head as `head`, where a report looks for features."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        inner = model.head
+        self.head = inner.head if isinstance(inner, DRFClassifier) else inner
+
+    def forward(self, features: Any, available: Any) -> Any:
+        """As the model."""
+        return self.model(features, available)
+
+
+def measure(
+    job: Job, make: Maker, training: Training, splits: Mapping[str, Split], path: Path
+) -> None:
+    """Train and write the report of the test posts, unless it is there with these settings."""
+    settings = {**job._asdict(), **asdict(training), "threads": torch.get_num_threads()}
+    if path.exists():
+        kept = RobustnessReport.from_json(path).context.record
+        if kept.get("settings") == settings:
+            return
+    split, test = splits["train"], splits["test"]
+    disruption = None
+    if job.rate:
+        disruption = Disruption(
+            tuple(split.dims), "C+D", strategy="random", disruption_rate=job.rate
+        )
+    begun = time.process_time()
+    model = train(
+        lambda: Standardized(make(split.dims, split.num_classes), split.features),
+        split,
+        training,
+        job.seed,
+        disruption=disruption,
+    )
+    seconds = round(time.process_time() - begun, 1)
+    report = robustness_report(
+        Seen(model),
+        test.evaluation(),
+        rates=(job.rate,) if job.rate else RATES,
+        seeds=DISRUPTION_SEEDS,
+        name=job.row,
+        replicates=0,
+        recovered_rows=POINTS if job == Job(PAPER, job.seed) else 0,
+        record={"settings": settings, "cpu_seconds": seconds},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.to_json(path)
+
+
+def texts_in_train(folder: Path) -> float:
+    """Share of the test posts whose text, but for handles, links and case, is also in train."""
+    with np.load(folder / "features.npz") as pack:
+        names = {
+            split: [str(i) for i in pack["id"][pack["split"] == split]]
+            for split in ("train", "test")
+        }
+
+    def texts(split: str) -> list[str]:
+        paths = [folder / "data" / f"{name}.txt" for name in names[split]]
+        return [normalize_text(path.read_bytes().decode("utf-8", "ignore")) for path in paths]
+
+    # Of some posts nothing is left.
+    known = set(texts("train")) - {""}
+    return float(np.mean([text in known for text in texts("test")]))
+
+
+def scores(reports: Sequence[RobustnessReport]) -> dict[str, Any]:
+    """What the tables need of one row: by condition and metric one number a training seed."""
+    metrics = ("accuracy", "macro_f1", "weighted_f1")
+    return {
+        key: {m: [round(getattr(r[key], m).value, 5) for r in reports] for m in metrics}
+        for key in reports[0].cells
+    }
+
+
+def p_values(
+    ours: Sequence[RobustnessReport], theirs: Sequence[RobustnessReport]
+) -> dict[str, float]:
+    """Paired tests by condition: over the seeds of training twice the median, then Holm's."""
+    found = [a.compare(b, replicates=1).cells for a, b in zip(ours, theirs, strict=False)]
+    keys = [key for key in found[0] if not key.startswith("random")]
+    raw = [combine_p_values(np.asarray([cells[key].mcnemar_p for cells in found])) for key in keys]
+    return dict(zip(keys, (round(float(p), 5) for p in holm(np.asarray(raw))), strict=True))
+
+
+def histogram(reports: Sequence[RobustnessReport], modality: str) -> dict[str, Any]:
+    """Quality scores of the first training, binned; lower ones than the first bin are in it."""
+    quality = reports[0].quality[modality]
+    clean, corrupted = quality.samples.clean, quality.samples.corrupted.ravel()
+    both = np.concatenate([clean, corrupted])
+    low, high = np.quantile(both, 0.01), both.max()
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+
+    def shares(values: Any) -> list[float]:
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        return [round(float(n), 4) for n in counts / len(values)]
+
+    return {
+        "edges": [round(float(e), 5) for e in edges],
+        "clean": shares(clean),
+        "corrupted": shares(corrupted),
+        "auroc": [round(r.quality[modality].auroc.value, 4) for r in reports],
+    }
+
+
+def recovered(report: RobustnessReport) -> dict[str, Any]:
+    """True and recovered features in the plane, by direction: principal axes and t-SNE."""
+    from sklearn.manifold import TSNE
+
+    found = {}
+    for (target, source), points in report.recovered.items():
+        joint = np.concatenate([points.true, points.recovered])
+        flat = TSNE(init="pca", random_state=0).fit_transform(joint)
+        count = len(points.true)
+
+        def packed(values: Any) -> str:
+            return " ".join(f"{x:.3g},{y:.3g}" for x, y in values)
+
+        distance = np.linalg.norm(points.true - points.recovered, axis=1).mean()
+        spread = np.linalg.norm(points.true - points.true.mean(0), axis=1).mean()
+        found[f"{target} from {source}"] = {
+            "pca": {"true": packed(joint[:count, :2]), "recovered": packed(joint[count:, :2])},
+            "tsne": {"true": packed(flat[:count]), "recovered": packed(flat[count:])},
+            "explained": [round(float(share), 4) for share in points.explained[:2]],
+            "distance_by_spread": round(float(distance / spread), 4),
+        }
+    return found
+
+
+def collect(
+    reports: Mapping[Job, RobustnessReport],
+    rows: Sequence[str],
+    folder: Path,
+    splits: Mapping[str, Split],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two records: tables and curves, and the figures of single posts' numbers."""
+    clean: dict[str, list[RobustnessReport]] = {}
+    curves: dict[str, dict[str, dict[str, Any]]] = {}
+    seeds: dict[str, list[int]] = {}
+    for job, report in sorted(reports.items(), key=lambda item: item[0].seed):
+        if not job.rate:
+            clean.setdefault(job.row, []).append(report)
+            seeds.setdefault(job.row, []).append(job.seed)
+            continue
+        for key, cell in report.cells.items():
+            if key.startswith("random"):
+                place = curves.setdefault(job.row, {}).setdefault(
+                    key, {"seeds": [], "accuracy": []}
+                )
+                place["seeds"].append(job.seed)
+                place["accuracy"].append(round(cell.accuracy.value, 5))
+    first = next(iter(clean.values()))[0]
+    present = [row for row in rows if row in clean]
+    tables = {
+        "posts": {name: len(split) for name, split in splits.items()},
+        "majority": first.majority._asdict(),
+        "texts_in_train": round(texts_in_train(folder), 4),
+        "disruption_seeds": list(DISRUPTION_SEEDS),
+        "rows": {
+            row: {
+                "seeds": seeds[row],
+                "training": asdict(
+                    training_of(row, clean[row][0].context.record["settings"]["epochs"])
+                ),
+                "cpu_seconds": [r.context.record["cpu_seconds"] for r in clean[row]],
+                "scores": scores(clean[row]),
+                "p_values": {} if row == BASELINE else p_values(clean[row], clean[BASELINE]),
+                "auroc": {
+                    m: [round(r.quality[m].auroc.value, 4) for r in clean[row]]
+                    for m in first.context.modalities
+                    if all(m in r.quality for r in clean[row])
+                },
+            }
+            for row in present
+        },
+        "trained_disrupted": {row: curves[row] for row in rows if row in curves},
+        "known_rows": list(makers()),
+        "baseline": BASELINE,
+        "ablations": list(ABLATIONS),
+    }
+    scored = {row: clean[row] for row in (DEFAULT, PAPER) if row in clean}
+    figures = {
+        "quality": {
+            row: {modality: histogram(found, modality) for modality in found[0].quality}
+            for row, found in scored.items()
+        },
+        "recovered": recovered(clean[PAPER][0]) if PAPER in clean else {},
+    }
+    return tables, figures
+
+
+def load_factory(where: str) -> tuple[str, Maker]:
+    """`path/to/file.py:factory` as its name and the function."""
+    path, _, name = where.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise SystemExit(
+            f"error: --model {where} must be FILE.py:FACTORY, and the file must exist"
+        )
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise SystemExit(f"error: --model: {path} has no {name}")
+    return name, factory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mvsa", type=Path, required=True, metavar="DIR", help="the data pack")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/paper_tables"), help="of reports"
+    )
+    parser.add_argument("--model", metavar="FILE.py:FACTORY", help="a head of your own")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row")
+    parser.add_argument("--rate-seeds", type=int, default=1, help="of these, for Figure 5")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no training after"
+    )
+    arguments = parser.parse_args()
+    if not (arguments.mvsa / "features.npz").is_file():
+        raise SystemExit(f"error: --mvsa {arguments.mvsa} has no features.npz")
+    torch.set_num_threads(1)
+    rows, own = makers(), []
+    if arguments.model:
+        name, factory = load_factory(arguments.model)
+        rows[name] = factory
+        own = [name]
+    splits = load_mvsa(arguments.mvsa / "features.npz")
+    seeds = list(range(arguments.seeds))
+    jobs = list(schedule(own, seeds, seeds[: arguments.rate_seeds]))
+    begun, reports = time.monotonic(), {}
+    for number, job in enumerate(jobs, 1):
+        path = arguments.output / "reports" / job.file
+        if path.exists() or time.monotonic() - begun < 60 * arguments.minutes:
+            training = training_of(job.row, 3 if job.row == FROZEN else arguments.epochs)
+            measure(job, rows[job.row], training, splits, path)
+            reports[job] = RobustnessReport.from_json(path)
+            clean = reports[job]["clean"].accuracy.value
+            print(f"{number}/{len(jobs)} {job.file}: clean {100 * clean:.1f}", flush=True)
+    lacking = {DEFAULT, PAPER, BASELINE, *own} - {job.row for job in reports if not job.rate}
+    if lacking:
+        raise SystemExit(
+            f"not trained yet: {', '.join(sorted(lacking))}. The same command goes on"
+        )
+    tables, figures = collect(reports, list(rows), arguments.mvsa, splits)
+    data = "MVSA-Single, 4,061 posts of the data pack, frozen EfficientNet-Lite0 and MiniLM-L6"
+    suffix = "_own" if own else ""
+    write_record(f"mvsa{suffix}", tables, data=data, seeds=seeds)
+    write_record(f"mvsa{suffix}_figures", figures, data=data, seeds=seeds)
+    page, assets = (arguments.output / "mvsa.md", arguments.output) if own else (PAGE, ASSETS)
+    for path in render_record(f"mvsa{suffix}", page, assets):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

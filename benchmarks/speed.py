@@ -1,0 +1,326 @@
+"""Speed and memory as ratios within one run: each row beside its goal.
+
+python benchmarks/speed.py            # writes benchmarks/results/speed.json
+python benchmarks/speed.py --quick    # a minute, for a look
+
+Peers are measured where they are installed: pytorch-metric-learning, scikit-learn, faiss. (lightly
+needs torchvision, of which there is no CPU build for the torch measured here.)
+"""
+
+import argparse
+import importlib.util
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from _record import write_record
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.benchmark import Timer
+
+from robustfusion import (
+    DRFHead,
+    FeatureQueue,
+    GaussianQualityEstimator,
+    NeighborQualityEstimator,
+)
+from robustfusion.functional import nearest_rows
+
+WIDTH = 768
+DIMS = {"image": WIDTH, "text": WIDTH}
+
+
+class Clock:
+    """Median milliseconds of a call; alternates the calls so that a slow spell hits them all."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, *calls: Callable[[], Any], rounds: int = 3) -> list[float]:
+        samples: list[list[float]] = [[] for _ in calls]
+        for _ in range(rounds):
+            for times, call in zip(samples, calls, strict=True):
+                timer = Timer("f()", globals={"f": call}, num_threads=torch.get_num_threads())
+                measured = timer.blocked_autorange(min_run_time=self.seconds)
+                times.append(measured.median * 1e3)
+        return [sorted(times)[len(times) // 2] for times in samples]
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def row(
+    what: str, ours: float, reference: float, goal: float | None, beside: str
+) -> dict[str, Any]:
+    ratio = ours / reference
+    return {
+        "what": what,
+        "ms": ours,
+        "beside": beside,
+        "beside_ms": reference,
+        "ratio": ratio,
+        "goal": goal,
+        "met": None if goal is None else ratio <= goal,
+    }
+
+
+def enqueue(clock: Clock) -> list[dict[str, Any]]:
+    rows = []
+    features, mask = torch.randn(256, WIDTH), torch.rand(256) < 0.7
+    for capacity in (512, 65536):
+        queue = FeatureQueue(WIDTH, capacity)
+        bare = torch.zeros(capacity, WIDTH)
+        slots = (torch.arange(256) + capacity - 100) % capacity
+        calls = [
+            lambda queue=queue: queue.enqueue(features, mask),
+            lambda bare=bare, slots=slots: bare.index_copy_(0, slots, features),
+        ]
+        names = []
+        if installed("pytorch_metric_learning"):
+            from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
+
+            memory = CrossBatchMemory(ContrastiveLoss(), WIDTH, memory_size=capacity)
+            labels = torch.zeros(256, dtype=torch.long)
+            calls.append(
+                lambda memory=memory, labels=labels: memory.add_to_memory(features, labels, 256)
+            )
+            names.append("pytorch-metric-learning CrossBatchMemory.add_to_memory, unmasked")
+        times = clock(*calls)
+        what = f"enqueue 256 × {WIDTH}, 70 % available, L = {capacity}"
+        rows.append(row(what, times[0], times[1], 1.5, "a bare index_copy_ of all 256 rows"))
+        rows += [
+            row(f"peer, L = {capacity}: {name}", time, times[1], None, "the same index_copy_")
+            for name, time in zip(names, times[2:], strict=True)
+        ]
+    return rows
+
+
+def statistics(clock: Clock) -> list[dict[str, Any]]:
+    rows = []
+    features = torch.randn(16, WIDTH)
+    for kind in ("spherical", "diag"):
+
+        def step(queue: FeatureQueue, kind: str = kind) -> None:
+            queue.enqueue(features)
+            assert queue.moments is not None
+            queue.moments.gaussian(kind)  # type: ignore[arg-type]
+
+        small, large = (
+            FeatureQueue(WIDTH, capacity, track_moments=True) for capacity in (512, 65536)
+        )
+        times = clock(
+            lambda small=small, step=step: step(small), lambda large=large, step=step: step(large)
+        )
+        rows.append(
+            row(f"enqueue 16 and {kind} moments, L = 65,536", times[1], times[0], 1.3, "L = 512")
+        )
+        estimator = GaussianQualityEstimator(WIDTH, covariance_type=kind)  # type: ignore[arg-type]
+        again = clock(
+            lambda large=large, estimator=estimator: estimator.fit(large.storage), rounds=1
+        )
+        rows.append(
+            row(
+                f"recomputing {kind} moments, L = 65,536",
+                again[0],
+                times[1],
+                None,
+                "kept up to date",
+            )
+        )
+    return rows
+
+
+def full_covariance(clock: Clock) -> list[dict[str, Any]]:
+    samples = torch.randn(2048, WIDTH)
+    estimator = GaussianQualityEstimator(WIDTH, covariance_type="full", shrinkage=0.1)
+    covariance = torch.cov(samples.T) + 0.1 * torch.eye(WIDTH)
+    refresh, cholesky, product = clock(
+        lambda: estimator.fit(samples),
+        lambda: torch.linalg.cholesky(covariance),
+        lambda: samples.T @ samples,
+    )
+    rows = [
+        row(
+            f"refresh of a full covariance, N = 2,048, D = {WIDTH}",
+            refresh,
+            cholesky + product,
+            2.0,
+            "one Cholesky factorisation and the covariance's matrix product",
+        )
+    ]
+    if installed("sklearn"):
+        from sklearn.covariance import EmpiricalCovariance
+
+        array = samples.numpy()
+        peer = clock(lambda: EmpiricalCovariance().fit(array), rounds=1)
+        rows.append(
+            row("peer: scikit-learn EmpiricalCovariance.fit", peer[0], refresh, None, "ours")
+        )
+    return rows
+
+
+def neighbours(clock: Clock) -> list[dict[str, Any]]:
+    rows = []
+    batch, capacity = 256, 65536
+    queries = F.normalize(torch.randn(batch, WIDTH), dim=-1)
+    stored = F.normalize(torch.randn(capacity, WIDTH), dim=-1)
+    inverse = torch.ones(capacity)
+    out = torch.empty(batch, capacity)
+    ours, product = clock(
+        lambda: nearest_rows(queries, stored, inverse, torch.zeros(batch)),
+        lambda: torch.mm(queries, stored.T, out=out),
+    )
+    what = f"10 nearest of {capacity:,}, B = {batch}, D = {WIDTH}"
+    rows.append(row(what, ours, product, 1.3, "its matrix product alone"))
+    if installed("faiss"):
+        import faiss
+
+        index = faiss.IndexFlatIP(WIDTH)
+        index.add(stored.numpy())
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        array = queries.numpy()
+        peer = clock(lambda: index.search(array, 10), rounds=1)
+        rows.append(row("peer: faiss IndexFlatIP.search", peer[0], ours, None, "ours"))
+    if installed("sklearn"):
+        from sklearn.neighbors import NearestNeighbors
+
+        search = NearestNeighbors(n_neighbors=10, algorithm="brute").fit(stored.numpy())
+        array = queries.numpy()
+        peer = clock(lambda: search.kneighbors(array), rounds=1)
+        rows.append(row("peer: scikit-learn NearestNeighbors, brute", peer[0], ours, None, "ours"))
+    return rows
+
+
+def concatenation() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(2 * WIDTH, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, 3),
+    )
+
+
+def default_head(capacity: int = 512) -> DRFHead:
+    quality = partial(NeighborQualityEstimator, capacity=capacity)
+    return DRFHead(DIMS, 3, hidden_features=WIDTH, quality=quality)
+
+
+def draw(batch: int) -> dict[str, Tensor]:
+    return {name: torch.randn(batch, dim) for name, dim in DIMS.items()}
+
+
+def fill(head: nn.Module, rows: int = 600) -> nn.Module:
+    with torch.no_grad():
+        for _ in range(math.ceil(rows / 64)):
+            head(draw(64))
+    return head
+
+
+def training(clock: Clock) -> list[dict[str, Any]]:
+    features, labels = draw(16), torch.randint(3, (16,))
+
+    def step(head: nn.Module) -> None:
+        head.zero_grad()
+        head.loss(head(features), labels).backward()  # type: ignore[operator]
+
+    plain, ours, paper = concatenation(), fill(default_head()), fill(DRFHead.paper(DIMS, 3))
+
+    def plain_step() -> None:
+        plain.zero_grad()
+        F.cross_entropy(plain(torch.cat(list(features.values()), dim=1)), labels).backward()
+
+    compiled = torch.compile(fill(default_head()), fullgraph=True, backend="inductor")
+
+    def compiled_step() -> None:
+        compiled.zero_grad()
+        compiled.loss(compiled(features), labels).backward()
+
+    times = clock(lambda: step(ours), plain_step, lambda: step(paper))
+    what = f"training step of DRFHead, D = F = {WIDTH}, B = 16, L = 512"
+    rows = [
+        row(what, times[0], times[1], 2.5, f"a three-layer concatenation of width {WIDTH}"),
+        row(what, times[0], times[2], 0.2, "DRFHead.paper, the equations to the letter"),
+    ]
+    try:
+        compiled_step()
+        fast = clock(compiled_step)
+        rows.append(row("the same step, compiled (inductor)", fast[0], times[0], None, "eager"))
+    except Exception as error:
+        rows.append({"what": f"compiled step: not measured ({type(error).__name__})"})
+    return rows
+
+
+def inference(clock: Clock) -> list[dict[str, Any]]:
+    rows = []
+    plain, head = concatenation().eval(), fill(default_head()).eval()
+    for batch, goal in ((1, 2.0), (256, None)):
+        features = draw(batch)
+        with torch.inference_mode():
+            ours, reference = clock(
+                lambda features=features: head(features),
+                lambda features=features: plain(torch.cat(list(features.values()), dim=1)),
+            )
+        what = f"inference of DRFHead, B = {batch}, L = 512"
+        rows.append(row(what, ours, reference, goal, "the concatenation"))
+    features = draw(256)
+    weights = [torch.randn(WIDTH, WIDTH) for _ in range(2)]
+    stored = [torch.randn(512, WIDTH) for _ in range(2)]
+    classify = torch.randn(WIDTH, 3)
+    hidden = torch.randn(256, 3, WIDTH)
+
+    def bare() -> None:
+        for x, weight, queue in zip(features.values(), weights, stored, strict=True):
+            x @ weight
+            x @ queue.T
+        hidden @ classify
+
+    with torch.inference_mode():
+        ours, reference = clock(lambda: head(features), bare)
+    rows.append(
+        row("inference of DRFHead, B = 256", ours, reference, 1.2, "its own matrix products, bare")
+    )
+    return rows
+
+
+def memory() -> list[dict[str, Any]]:
+    estimator = NeighborQualityEstimator(WIDTH, capacity=2048)
+    queue = estimator.queue.storage.numel() * 4
+    state = sum(b.numel() * b.element_size() for b in estimator.buffers())
+    return [
+        {
+            "what": f"state of NeighborQualityEstimator({WIDTH}), L = 2,048",
+            "bytes": state,
+            "beside": "the rows of its queue",
+            "beside_bytes": queue,
+            "ratio": state / queue,
+            "goal": 1.1,
+            "met": state / queue <= 1.1,
+        }
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    clock = Clock(0.2 if arguments.quick else 1.0)
+    rows: list[dict[str, Any]] = []
+    for part in (enqueue, statistics, full_covariance, neighbours, training, inference):
+        rows += part(clock)
+        print(part.__name__, flush=True)
+    rows += memory()
+    for found in rows:
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()})
+    if not arguments.quick:
+        write_record("speed", {"rows": rows}, data="random features", seeds=[0])
+
+
+if __name__ == "__main__":
+    main()
