@@ -1,0 +1,77 @@
+"""Sphinx reads the docstrings; ``material_pages`` writes pages for Material for MkDocs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.util.nodes import make_refnode
+
+_HERE = Path(__file__).parent
+# This folder for material_pages, docs/ for mathml, the root so that the code beside is documented.
+sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parents[1])]
+
+project = "robustfusion"
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "mathml",
+    "material_pages",
+]
+root_doc = "reference/index"
+html_math_renderer = "mathml"
+html_link_suffix = ".html"  # of the pages that MkDocs makes
+html_permalinks = False
+html_copy_source = False
+
+nitpicky = True
+# Everything of ours must resolve; what other libraries and Python define is not in our inventory.
+nitpick_ignore_regex = [
+    (
+        r"py:.*",
+        r"(torch|numpy|collections|pathlib|os|sklearn|transformers|huggingface_hub|PIL|matplotlib)\..*|(Path|type|ValueError|int|str|bool|float|dict|list|tuple|None|Any|Tensor)",
+    )
+]
+default_role = "code"
+highlight_language = "python"
+
+autosummary_generate = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_class_signature = "mixed"
+autodoc_default_options = {"exclude-members": "extra_repr"}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+add_module_names = False
+napoleon_custom_sections = ["Shape", "Reference"]
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+smartquotes_action = "D"  # dashes; quotes stay as they are written
+
+
+def _open_with_a_comment(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Keep napoleon from reading "The labels: one a row" of a property as a type and a text."""
+    if what in ("property", "attribute"):
+        lines[:0] = ["..", ""]  # an empty comment
+
+
+def _find_anywhere(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Resolve a short name, say of a function on the same page, where it names one thing."""
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.domains.python_domain
+    found = domain.find_obj(env, None, None, node["reftarget"], node["reftype"], searchmode=1)
+    places = {(entry.docname, entry.node_id) for _, entry in found}
+    if len(places) != 1:
+        return None
+    document, anchor = places.pop()
+    return make_refnode(app.builder, node["refdoc"], document, anchor, contnode)
+
+
+def setup(app: Any) -> None:
+    """Register both, the first before napoleon."""
+    app.connect("autodoc-process-docstring", _open_with_a_comment, priority=400)
+    app.connect("missing-reference", _find_anywhere)

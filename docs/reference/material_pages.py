@@ -1,0 +1,121 @@
+"""A Sphinx builder whose pages are Markdown, for Material for MkDocs to lay out.
+
+Sphinx reads docstrings, resolves references and writes the inventory. Here every page becomes a
+``.md`` file: headings and the names of documented members as Markdown headings, so that Material's
+table of contents and search know them, and all the rest as the HTML that Sphinx makes.
+"""
+
+import html
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
+from sphinx.writers.html5 import HTML5Translator
+
+
+class MaterialTranslator(HTML5Translator):
+    """HTML in which sections and descriptions are flat, under Markdown headings."""
+
+    def __init__(self, document: nodes.document, builder: Any) -> None:
+        super().__init__(document, builder)
+        self.described = 0  # depth of nested descriptions: a class is 1, its methods 2
+        self.page_title = ""
+
+    def heading(self, level: int, text: str, anchor: str) -> None:
+        """Write a Markdown heading."""
+        self.body.append(f"\n\n{'#' * level} {text} {{ #{anchor} }}\n\n")
+
+    def visit_section(self, node: nodes.Element) -> None:
+        self.section_level += 1
+
+    def depart_section(self, node: nodes.Element) -> None:
+        self.section_level -= 1
+
+    def visit_title(self, node: nodes.Element) -> None:
+        if not isinstance(node.parent, nodes.section):
+            super().visit_title(node)
+            return
+        text = "".join(
+            f"`{part.astext()}`" if isinstance(part, nodes.literal) else html.escape(part.astext())
+            for part in node.children
+        )
+        if self.section_level == 1:
+            self.page_title = node.astext()
+        self.heading(self.section_level, text, node.parent["ids"][0])
+        raise nodes.SkipNode
+
+    def visit_desc(self, node: nodes.Element) -> None:
+        self.described += 1
+
+    def depart_desc(self, node: nodes.Element) -> None:
+        self.described -= 1
+
+    def visit_desc_signature(self, node: nodes.Element) -> None:
+        anchor = node["ids"][0] if node["ids"] else ""
+        name = node.get("fullname", "").rpartition(".")[2]
+        identity = f' id="{anchor}"' if anchor else ""
+        if anchor and name != self.page_title and self.described <= 2:
+            self.heading(self.section_level + self.described, f"`{name}`", anchor)
+            identity = ""  # it is the heading's
+        kind = node.parent["objtype"]
+        self.body.append(f'<div class="signature {kind}"{identity} data-search-exclude><code>')
+        self.protect_literal_text += 1
+
+    def depart_desc_signature(self, node: nodes.Element) -> None:
+        self.protect_literal_text -= 1
+        self.body.append("</code></div>\n")
+
+    def visit_desc_content(self, node: nodes.Element) -> None:
+        pass
+
+    def depart_desc_content(self, node: nodes.Element) -> None:
+        self.body.append("\n")
+
+    def visit_literal_block(self, node: nodes.Element) -> None:
+        """Write a block as Material expects it: ``<pre><code>``, so that it has a copy button."""
+        language = node.get("language", "python")
+        if ">>>" in node.rawsource:
+            language = "pycon"
+        made = self.highlighter.highlight_block(node.rawsource, language, location=node)
+        body = made.partition("<pre>")[2].rpartition("</pre>")[0].removeprefix("<span></span>")
+        # A blank line would end the block of raw HTML for some Markdown readers.
+        body = body.rstrip("\n").replace("\n\n", "\n<span></span>\n")
+        self.body.append(f'<div class="highlight"><pre><code>{body}\n</code></pre></div>\n')
+        raise nodes.SkipNode
+
+    visit_doctest_block = visit_literal_block
+
+
+class MaterialBuilder(StandaloneHTMLBuilder):
+    """Write ``<docname>.md`` for each page, and ``objects.inv`` for the pages MkDocs makes."""
+
+    name = "material"
+    out_suffix = ".md"
+    default_translator_class = MaterialTranslator
+    search = False
+    copysource = False
+
+    def handle_page(
+        self,
+        pagename: str,
+        addctx: dict[str, Any],
+        templatename: str = "page.html",
+        outfilename: Any = None,
+        event_arg: Any = None,
+    ) -> None:
+        if "body" not in addctx:
+            return  # the general index and the like
+        path = Path(self.outdir) / f"{pagename}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(addctx["body"].lstrip(), encoding="utf-8")
+
+    def finish(self) -> None:
+        self.dump_inventory()
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the builder."""
+    app.add_builder(MaterialBuilder)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
