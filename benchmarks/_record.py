@@ -13,22 +13,29 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+# What can change a number; writing one record must not mark the next.
+_MEASURED = ("robustfusion", "examples", "benchmarks/*.py", "constraints.txt")
 
 
 def commit() -> str:
-    """Return the commit the working tree stands on, with a mark if it has been changed."""
-    root = Path(__file__).parent
+    """Return the commit that was measured, with a mark if its code has been changed since."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        name = _git("describe", "--always", "--exclude=*")
+        changed = _git("status", "--porcelain", "--", *_MEASURED)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+    return f"{name}-dirty" if changed else name
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
 def write_record(name: str, results: dict[str, Any], *, data: str, seeds: list[int]) -> Path:

@@ -171,7 +171,9 @@ class DRFHead(nn.Module):
         hidden = mixing @ embedded + (1 - mixing) @ self.tokens.to(embedded.dtype)
         hidden = self.dropout(F.relu(hidden))
         member_logits = self._member_logits(hidden) if self.training else None
-        candidate_logits = self.classifier(hidden)
+        candidate_logits = (
+            self.classifier(hidden) if member_logits is None else member_logits.mean(2)
+        )
 
         looks = {m: e.look(x[m].detach()) for m, e in self.estimators.items()}
         odds = torch.stack([e.log_odds(looks[m].score) for m, e in self.estimators.items()], dim=1)

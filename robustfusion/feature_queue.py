@@ -16,7 +16,8 @@ class FeatureQueue(nn.Module):
 
     The contents are those of a ``deque(maxlen=capacity)`` to which the available rows are appended
     in order. As a layer it returns its input and, in training mode, stores it: put it behind any
-    encoder. Storing is detached, needs no host synchronisation and accepts any batch size.
+    encoder. Storing is detached, needs no host synchronisation and accepts any batch size. A row
+    is stored as it is: keep NaN out with ``available``, as the heads do.
 
     All state is in persistent buffers, so a resumed run is the same run. Under
     ``DistributedDataParallel`` the default buffer broadcast overwrites the queues of all ranks

@@ -90,24 +90,22 @@ class RunningMoments(nn.Module):
         new = torch.stack([kept & ~wrapped, wrapped]).to(entering.dtype)
         old = new * (slots < self.count)
 
-        def change(pivot: Tensor) -> tuple[Tensor, Tensor]:
-            """What the rows before and after the ring closes change in sums about a pivot."""
-            entered = (new @ _powers(entering - pivot)).view(2, 3, -1)
-            left = (old @ _powers(leaving - pivot)).view(2, 3, -1)
-            return entered[0] - left[0], entered[1] - left[1]
+        def sums(counted: Tensor, rows: Tensor, pivot: Tensor) -> Tensor:
+            return (counted @ _powers(rows - pivot)).view(*counted.shape[:-1], 3, -1)
 
-        def written(pivot: Tensor) -> tuple[Tensor, Tensor]:
-            before, after = (new @ _powers(entering - pivot)).view(2, 3, -1)
-            return before, after
-
-        before, after = written(lap)
+        # Of the rows written before the ring closes, and of those of the next lap.
+        before, after = sums(new, entering, lap)
         closed = self.lap + before
         fresh_pivot = torch.where(closes, lap + closed[0] / self.capacity, lap)
         # When the ring closes, the rows of the lap are the whole ring: a fresh total, of which
         # the next lap has replaced some. When a batch replaces every row, its own rows are.
-        total = torch.where(closes, closed + change(lap)[1], self.totals + change(ring)[0])
+        total = torch.where(
+            closes,
+            closed + after - sums(old[1], leaving, lap),
+            self.totals + sums(new[0], entering, ring) - sums(old[0], leaving, ring),
+        )
         self.totals.copy_(torch.where(replaced, before + after, total))
-        self.lap.copy_(torch.where(closes, written(fresh_pivot)[1], closed))
+        self.lap.copy_(torch.where(closes, sums(new[1], entering, fresh_pivot), closed))
         self.pivots.copy_(torch.stack([torch.where(closes, lap, ring), fresh_pivot]))
         self.count.add_(stored).clamp_max_(self.capacity)
 

@@ -6,12 +6,9 @@ import pytest
 import torch
 from ranks import DIMS, buffers, make_head, run_ranks, shard, train_step, wrap
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from robustfusion import DRFClassifier
-
-fsdp = pytest.importorskip("torch.distributed.fsdp")
-if not hasattr(fsdp, "fully_shard"):  # before torch 2.6
-    pytest.skip("this torch has no fully_shard", allow_module_level=True)
 
 
 def sharded_worker(
@@ -22,7 +19,7 @@ def sharded_worker(
     if sharded:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world,))
         for module in (*model.encoders.values(), model.head, model):
-            fsdp.fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh)
         trained: Any = model
     else:
         trained = wrap(model)

@@ -1,0 +1,193 @@
+"""The site as a reader uses it: search, navigation, copy buttons, both schemes, a phone."""
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import needs_chromium, open_chromium
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+pytestmark = needs_chromium
+
+PAGES = (
+    "index.html",
+    "getting-started.html",
+    "choosing-parts.html",
+    "guides/missing-modalities.html",
+    "reference/index.html",
+    "reference/drf-head.html",
+    "reference/feature-queue.html",
+    "results/index.html",
+    "results/comparison.html",
+    "about/method.html",
+)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with open_chromium("1280,900") as driver:
+        yield driver
+
+
+@pytest.fixture
+def desktop(driver: Any) -> Any:
+    driver.set_window_size(1280, 900)
+    driver.get_log("browser")
+    driver.get_log("performance")
+    return driver
+
+
+def wait(driver: Any, condition: Any, seconds: float = 30) -> Any:
+    ignored = [StaleElementReferenceException]
+    return WebDriverWait(driver, seconds, ignored_exceptions=ignored).until(lambda _: condition())
+
+
+def find(driver: Any, selector: str) -> list[Any]:
+    """The elements that a reader sees."""
+    return [e for e in driver.find_elements("css selector", selector) if e.is_displayed()]
+
+
+def search(driver: Any, words: str) -> list[str]:
+    """Type the words, and return where the results lead, the best first."""
+    field = wait(driver, lambda: find(driver, "input.md-search__input"))[0]
+    field.send_keys(words)
+    found = wait(driver, lambda: find(driver, ".md-search-result__link"), seconds=60)
+    return [link.get_attribute("href") for link in found]
+
+
+def requested(driver: Any) -> list[str]:
+    entries = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [
+        entry["params"]["request"]["url"]
+        for entry in entries
+        if entry["method"] == "Network.requestWillBeSent"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("FeatureQueue", "reference/feature-queue.html"),
+        ("missing modalities", "guides/missing-modalities.html"),
+        ("assert_ignores_missing", "reference/assert-ignores-missing.html"),
+    ],
+)
+def test_search_finds(desktop: Any, address: str, words: str, page: str) -> None:
+    desktop.get(f"{address}/index.html")
+    assert any(f"/{page}" in link for link in search(desktop, words)[:3])
+
+
+def test_search_works_from_disk(desktop: Any, site: Path) -> None:
+    desktop.get((site / "guides" / "low-quality.html").as_uri())
+    found = search(desktop, "FeatureQueue")
+    assert any("reference/feature-queue.html" in link for link in found[:3])
+    desktop.get(found[0].split("?")[0])
+    assert find(desktop, "h1")
+
+
+def test_navigation_leads_from_home_to_a_class(desktop: Any, address: str) -> None:
+    desktop.get(f"{address}/index.html")
+    for text in ("Reference", "FeatureQueue"):
+        links = wait(
+            desktop,
+            lambda text=text: [
+                link
+                for link in find(desktop, ".md-tabs__link, .md-nav--primary .md-nav__link")
+                if link.text.strip() == text and link.tag_name == "a"
+            ],
+        )
+        links[0].click()
+    wait(desktop, lambda: desktop.current_url.endswith("/reference/feature-queue.html"))
+    assert find(desktop, "h1")[0].text.startswith("FeatureQueue")
+
+
+def test_reference_page_has_what_a_reader_needs(desktop: Any, address: str) -> None:
+    desktop.get(f"{address}/reference/drf-head.html")
+    article = find(desktop, "article")[0].text
+    for word in ("dims", "num_classes", "Raises", "Example", "available", "arxiv.org"):
+        assert word in article, word
+    assert find(desktop, "article math")
+    inside = [
+        link.get_attribute("href")
+        for link in find(desktop, "article a[href]")
+        if "reference/neighbor-quality-estimator.html" in link.get_attribute("href")
+    ]
+    desktop.get(inside[0])
+    assert "NeighborQualityEstimator" in find(desktop, "h1")[0].text
+
+
+def test_copy_button_copies_the_code(desktop: Any, address: str) -> None:
+    desktop.get(f"{address}/getting-started.html")
+    block = wait(desktop, lambda: find(desktop, ".highlight pre"))[0]
+    code = block.find_element("css selector", "code").text
+    button = wait(desktop, lambda: block.find_elements("css selector", "button[title^='Copy']"))[0]
+    ActionChains(desktop).move_to_element(block).click(button).perform()
+    field = find(desktop, "input.md-search__input")[0]
+    field.click()
+    field.send_keys(Keys.CONTROL, "v")
+    wait(desktop, lambda: field.get_attribute("value").strip() == code.strip())
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("page", PAGES)
+def test_page_fits_and_fetches_nothing_from_elsewhere(
+    desktop: Any, address: str, page: str, width: int
+) -> None:
+    desktop.set_window_size(width, 900)
+    desktop.get(f"{address}/{page}")
+    wait(desktop, lambda: desktop.execute_script("return document.readyState") == "complete")
+    urls = requested(desktop)
+    assert urls
+    assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
+    assert [entry["message"] for entry in desktop.get_log("browser")] == []
+    # What is wider than the page scrolls in a box of its own.
+    wide, inner = desktop.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= inner
+    broken = desktop.execute_script(
+        "return [...document.images].filter(i => !i.naturalWidth && i.offsetParent)"
+        ".map(i => i.src)"
+    )
+    assert broken == []
+
+
+def test_scheme_can_be_switched_and_stays(desktop: Any, address: str) -> None:
+    def scheme() -> tuple[str, str]:
+        name, color = desktop.execute_script(
+            "return [document.body.dataset.mdColorScheme,"
+            " getComputedStyle(document.body).backgroundColor]"
+        )
+        return name, color
+
+    desktop.get(f"{address}/index.html")
+    before = scheme()
+    wait(desktop, lambda: find(desktop, "label[title^='Switch to']"))[0].click()
+    wait(desktop, lambda: scheme()[0] != before[0] and scheme()[1] != before[1])
+    switched = scheme()[0]
+    desktop.get(f"{address}/getting-started.html")
+    wait(desktop, lambda: scheme()[0] == switched)
