@@ -31,7 +31,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
         state: What :func:`load_checkpoint` is to return.
 
     Raises:
-        TypeError: If the state holds anything else; says where.
+        TypeError: If the state holds anything else, or a tensor sharded over ranks; says where.
         ImportError: Without safetensors.
 
     Example:
@@ -74,7 +74,8 @@ def save_model(
         config: Anything JSON can hold, say the constructor's arguments.
 
     Raises:
-        TypeError: If JSON cannot hold the config, or the model's state holds no tensor.
+        TypeError: If JSON cannot hold the config, or the model's state holds something that is no
+            tensor or one sharded over ranks.
         ImportError: Without safetensors.
 
     Example:
@@ -241,6 +242,13 @@ def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _serialize(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
     from_tensors = _safetensors().save
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "full_tensor"):  # a DTensor
+            raise TypeError(
+                f"{name.split()[-1]} is sharded over ranks: save the full state, which "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict returns with "
+                "StateDictOptions(full_state_dict=True, cpu_offload=True)"
+            )
     # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)

@@ -1,14 +1,18 @@
 """Parameters sharded by FSDP2, over gloo on the CPU, train as replicated ones do."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ranks import DIMS, buffers, make_head, run_ranks, shard, train_step, wrap
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from robustfusion import DRFClassifier
+from robustfusion.checkpoint import load_checkpoint, save_checkpoint
 
 
 def sharded_worker(
@@ -17,7 +21,7 @@ def sharded_worker(
     head = make_head(kind)
     model: Any = DRFClassifier({name: nn.Linear(dim, dim) for name, dim in DIMS.items()}, head)
     if sharded:
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world,))
+        mesh = init_device_mesh("cpu", (world,))
         for module in (*model.encoders.values(), model.head, model):
             fully_shard(module, mesh=mesh)
         trained: Any = model
@@ -40,3 +44,29 @@ def test_sharded_training_is_replicated_training(kind: str) -> None:
             torch.testing.assert_close(parameters[name], parameter, rtol=1e-4, atol=1e-5)
         for name, buffer in expected[1].items():
             torch.testing.assert_close(state[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+def saving_worker(rank: int, world: int, folder: str) -> tuple[str, dict[str, Tensor]]:
+    model: Any = nn.Linear(4, 3)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    path = Path(folder) / f"{rank}.safetensors"
+    with pytest.raises(TypeError) as caught:
+        save_checkpoint(path, {"model": model.state_dict()})
+    assert not path.exists()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if rank == 0:
+        save_checkpoint(path, {"model": state})
+    return str(caught.value), {
+        name: p.full_tensor().detach() for name, p in model.named_parameters()
+    }
+
+
+def test_sharded_state_is_refused_and_its_full_state_is_saved(tmp_path: Path) -> None:
+    (message, expected), _ = run_ranks(2, saving_worker, str(tmp_path))
+    assert message.startswith("state.model.weight is sharded over ranks")
+    assert "full_state_dict=True" in message
+    saved = load_checkpoint(tmp_path / "0.safetensors")["model"]
+    assert set(saved) == {"weight", "bias"}
+    for name, parameter in expected.items():
+        torch.testing.assert_close(saved[name], parameter)
