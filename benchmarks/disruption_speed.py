@@ -5,14 +5,12 @@ thread: reading and decoding them (open, convert, resize to 224, tensor), and wh
 `DisruptedDataset` and `collate` add to it. The two parts are measured in turn, round by round,
 and the ratio is the median over rounds, so that a busy machine slows both.
 
-    python benchmarks/disruption_speed.py --output disruption_speed.json
+    python benchmarks/disruption_speed.py    # writes benchmarks/results/disruption_speed.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _record import write_record
 from PIL import Image
 from torch import Tensor
 from torch.utils.benchmark import Timer
@@ -32,6 +31,7 @@ from robustfusion.disruption import (
     collate,
 )
 
+SIZES = ((340, 256), (800, 600))
 CORRUPTIONS: dict[str, Any] = {"image": ImageCorruption(), "text": TextCorruption()}
 # The paper's settings that cost most: every image masked, and the mixture over both modalities.
 DISRUPTIONS = {
@@ -74,7 +74,7 @@ def read(folder: Path, index: int) -> dict[str, Any]:
     return {"inputs": {"image": to_tensor(image), "text": text}, "label": index % 3}
 
 
-def disrupt(posts: list[dict[str, Any]], disruption: Disruption, batch_size: int) -> None:
+def disrupt(posts: list[dict[str, Any]], disruption: Disruption, batch_size: int = 16) -> None:
     """Plan, disrupt and collate `posts`, batch by batch."""
     data = DisruptedDataset(posts, disruption, CORRUPTIONS)
     for start in range(0, len(posts), batch_size):
@@ -86,11 +86,11 @@ def seconds(statement: str, **names: object) -> float:
     return Timer(statement, globals={**globals(), **names}).timeit(1).mean
 
 
-def measure(folder: Path, count: int, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Return times and ratios for every disruption."""
+def measure(folder: Path, count: int, rounds: int, size: str) -> list[dict[str, Any]]:
+    """Return a row for every disruption."""
     posts = [read(folder, index) for index in range(count)]
     for disruption in DISRUPTIONS.values():
-        disrupt(posts, disruption, batch_size)
+        disrupt(posts, disruption)
     reading: list[float] = []
     adding: dict[str, list[float]] = {name: [] for name in DISRUPTIONS}
     for _ in range(rounds):
@@ -98,55 +98,39 @@ def measure(folder: Path, count: int, batch_size: int, rounds: int) -> dict[str,
             seconds("for i in range(count): read(folder, i)", folder=folder, count=count)
         )
         for name, disruption in DISRUPTIONS.items():
-            adding[name].append(seconds("disrupt(p, d, b)", p=posts, d=disruption, b=batch_size))
-    return {
-        "read_and_decode_s": statistics.median(reading),
-        "disrupt_and_collate": {
-            name: {
-                "s": statistics.median(times),
-                "ratio": statistics.median(
-                    [added / base for added, base in zip(times, reading, strict=True)]
-                ),
+            adding[name].append(seconds("disrupt(posts, d)", posts=posts, d=disruption))
+    rows = []
+    for name, times in adding.items():
+        ratio = statistics.median(a / r for a, r in zip(times, reading, strict=True))
+        rows.append(
+            {
+                "what": f"disrupting and collating {count:,} posts: {name}",
+                "ms": 1000 * statistics.median(times),
+                "beside": f"reading and decoding them, {size} JPEG",
+                "beside_ms": 1000 * statistics.median(reading),
+                "ratio": ratio,
+                "goal": 0.1,
+                "met": ratio < 0.1,
             }
-            for name, times in adding.items()
-        },
-    }
+        )
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--posts", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sizes", nargs="+", default=["340x256", "800x600"])
-    parser.add_argument("--output", type=Path, default=None, help="also write the record here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict[str, Any] = {
-        "posts": arguments.posts,
-        "batch_size": arguments.batch_size,
-        "rounds": arguments.rounds,
-        "seed": arguments.seed,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": platform.processor() or platform.machine(),
-        "sizes": {},
-    }
-    for size in arguments.sizes:
-        width, height = map(int, size.split("x"))
+    rows: list[dict[str, Any]] = []
+    for width, height in SIZES:
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_posts(folder, arguments.posts, (width, height), arguments.seed)
-            result = measure(folder, arguments.posts, arguments.batch_size, arguments.rounds)
-        record["sizes"][size] = result
-        print(
-            f"{size}: read and decode {arguments.posts} posts {result['read_and_decode_s']:.3f} s"
-        )
-        for case, row in result["disrupt_and_collate"].items():
-            print(f"  {case:24s} + {row['s']:.3f} s = {100 * row['ratio']:5.1f} %")
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_posts(Path(name), arguments.posts, (width, height), seed=0)
+            size = f"{width} × {height}"
+            rows += measure(Path(name), arguments.posts, arguments.rounds, size)
+    for row in rows:
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+    write_record("disruption_speed", {"rows": rows}, data="generated posts", seeds=[0])
 
 
 if __name__ == "__main__":

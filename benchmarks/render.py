@@ -12,30 +12,41 @@ PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
 README = Path(__file__).parent.parent / "README.md"
 
 
+SPEED = {
+    "speed": "The parts and the heads",
+    "evaluation_speed": "The robustness report",
+    "disruption_speed": "Disrupting posts",
+}
+
+
 def render_speed() -> None:
-    """Each row of the speed record beside its goal."""
-    record = read_record("speed")
-    machine = record["machine"]
+    """Each row of the speed records beside its goal."""
     lines = [
         "# Speed",
         "",
-        "Ratios within one run; times are medians and hold for this machine alone: "
-        f"{machine['cores']} cores, {machine['threads']} thread(s), torch {machine['torch']}. "
-        f"Written by `{record['command']}` at commit `{record['commit']}` on {record['date']}.",
-        "",
-        "| what | beside | ratio | goal | met |",
-        "|---|---|---:|---:|---|",
+        "Ratios within one run; times hold for the machine of that run alone.",
     ]
-    for row in record["results"]["rows"]:
-        if "ratio" not in row:
-            lines.append(f"| {row['what']} | | | | |")
-            continue
-        goal = "" if row["goal"] is None else f"≤ {row['goal']:g}"
-        met = {None: "", True: "yes", False: "**no**"}[row["met"]]
-        lines.append(
-            f"| {_with(row, 'what', '')} | {_with(row, 'beside', 'beside_')} | "
-            f"{row['ratio']:.2f} | {goal} | {met} |"
-        )
+    for name, title in SPEED.items():
+        record = read_record(name)
+        machine = record["machine"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"{machine['cores']} cores, {machine['threads']} thread(s), torch {machine['torch']}. "
+            f"Written by `{record['command']}` at commit `{record['commit']}` on "
+            f"{record['date']}.",
+            "",
+            "| what | beside | ratio | goal | met |",
+            "|---|---|---:|---:|---|",
+        ]
+        for row in record["results"]["rows"]:
+            goal = "" if row["goal"] is None else f"≤ {row['goal']:g}"
+            met = {None: "", True: "yes", False: "**no**"}[row["met"]]
+            lines.append(
+                f"| {_with(row, 'what', '')} | {_with(row, 'beside', 'beside_')} | "
+                f"{row['ratio']:.2f} | {goal} | {met} |"
+            )
     (PAGES / "speed.md").write_text("\n".join(lines) + "\n")
 
 
