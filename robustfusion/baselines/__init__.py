@@ -1,7 +1,8 @@
 """Every compared method, one file each, under the head contract of ``DRFHead``.
 
 ``output = head(features, available)`` has at least ``.logits``, ``.fused`` and ``.aux_loss``;
-``head.loss(output, labels)`` is the whole training objective.
+``head.loss(output, labels)`` is the whole training objective. As in ``DRFHead``, an available row
+(or token) that holds NaN, infinity or a value beyond 1e9 counts as missing.
 """
 
 from robustfusion.baselines._output import HeadOutput

@@ -36,12 +36,14 @@ def combine_dempster(evidence: Tensor, available: Tensor) -> Tensor:
     For opinions on single classes the rule ``b ∝ b₁b₂ + b₁u₂ + b₂u₁``, ``u ∝ u₁u₂`` reads
     ``e = e₁ + e₂ + e₁e₂ / C`` on the evidence, hence ``1 + e/C = Π (1 + eₘ/C)``: a sum of
     logarithms, without the division by one minus the conflict that cancels when views disagree.
-    A missing view adds zero, as the vacuous opinion must.
+    A missing view adds zero, as the vacuous opinion must. A product too large for float32 is
+    scaled down, all classes alike, so that their order stays.
     """
     classes = evidence.shape[-1]
     terms = torch.log1p(evidence / classes)
     total = terms.where(available.unsqueeze(-1), 0.0).sum(dim=1)
-    return classes * torch.expm1(total.clamp(max=MAX_LOG_STRENGTH))
+    excess = (total.amax(dim=-1, keepdim=True) - MAX_LOG_STRENGTH).clamp_min(0.0)
+    return classes * (torch.expm1(total - excess) - torch.expm1(-excess))
 
 
 def combine_mean(evidence: Tensor, available: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from robustfusion._modules import keep_rows
-from robustfusion._validation import check_available, check_features
+from robustfusion._head import make_safe
 
 
 def masked_inputs(
@@ -15,11 +14,8 @@ def masked_inputs(
     dims: Mapping[str, int],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Zero the unavailable rows and stack the masks into ``(B, M)``, in the order of ``dims``."""
-    batch = check_features(features, dims)
-    device = features[next(iter(dims))].device
-    masks = check_available(available, dims, batch, device)
-    inputs = {name: keep_rows(features[name], masks[name]) for name in dims}
-    return inputs, torch.stack([masks[name] for name in dims], dim=1)
+    inputs, present = make_safe(features, available, dims)
+    return inputs, torch.stack([present[name] for name in dims], dim=1)
 
 
 def drop_modalities(available: Tensor, probability: float) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from robustfusion._head import LARGEST
 from robustfusion._modules import ModuleDict
 from robustfusion._validation import check_available, check_mask, check_names, check_vectors
 
@@ -16,6 +17,8 @@ def masked_tokens(
     dims: Mapping[str, int],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Check the inputs and zero every token that is padding or belongs to a missing modality.
+
+    A token that holds NaN, infinity or a value beyond 1e9 counts as padding.
 
     Returns:
         Tokens ``{name: (B, L_m, D_m)}``, their validity ``{name: (B, L_m)}`` and what is available
@@ -37,15 +40,18 @@ def masked_tokens(
                 f"got {tuple(x.shape)}"
             )
         tokens[name] = x if x.ndim == 3 else x.unsqueeze(1)
-        if len(x) != len(features[first]):
+        if x.shape[0] != features[first].shape[0]:
             raise ValueError(
-                f'features["{name}"] has {len(x)} rows, but features["{first}"] has '
-                f"{len(features[first])}"
+                f'features["{name}"] has {x.shape[0]} rows, but features["{first}"] has '
+                f"{features[first].shape[0]}"
             )
     batch, device = features[first].shape[0], features[first].device
     rows = check_available(available, dims, batch, device)
     masks = _token_masks(token_mask, tokens, dims)
-    valid = {name: masks[name] & rows[name].unsqueeze(1) for name in dims}
+    valid = {
+        name: masks[name] & rows[name].unsqueeze(1) & (x.abs().amax(dim=-1) < LARGEST)
+        for name, x in tokens.items()
+    }
     clean = {name: tokens[name].where(valid[name].unsqueeze(-1), 0.0) for name in dims}
     return clean, valid, torch.stack([valid[name].any(dim=1) for name in dims], dim=1)
 

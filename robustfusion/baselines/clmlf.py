@@ -69,7 +69,7 @@ class CLMLFHead(nn.Module):
       no positions in the fusion, attention pooling, temperature 0.07, both weights 1.
     - Replaced: back-translation and image augmentation become dropping tokens (never all of a
       modality) in a second pass with its own dropout; vectors are normalised and a row is not
-      its own partner.
+      its own partner; blocks are pre-norm and, by default, 128 wide where the authors have 768.
     - Unverified: the schedule that freezes the text encoder for twenty epochs is the caller's.
     - Missing rule: the tokens of a missing modality are no keys; one learned token per modality
       takes their place, so that the row says what it lacks. Rows with nothing are in no contrast.
@@ -176,7 +176,7 @@ class CLMLFHead(nn.Module):
                 kept = torch.cat([mask[:, index, None], kept], dim=1)
                 for block in self.encoders[name]:
                     sequence = block(sequence, kept)
-            parts += [sequence, self.missing[index].expand(len(mask), 1, -1)]
+            parts += [sequence, self.missing[index].expand(mask.shape[0], 1, -1)]
             keep += [kept, ~mask[:, index, None]]
         sequence, kept = torch.cat(parts, dim=1), torch.cat(keep, dim=1)
         for block in self.fusion:

@@ -45,6 +45,7 @@ class ECMLHead(nn.Module):
     - Replaced: a true mean. A running pairwise mean, as in circulating code, would weigh the last
       view by one half and depend on the order; here any order of ``dims`` gives the same result.
       Annealing counts training steps.
+    - Unverified: networks, schedule and weight of the conflict term in the authors' runs.
     - Missing rule: the mean is over available views, conflict over available pairs. With
       everything missing there is no evidence: uniform prediction, uncertainty 1.
 

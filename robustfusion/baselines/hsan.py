@@ -33,14 +33,14 @@ class HSANHead(nn.Module):
         dims: Width of each modality, ``{name: D_m}``; at least two.
         num_classes: Number of classes ``C``.
         text: The modality to attend over; by default "text", else the first.
-        max_segments: Number of sentences per sample, if ``segment_ids`` are given.
+        max_segments: Most sentences per sample, if ``segment_ids`` are given.
         hidden_features: Width ``F`` of tokens and hidden layer.
         dropout: Dropout after the hidden layer.
 
     Shape:
         - features: ``{name: (B, D_m) or (B, L_m, D_m)}``; available: ``{name: (B,)}`` bool or
-          None; token_mask: ``{name: (B, L_m)}`` bool or None; segment_ids: ``(B, L)`` int64 in
-          ``[0, max_segments)`` for the text tokens, or None
+          None; token_mask: ``{name: (B, L_m)}`` bool or None; segment_ids: ``(B, L)`` int64, the
+          sentence of each text token, or None; those beyond ``max_segments`` join the last
         - logits ``(B, C)``; fused ``(B, F)``
 
     Example:
@@ -122,5 +122,8 @@ class HSANHead(nn.Module):
             raise ValueError(
                 f"segment_ids must have shape {tuple(valid.shape)}, got {tuple(segment_ids.shape)}"
             )
+        if segment_ids.dtype != torch.long:
+            raise TypeError(f"segment_ids must have dtype torch.long, got {segment_ids.dtype}")
+        sentence = segment_ids.clamp(0, self.max_segments - 1).unsqueeze(1)
         numbers = torch.arange(self.max_segments, device=valid.device).unsqueeze(-1)
-        return valid.unsqueeze(1) & (segment_ids.unsqueeze(1) == numbers)
+        return valid.unsqueeze(1) & (sentence == numbers)

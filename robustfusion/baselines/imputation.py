@@ -78,8 +78,10 @@ class ImputationHead(nn.Module):
     modalities that both hold.
 
     - Kept: the three standard imputations.
-    - Replaced: the neighbours come from a queue of recent training rows, not the whole set; a row
-      with missing modalities is stored too and helps where it can.
+    - Replaced: the neighbours come from a queue of recent training rows, not the whole set, are
+      found by cosine, not Euclidean distance, and count alike, not by their distance; a row with
+      missing modalities is stored too and helps where it can.
+    - Unverified: nothing.
     - Missing rule: the imputation itself. Without a usable neighbour, or before any row was seen,
       it is zero; with everything missing, "nearest" gives zeros.
 
@@ -181,7 +183,7 @@ class ImputationHead(nn.Module):
         sizes = [*self.dims.values(), len(self.dims)]
         *stored, holds = torch.split(at_least_float32(self.queue.storage), sizes, dim=1)
         held = (holds > 0.5) & self.queue.valid.unsqueeze(1)
-        similarity = mask.new_zeros(len(mask), len(held), dtype=holds.dtype)
+        similarity = mask.new_zeros(mask.shape[0], held.shape[0], dtype=holds.dtype)
         shared = torch.zeros_like(similarity)
         for index, name in enumerate(self.dims):
             both = mask[:, index, None] & held[:, index]

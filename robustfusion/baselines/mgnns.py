@@ -149,7 +149,7 @@ class MGNNSHead(nn.Module):
         """Read every channel's graph, cross the channels, classify."""
         tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         present = {name: mask[:, index, None] for index, name in enumerate(self.dims)}
-        queries = self.class_queries.expand(len(mask), -1, -1)
+        queries = self.class_queries.expand(mask.shape[0], -1, -1)
         projected = {name: layer(tokens[name]) for name, layer in self.projections.items()}
         channels: dict[str, Tensor] = {}
         for name, reader in self.readers.items():

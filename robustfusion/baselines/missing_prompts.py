@@ -24,8 +24,9 @@ class MissingPromptsHead(nn.Module):
 
     - Kept: input-level prompts per missing pattern, fresh ones at each layer.
     - Replaced: the pre-trained vision-language transformer becomes a small one over the projected
-      features or tokens, trained with the prompts; training hides modalities, so that every
-      prompt is trained even on complete data.
+      features or tokens, trained with the prompts; what a block makes of its prompts is dropped,
+      where the authors' code passes it on to the next block; training hides modalities, so that
+      every prompt is trained even on complete data.
     - Unverified: attention-level prompts are not built.
     - Missing rule: tokens of a missing modality are no keys of any attention, and the prompt says
       so; there is a prompt for nothing available.
@@ -104,15 +105,15 @@ class MissingPromptsHead(nn.Module):
         tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         if self.training:
             mask = drop_modalities(mask, self.modality_dropout)
-        parts = [self.class_token.expand(len(mask), 1, -1)]
-        keep = [mask.new_ones(len(mask), 1)]
+        parts = [self.class_token.expand(mask.shape[0], 1, -1)]
+        keep = [mask.new_ones(mask.shape[0], 1)]
         for index, (name, layer) in enumerate(self.projections.items()):
             parts.append(layer(tokens[name]) + self.kinds[index])
             keep.append(valid[name] & mask[:, index, None])
         sequence, kept = torch.cat(parts, dim=1), torch.cat(keep, dim=1)
         prompts = self.prompts[self.pattern(mask)]
         length = prompts.shape[2]
-        kept = torch.cat([mask.new_ones(len(mask), length), kept], dim=1)
+        kept = torch.cat([mask.new_ones(mask.shape[0], length), kept], dim=1)
         for depth, block in enumerate(self.blocks):
             prompted = torch.cat([prompts[:, depth], sequence], dim=1)
             sequence = block(prompted, kept)[:, length:]

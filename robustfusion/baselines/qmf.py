@@ -62,7 +62,8 @@ class QMFHead(nn.Module):
     - Replaced: the history lives in persistent buffers, a resumed run is the same run; it is the
       mean over the times a sample was seen, not the sum, so that missing rows do not look easy;
       the scores of a step come from the history before that step.
-    - Unverified: warm-up epochs of the paper's own runs.
+    - Unverified: warm-up epochs of the paper's own runs; the sign of the gap, which is added here,
+      so that confidence must differ by it, and subtracted in circulating code.
     - Missing rule: a missing modality has weight 0, no loss, no history. With everything missing
       the logits are zero, the uniform prediction.
 

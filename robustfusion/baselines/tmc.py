@@ -60,7 +60,8 @@ class TMCHead(nn.Module):
     - Kept: evidence, rule, loss and annealing; ETMC's pseudo-view from the concatenation.
     - Replaced: the rule is evaluated on evidence as :math:`1 + e/C = \prod_m (1 + e_m/C)`, the
       same opinion without dividing by one minus the conflict; :math:`t` counts training steps,
-      not epochs.
+      not epochs; each view has two hidden layers.
+    - Unverified: networks and schedule of the authors' runs.
     - Missing rule: a missing view holds the vacuous opinion :math:`b = 0, u = 1`, the identity of
       the rule: it drops out exactly and has no loss. The pseudo-view sees zeros in its place.
       With everything missing the prediction is uniform with uncertainty 1.

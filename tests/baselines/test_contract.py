@@ -165,6 +165,23 @@ def test_hidden_content_reaches_nothing(name: str, modalities: int, poison: floa
 
 
 @each_head
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e30])
+def test_an_available_row_beyond_use_counts_as_missing(name: str, broken: float) -> None:
+    head = make_head(name)
+    features, available, labels = make_batch()
+    twin = copy.deepcopy(head)
+    said = {**available, "text": available["text"].clone()}
+    said["text"][3] = False
+    expected = run(head, features, said, labels)
+    features["text"][3, 1] = broken
+    got = run(twin, features, available, labels)
+    assert_same(tuple(got[0]), tuple(expected[0]))
+    assert_same((got[1], *got[2]), (expected[1], *expected[2]))
+    assert_same(tuple(twin.buffers()) or got[1], tuple(head.buffers()) or expected[1])
+    assert all(x.isfinite().all() for x in (got[1], *got[2]))
+
+
+@each_head
 def test_assert_ignores_missing(name: str) -> None:
     features, available, labels = make_batch()
     batch = {"inputs": features, "available": available, "label": labels}
@@ -331,6 +348,27 @@ def test_errors_name_the_modality(name: str) -> None:
         head.loss(output, labels.float())
 
 
+# Those that build tensors of the batch's size; the others have no shape to get wrong.
+@pytest.mark.parametrize("name", [*TOKEN_HEADS, "nearest"])
+def test_exports_with_any_batch_size(name: str) -> None:
+    head = make_head(name).eval()
+    features, available, _ = make_batch()
+    sizes = {key: {0: torch.export.Dim("batch")} for key in features}
+    program = torch.export.export(head, (features, available), dynamic_shapes=(sizes, sizes))
+    features, available, _ = make_batch(5)
+    got = program.module()(features, available)
+    torch.testing.assert_close(got.logits, head(features, available).logits)
+
+
+@each_head
+def test_the_docstring_is_a_card(name: str) -> None:
+    card = type(make_head(name)).__doc__ or ""
+    wanted = ["- Kept: ", "- Replaced: ", "- Missing rule: "]
+    if "Reference:" in card:
+        wanted.append("- Unverified: ")
+    assert [line for line in wanted if line not in card] == []
+
+
 @each_head
 def test_constructor_errors(name: str) -> None:
     with pytest.raises(ValueError, match="dims"):
@@ -350,6 +388,22 @@ def test_tokens(name: str, modalities: int) -> None:
     twin = copy.deepcopy(head)
     expected = run(head, features, available, labels, token_mask=masks)
     got = run(twin, poisoned, available, labels, token_mask=masks)
+    assert_same(tuple(got[0]), tuple(expected[0]))
+    assert_same((got[1], *got[2]), (expected[1], *expected[2]))
+    assert all(x.isfinite().all() for x in (got[1], *got[2]))
+
+
+@each_token_head
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e30])
+def test_a_token_beyond_use_counts_as_padding(name: str, broken: float) -> None:
+    head = make_head(name)
+    features, available, labels = make_batch(7, 2, tokens=4)
+    masks = {key: torch.ones(x.shape[:2]).bool() for key, x in features.items()}
+    masks["image"][2, 1] = False
+    twin = copy.deepcopy(head)
+    expected = run(head, features, available, labels, token_mask=masks)
+    features["image"][2, 1, 0] = broken
+    got = run(twin, features, available, labels)
     assert_same(tuple(got[0]), tuple(expected[0]))
     assert_same((got[1], *got[2]), (expected[1], *expected[2]))
     assert all(x.isfinite().all() for x in (got[1], *got[2]))

@@ -85,6 +85,18 @@ def test_combination_does_not_depend_on_the_order(combine: object) -> None:
     )
 
 
+def test_a_product_beyond_float32_keeps_order_and_shares() -> None:
+    torch.manual_seed(0)
+    evidence = 1000 * torch.rand(50, 6, CLASSES)
+    got = combine_dempster(evidence, torch.ones(50, 6).bool())
+    # In float64 the product itself: 1 + e / C = Π (1 + e_m / C).
+    exact = CLASSES * ((1 + evidence.double() / CLASSES).prod(dim=1) - 1)
+    assert (exact > 1e9).any(dim=-1).all()
+    assert (got.argmax(-1) == exact.argmax(-1)).all()
+    expected = ((exact + 1) / (exact + 1).sum(-1, keepdim=True)).float()
+    torch.testing.assert_close(log_expected_probability(got).exp(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_certain_views_in_total_conflict_stay_finite() -> None:
     evidence = torch.zeros(1, 6, CLASSES)
     evidence[0, ::2, 0] = evidence[0, 1::2, 1] = 1e7

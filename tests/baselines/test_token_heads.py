@@ -98,6 +98,13 @@ def test_hsan_sentences() -> None:
     assert not torch.allclose(two, one)
     with pytest.raises(ValueError, match="segment_ids must have shape"):
         head(tokens, segment_ids=torch.zeros(6, 3).long())
+    with pytest.raises(TypeError, match=r"segment_ids must have dtype torch\.long"):
+        head(tokens, segment_ids=torch.zeros(6, 7))
+    # No word is lost: sentences beyond the last join it.
+    many, few = torch.arange(7).expand(6, 7), torch.arange(7).clamp_max(2).expand(6, 7)
+    torch.testing.assert_close(
+        head(tokens, segment_ids=many).logits, head(tokens, segment_ids=few).logits
+    )
 
 
 def test_leading_modality() -> None:
