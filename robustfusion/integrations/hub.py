@@ -11,6 +11,7 @@ from robustfusion.checkpoint import CONFIG, WEIGHTS, load_model, read_config, sa
 from robustfusion.classifier import DRFClassifier
 from robustfusion.drf import DRFHead
 from robustfusion.evaluation import RobustnessReport
+from robustfusion.paper import PaperDRFHead
 
 try:
     from huggingface_hub import (
@@ -29,7 +30,54 @@ PAPER = "https://arxiv.org/abs/2511.18751"
 TASK = ("multimodal-classification", "Classification with missing or poor modalities")
 
 
-class HubDRFHead(DRFHead, ModelHubMixin, library_name="robustfusion"):
+class _HubModule(nn.Module, ModelHubMixin, library_name="robustfusion"):
+    """What head and classifier share: the card, and loading that refuses what does not fit."""
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **arguments: Any,
+    ) -> Self:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            fetched = snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=[CONFIG, WEIGHTS],
+            )
+            folder = Path(fetched)
+        model = cls._build(folder, **arguments)
+        load_model(model, folder)
+        return model.eval()
+
+    @classmethod
+    def _build(cls, folder: Path, **arguments: Any) -> Self:
+        """Return a model of the saved form, with weights of its own."""
+        raise NotImplementedError
+
+    def generate_model_card(
+        self,
+        *,
+        report: RobustnessReport | None = None,
+        dataset: str | None = None,
+        license: str | None = None,
+    ) -> ModelCard:
+        """Return the card; see :func:`model_card`."""
+        return model_card(self, report, dataset=dataset, license=license)
+
+
+class HubDRFHead(DRFHead, _HubModule):
     r"""A :class:`~robustfusion.DRFHead` with ``save_pretrained`` and ``from_pretrained``.
 
     The folder holds ``model.safetensors`` with weights, queues and calibration, ``config.json``
@@ -74,34 +122,11 @@ class HubDRFHead(DRFHead, ModelHubMixin, library_name="robustfusion"):
         save_model(self, save_directory, {"head": arguments_of(self)})
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **arguments: Any,
-    ) -> Self:
-        folder = _fetch(model_id, revision, cache_dir, force_download, local_files_only, token)
-        head = cls(**{**_section(folder, "head"), **arguments})
-        load_model(head, folder)
-        return head.eval()
-
-    def generate_model_card(
-        self,
-        *,
-        report: RobustnessReport | None = None,
-        dataset: str | None = None,
-        license: str | None = None,
-    ) -> ModelCard:
-        """Return the card; see :func:`model_card`."""
-        return model_card(self, report, dataset=dataset, license=license)
+    def _build(cls, folder: Path, **arguments: Any) -> Self:
+        return cls(**{**_section(folder, "head"), **arguments})
 
 
-class HubDRFClassifier(DRFClassifier, ModelHubMixin, library_name="robustfusion"):
+class HubDRFClassifier(DRFClassifier, _HubModule):
     r"""A :class:`~robustfusion.DRFClassifier` with ``save_pretrained`` and ``from_pretrained``.
 
     How to build your encoders only your code knows, so loading is given them, built but not
@@ -134,37 +159,19 @@ class HubDRFClassifier(DRFClassifier, ModelHubMixin, library_name="robustfusion"
         save_model(self, save_directory, config)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _build(  # type: ignore[override]
         cls,
+        folder: Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
         encoders: Mapping[str, nn.Module] | None = None,
         head: nn.Module | None = None,
     ) -> Self:
-        folder = _fetch(model_id, revision, cache_dir, force_download, local_files_only, token)
         if encoders is None:
             named = _section(folder, "encoders")
             raise ValueError(f"from_pretrained needs encoders=, one module for each of {named}")
         if head is None:
             head = HubDRFHead(**_section(folder, "head"))
-        model = cls(encoders, head)
-        load_model(model, folder)
-        return model.eval()
-
-    def generate_model_card(
-        self,
-        *,
-        report: RobustnessReport | None = None,
-        dataset: str | None = None,
-        license: str | None = None,
-    ) -> ModelCard:
-        """Return the card; see :func:`model_card`."""
-        return model_card(self, report, dataset=dataset, license=license)
+        return cls(encoders, head)
 
 
 def model_card(
@@ -196,6 +203,8 @@ def model_card(
     )
     head = getattr(model, "head", model)
     widths = ", ".join(f"{m} ({dim})" for m, dim in getattr(head, "dims", {}).items())
+    ours = isinstance(head, DRFHead | PaperDRFHead)
+    method = f"; the method is that of {PAPER}" if ours else ""
     lines = [
         "---",
         data.to_yaml(),
@@ -204,15 +213,16 @@ def model_card(
         f"# {title}",
         "",
         "Predicts from several modalities, each of which may be missing or of low quality. Made "
-        f"with `robustfusion`; the method is that of {PAPER}.",
+        f"with `robustfusion`{method}.",
         "",
         f"- Head: `{type(head).__name__}`" + (f", feature widths: {widths}" if widths else ""),
     ]
+    arguments = ["folder_or_repo"]
     if isinstance(model, HubDRFClassifier):
-        loading = f"{name}.from_pretrained(folder_or_repo, encoders=your_encoders)"
-    else:
-        loading = f"{name}.from_pretrained(folder_or_repo)"
+        arguments += ["encoders=your_encoders"]
+        arguments += [] if isinstance(head, HubDRFHead) else ["head=your_head"]
     if isinstance(model, ModelHubMixin):
+        loading = f"{name}.from_pretrained({', '.join(arguments)})"
         code = ["```python", f"from {__name__} import {name}", "", f"model = {loading}", "```"]
         lines += ["", *code]
     if report is None:
@@ -258,26 +268,3 @@ def _section(folder: Path, name: str) -> Any:
     if name not in config:
         raise ValueError(f"{folder / CONFIG} says nothing of the {name}: pass {name}=")
     return config[name]
-
-
-def _fetch(
-    model_id: str,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    force_download: bool,
-    local_files_only: bool,
-    token: str | bool | None,
-) -> Path:
-    """Return a folder as it is, or download the two files from the hub."""
-    if Path(model_id).is_dir():
-        return Path(model_id)
-    folder = snapshot_download(
-        model_id,
-        revision=revision,
-        cache_dir=cache_dir,
-        force_download=force_download,
-        local_files_only=local_files_only,
-        token=token,
-        allow_patterns=[CONFIG, WEIGHTS],
-    )
-    return Path(folder)

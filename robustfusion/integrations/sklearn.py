@@ -307,7 +307,7 @@ def _on_cpu(output: Any) -> _Result:
     quality = getattr(output, "log_quality", None)
     if quality is not None:
         quality = {name: value.cpu().double() for name, value in quality.items()}
-    return _Result(output.logits.cpu().double(), quality)
+    return _Result(output.logits.detach().cpu().double(), quality)
 
 
 def _is_dict(X: Any) -> bool:

@@ -1,5 +1,6 @@
 """Models of transformers as encoders, and batches for them in which a modality may be missing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -28,13 +29,15 @@ class TransformersEncoder(nn.Module):
     token of a CLIP text tower, say, has seen no other. A model that carries both modalities
     (``CLIPModel``) is two encoders: give ``model.vision_model`` and ``model.text_model``.
 
-    The model is registered as it is; freeze it with ``requires_grad_(False)`` and ``eval()``.
+    The model is registered as it is. To freeze it, ``encoder.requires_grad_(False)``, and
+    ``encoder.eval()`` after each ``train()`` of what holds it, which switches its dropout on.
     With "cls" or "mean" a BERT's pooler gets no gradient: load the model with
     ``add_pooling_layer=False`` under ``DistributedDataParallel``.
 
     Args:
         model: What ``AutoModel.from_pretrained`` returns, for images or texts.
         pooling: One of the table.
+        dim: Width D, for a model whose config does not tell, such as MobileNetV2.
 
     Attributes:
         dim: Width D of the vectors.
@@ -58,7 +61,7 @@ class TransformersEncoder(nn.Module):
         (16, torch.Size([4, 16]))
     """
 
-    def __init__(self, model: nn.Module, *, pooling: Pooling) -> None:
+    def __init__(self, model: nn.Module, *, pooling: Pooling, dim: int | None = None) -> None:
         super().__init__()
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be in {list(get_args(Pooling))}, got {pooling!r}")
@@ -76,7 +79,9 @@ class TransformersEncoder(nn.Module):
         self.model = model
         self.pooling: Pooling = pooling
         self.main_input: str = getattr(model, "main_input_name", "input_ids")
-        self.dim = _width(config, pooling)
+        if dim is not None:
+            check_positive(dim, "dim")
+        self.dim = _width(config, pooling) if dim is None else dim
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Encode a batch."""
@@ -128,10 +133,10 @@ class TransformersEncoder(nn.Module):
 class TransformersCollate:
     """A collate function for images and texts that may be missing: tensors and masks out.
 
-    A missing input is ``None``, a text of blanks only, or one whose sample says so in
-    ``available``. In its place comes a placeholder that keeps every model finite: a black image,
-    or a lone mask token (a transformer that attends to nothing returns NaN). The mask sees to it
-    that nothing of a placeholder reaches the prediction.
+    A missing input is ``None``, a text of blanks only, NaN as in an empty cell of a data frame, or
+    one whose sample says so in ``available``. In its place comes a placeholder that keeps every
+    model finite: a black image, or a lone mask token (a transformer that attends to nothing
+    returns NaN). The mask sees to it that nothing of a placeholder reaches the prediction.
 
     Args:
         processors: For each modality that needs one, a tokenizer or an image processor of
@@ -190,17 +195,34 @@ class TransformersCollate:
         Returns:
             What that function returns, ``inputs[name]`` being what the processor made.
         """
-        checked = [{**sample, "available": self._available(sample)} for sample in samples]
-        batch = collate(checked)
+        bare = [
+            {**sample, "inputs": self._others(sample), "available": self._available(sample)}
+            for sample in samples
+        ]
+        batch = collate(bare)
         for name, processor in self.processors.items():
             if name not in batch["inputs"]:
                 raise ValueError(
                     f'processors has the key "{name}", samples have {list(batch["inputs"])}'
                 )
-            values, present = batch["inputs"][name], batch["available"][name].tolist()
+            values = [sample["inputs"][name] for sample in samples]
+            present = batch["available"][name].tolist()
             process = self._tokenize if self._texts[name] else _process_images
             batch["inputs"][name] = dict(process(processor, values, present))
         return batch
+
+    def _others(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs without those that a processor is to read."""
+        others = dict(sample["inputs"])
+        for name, value in others.items():
+            if name in self.processors:
+                others[name] = None
+            elif value is None:
+                raise ValueError(
+                    f'inputs["{name}"] is None, and no processor makes a placeholder for it: pass '
+                    f'one of the right shape and available["{name}"] = False'
+                )
+        return others
 
     def _available(self, sample: Mapping[str, Any]) -> dict[str, bool]:
         said = sample.get("available") or {}
@@ -221,7 +243,9 @@ class TransformersCollate:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _process_images(processor: Any, images: list[Any], present: list[bool]) -> Any:
@@ -245,5 +269,6 @@ def _width(config: Any, pooling: Pooling) -> int:
         if isinstance(value, list | tuple) and value:
             return int(value[-1])
     raise ValueError(
-        f"{type(config).__name__} has no {' or '.join(names)}, which pooling={pooling!r} needs"
+        f"{type(config).__name__} has no {' or '.join(names)}, which pooling={pooling!r} needs: "
+        "give dim="
     )

@@ -151,7 +151,11 @@ def test_a_card_without_a_report_says_so() -> None:
     text = str(HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)).generate_model_card())
     assert "No robustness report came with this model" in text
     assert "image (6), text (4)" in text
-    assert "encoders=your_encoders" in text
+    assert "(folder_or_repo, encoders=your_encoders)" in text
+    assert "the method is that of" in text
+    other = str(HubDRFClassifier(encoders(), ConcatenationHead(DIMS, 3)).generate_model_card())
+    assert "(folder_or_repo, encoders=your_encoders, head=your_head)" in other
+    assert "the method is that of" not in other
 
 
 def test_push_uploads_the_folder(monkeypatch: pytest.MonkeyPatch, report: Any) -> None:

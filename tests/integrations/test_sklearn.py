@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustfusion.baselines import ConcatenationHead
+from robustfusion.baselines import ConcatenationHead, MajorityHead
 
 base: Any = pytest.importorskip("sklearn.base")
 selection: Any = pytest.importorskip("sklearn.model_selection")
@@ -137,6 +137,8 @@ def test_a_head_of_ones_own() -> None:
     assert model.score(features, y) > 0.8
     with pytest.raises(AttributeError):
         model.log_quality(features)
+    majority = fast(head=MajorityHead, random_state=0).fit(features, y).predict(features)
+    assert len(set(majority)) == 1
 
 
 def test_mistakes_are_named() -> None:

@@ -139,6 +139,18 @@ def test_mistakes_are_named() -> None:
         TransformersEncoder(make_bert(add_pooling_layer=False), pooling="pooler")(tokens())
     with pytest.raises(ValueError, match="BertConfig has no projection_dim"):
         TransformersEncoder(make_bert(), pooling="projection")
+    with pytest.raises(ValueError, match="must give"):
+        TransformersEncoder(make_bert(), pooling="cls", dim=7)(tokens())
+
+
+def test_a_width_that_the_config_does_not_tell_is_given() -> None:
+    model = transformers.MobileNetV2Model(
+        transformers.MobileNetV2Config(image_size=32, depth_multiplier=0.1, min_depth=8)
+    ).eval()
+    with pytest.raises(ValueError, match="needs: give dim="):
+        TransformersEncoder(model, pooling="pooler")
+    encoder = TransformersEncoder(model, pooling="pooler", dim=1280)
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 1280)
 
 
 def samples(generator: np.random.Generator) -> list[dict[str, Any]]:
@@ -173,6 +185,22 @@ def test_collate_makes_masks_and_placeholders(tokenizer: Any, image_processor: A
     direct = image_processor([posts[0]["inputs"]["image"]], return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels[0], direct[0])
     assert bool((pixels[1] == pixels[1].flatten()[0]).all())
+
+
+def test_collate_takes_empty_cells_and_missing_pictures_among_tensors(
+    tokenizer: Any, image_processor: Any
+) -> None:
+    picture = torch.zeros(3, 40, 50, dtype=torch.uint8)
+    posts: list[dict[str, Any]] = [
+        {"inputs": {"image": picture, "text": "a"}},
+        {"inputs": {"image": None, "text": float("nan")}},  # NaN is pandas' empty cell
+    ]
+    batch = TransformersCollate({"image": image_processor, "text": tokenizer})(posts)
+    assert batch["inputs"]["image"]["pixel_values"].shape == (2, 3, 32, 32)
+    assert batch["available"]["image"].tolist() == [True, False]
+    assert batch["available"]["text"].tolist() == [True, False]
+    with pytest.raises(ValueError, match=r'inputs\["image"\] is None, and no processor'):
+        TransformersCollate({"text": tokenizer})(posts)
 
 
 def test_collate_cuts_long_texts_and_takes_other_modalities(tokenizer: Any) -> None:
