@@ -322,6 +322,11 @@ def test_wrong_types_are_named() -> None:
         Disruption("image")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="seed must be an int"):
         Disruption(BOTH, seed=0.5)  # type: ignore[arg-type]
+    for rate in ("0.5", True, None):
+        with pytest.raises(TypeError, match="disruption_rate must be a number, got"):
+            Disruption(BOTH, disruption_rate=rate)  # type: ignore[arg-type]
+    half: Any = np.float32(0.5)
+    assert Disruption(BOTH, disruption_rate=half).plan(["a"])
 
 
 @pytest.mark.parametrize(
@@ -866,6 +871,21 @@ def test_wrong_caches_are_named(cache: dict[str, Tensor]) -> None:
         disrupt_features(disruption, range(50), {"image": cache["image"]})
 
 
+def test_caches_must_be_floating_tensors(cache: dict[str, Tensor]) -> None:
+    disruption = Disruption(tuple(cache), setting="C", strategy="fixed", modality="image")
+    fine: Any = {"image": cache["image"] + 0.5}
+    odd: tuple[tuple[Any, str], ...] = (
+        (cache["image"].long(), r"torch\.int64"),  # would take a corruption rounded
+        (cache["image"].numpy(), "ndarray"),
+        (cache["image"].tolist(), "list"),
+    )
+    for values, found in odd:
+        with pytest.raises(TypeError, match=rf'features\["image"\] must be a .* got {found}'):
+            disrupt_features(disruption, range(50), {**cache, "image": values}, fine)
+        with pytest.raises(TypeError, match=rf'corrupted\["image"\], if no .* got {found}'):
+            disrupt_features(disruption, range(50), cache, {"image": values})
+
+
 # ---------------------------------------------------------------------------------------------
 # Datasets and collate functions
 # ---------------------------------------------------------------------------------------------
@@ -990,6 +1010,28 @@ def test_a_sample_that_lacks_a_modality_keeps_its_last() -> None:
     assert collated["available"]["text"].all()
 
 
+def test_counts_are_realised_where_it_is_said_what_is_missing() -> None:
+    class Some(Posts):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {**super().__getitem__(index), "available": {"image": index % 3 > 0}}
+
+    image = torch.arange(24) % 3 > 0
+    for setting in SETTINGS:
+        disruption = Disruption(BOTH, setting=setting, seed=1)
+        data = DisruptedDataset(Some(), disruption, CORRUPTIONS, available={"image": image})
+        samples = [data[i] for i in range(24)]
+        counts = data.plan.counts()
+        for name in BOTH:
+            assert counts["corrupted"][name] == sum(s["corrupted"][name] for s in samples)
+        gone = sum(not s["available"]["image"] for s in samples)
+        assert counts["discarded"]["image"] + 8 == gone
+        assert counts["spared"] == 8  # disrupted at rate 1, but their only modality stays
+        # What a sample says of itself counts, told before or not.
+        assert everything([collate(samples)]) == everything(
+            [collate([DisruptedDataset(Some(), disruption, CORRUPTIONS)[i] for i in range(24)])]
+        )
+
+
 def test_wrong_datasets_are_named() -> None:
     disruption = Disruption(BOTH, setting="C", strategy="fixed", modality="text")
     with pytest.raises(ValueError, match=r'corruptions\["text"\] is needed: 24 samples'):
@@ -1040,6 +1082,22 @@ def test_collate_shapes() -> None:
     uneven = [{"inputs": {"text": torch.zeros(n).long()}} for n in (3, 4)]
     with pytest.raises(ValueError, match=r'inputs\["text"\] has rows of different shapes'):
         collate(uneven)
+
+
+def test_collate_names_what_does_not_fit() -> None:
+    one = {"inputs": {"image": torch.zeros(2)}, "label": 1, "id": "a"}
+    for label in (np.int64(1), torch.tensor(1), True):
+        assert collate([{**one, "label": label}])["label"].tolist() == [1]
+    for wrong in (0.7, torch.tensor(0.7), "1", None):
+        with pytest.raises(TypeError, match="label must be an integer, got"):
+            collate([{**one, "label": wrong}])
+    with pytest.raises(ValueError, match="inputs must have the same keys in all samples"):
+        collate([one, {**one, "inputs": {"text": torch.zeros(2)}}])
+    for key in ("label", "id"):
+        rest = {name: value for name, value in one.items() if name != key}
+        for pair in ([one, rest], [rest, one]):
+            with pytest.raises(ValueError, match=f"{key} must be in all 2 samples or none, got 1"):
+                collate(pair)
 
 
 def test_placeholders_hold_nothing_of_the_content() -> None:

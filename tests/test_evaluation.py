@@ -618,6 +618,24 @@ def test_compare_refuses_what_is_not_paired(report: RobustnessReport) -> None:
         report.compare(run(noisy))
 
 
+def test_compare_where_nothing_was_disrupted_or_resampled() -> None:
+    options: dict[str, Any] = {"seeds": (0,), "replicates": 0}
+    clean = robustness_report(FakeHead(), make_data(), settings=(), **options)
+    found = clean.compare(clean, replicates=20)
+    assert list(found.cells) == ["clean"]
+    assert math.isnan(found.overall.value)
+    assert math.isnan(found.overall_p)
+    assert "Mean over the disrupted" not in found.to_markdown()
+    assert "nan" not in found.to_markdown()
+
+    whole = robustness_report(FakeHead(), make_data(), rates=(), **options)
+    other = robustness_report(FakeHead(seed=1), make_data(), rates=(), **options)
+    table = whole.compare(other, replicates=0)
+    assert math.isnan(table.overall_p)  # no replicates, no test: 1.0 would say "no difference"
+    assert table.overall.value != 0
+    assert "nan" not in table.to_markdown()
+
+
 # --- files ----------------------------------------------------------------------------------
 
 
@@ -634,6 +652,8 @@ def test_json_round_trip(report: RobustnessReport, tmp_path: Path) -> None:
         assert back.compare(report, replicates=10).overall.value == 0
     with pytest.raises(ValueError, match="not a robustness report"):
         RobustnessReport.from_json("{}")
+    with pytest.raises(ValueError, match="format None"):
+        RobustnessReport.from_json('{"cells": []}')
     with pytest.raises(ValueError, match="format 99"):
         RobustnessReport.from_json(json.dumps({**document, "format": 99}))
 
@@ -712,11 +732,28 @@ def test_progress_bar_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ({"seeds": (1, 1)}, "seeds must be"),
         ({"level": 1.0}, "level must be"),
         ({"batch_size": 0}, "batch_size must be"),
+        ({"replicates": -1}, "replicates must not be negative"),
+        ({"settings": ("C", "D", "C")}, "'fixed/image/C' comes twice"),
+        ({"rates": (0.5, 1.0, 0.5)}, "'random/0.5/C' comes twice"),
+        ({"rates": (1 / 3, 0.3333333)}, "'random/0.333333/C' comes twice"),
+        ({"record": {"lr": math.nan}}, "record must be what JSON can hold"),
+        ({"record": {"path": Path("runs")}}, "record must be what JSON can hold"),
     ],
 )
 def test_report_refuses(options: dict[str, Any], message: str) -> None:
+    head = FakeHead()
     with pytest.raises(ValueError, match=message):
-        robustness_report(FakeHead(), make_data(), **options)
+        robustness_report(head, make_data(), **options)
+    assert head.calls == 0  # told before the work, not after
+
+
+def test_seeds_may_come_from_numpy() -> None:
+    options: dict[str, Any] = {"rates": (), "settings": ("C",), "replicates": 0}
+    seeds: Any = np.arange(2)
+    found = robustness_report(FakeHead(), make_data(), seeds=seeds, **options)
+    assert found.context.seeds == (0, 1)
+    with pytest.raises(TypeError):
+        robustness_report(FakeHead(), make_data(), seeds=(0.5,), **options)  # type: ignore[arg-type]
 
 
 def test_report_refuses_labels_and_logits_that_do_not_fit() -> None:
@@ -748,6 +785,9 @@ def test_report_refuses_labels_and_logits_that_do_not_fit() -> None:
         ({"ids": ["a", "a", "b", "c"]}, "unique"),
         ({"corrupted": {"image": torch.zeros(4, 3)}}, r'corrupted\["image"\] must have shape'),
         ({"corrupted": {"sound": torch.zeros(4, 2)}}, "not among"),
+        ({"corrupted": {"image": torch.zeros(0, 4, 2)}}, r'corrupted\["image"\] must have shape'),
+        ({"available": {"image": torch.ones(3).bool()}}, r'available\["image"\] must have shape'),
+        ({"available": {"sound": torch.ones(4).bool()}}, "available has the key 'sound'"),
     ],
 )
 def test_cached_features_refuse(change: dict[str, Any], message: str) -> None:
@@ -757,6 +797,44 @@ def test_cached_features_refuse(change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ValueError, match=message):
         CachedFeatures(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [0, 1, 0, 1]}, "labels must be a tensor, got list"),
+        ({"features": {"image": np.zeros((4, 2)), "text": torch.zeros(4, 2)}}, "got ndarray"),
+        (
+            {"features": {"image": torch.zeros(4, 2), "text": torch.zeros(4, 2).long()}},
+            r'features\["text"\] must be a floating tensor, got torch.int64',
+        ),
+        ({"corrupted": {"image": None}}, r'corrupted\["image"\], .* got NoneType'),
+        ({"available": {"image": torch.ones(4)}}, r'available\["image"\] must be a bool tensor'),
+        ({"available": {"image": [True] * 4}}, r'available\["image"\] must .* got list'),
+        ({"ids": ["a", 0.5, "b", "c"]}, "a sample id must be a str or an int, got 0.5"),
+    ],
+)
+def test_cached_features_refuse_other_types(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "features": {"image": torch.zeros(4, 2), "text": torch.zeros(4, 2)},
+        "labels": torch.zeros(4, dtype=torch.long),
+    }
+    with pytest.raises(TypeError, match=message):
+        CachedFeatures(**{**arguments, **change})
+
+
+def test_an_id_is_the_same_from_python_numpy_and_torch() -> None:
+    options: dict[str, Any] = {"seeds": (0,), "replicates": 0, "rates": (0.5,)}
+    ids: tuple[Any, ...] = (range(90), list(np.arange(90)), torch.arange(90))
+    reports = [robustness_report(FakeHead(), make_data(ids=i), **options) for i in ids]
+    for other in reports[1:]:
+        assert other.context.fingerprint == reports[0].context.fingerprint
+        assert reports[0].compare(other, replicates=10).overall.value == 0
+    with pytest.raises(ValueError, match="unique"):
+        make_data(ids=torch.zeros(90, dtype=torch.long))
+    twins: Any = [3, np.int64(3)]
+    with pytest.raises(ValueError, match="ids must be 2 unique names, got 2, 1 of them unique"):
+        RawSamples([{"inputs": {"a": torch.zeros(1)}, "label": 0}] * 2, ids=twins)
 
 
 def test_unknown_condition_lists_the_known_ones(report: RobustnessReport) -> None:

@@ -7,13 +7,12 @@ from robustfusion.datasets.mvsa import MVSA
 from robustfusion.datasets.post_dataset import PostDataset
 from robustfusion.datasets.posts import make_posts
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
-from robustfusion.datasets.samples import Batch, Sample, collate_posts
+from robustfusion.datasets.samples import Sample
 from robustfusion.datasets.splits import Splits, load_splits, stratified_split
 from robustfusion.datasets.tumemo import TumEmo
 
 __all__ = [
     "MVSA",
-    "Batch",
     "DatasetReport",
     "Duplicates",
     "EncodedPosts",
@@ -23,7 +22,6 @@ __all__ = [
     "Sample",
     "Splits",
     "TumEmo",
-    "collate_posts",
     "encode",
     "load_splits",
     "make_posts",

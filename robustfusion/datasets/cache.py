@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+# What reading a damaged archive raises; zipfile's complaints about its header are RuntimeErrors.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class FeatureCache:
@@ -63,7 +67,7 @@ class FeatureCache:
             try:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
                     names, features = content["digests"].tolist(), content["features"]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except _DAMAGED:
                 continue
             rows = zip(names, features, strict=False)
             found.update({name: row for name, row in rows if name in wanted})

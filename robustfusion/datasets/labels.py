@@ -14,6 +14,7 @@ SENTIMENTS = ("positive", "neutral", "negative")
 
 # An id becomes a file name: nothing that could leave the data folder may pass.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_\-]+")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class LabelledPost(NamedTuple):
@@ -36,13 +37,15 @@ class Votes(NamedTuple):
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Return the numbered lines of a text file that are not blank.
 
-    Any line ending and any encoding is read; bytes that are not UTF-8 are left out.
+    Any line ending and any encoding that extends ASCII is read; bytes that are not UTF-8 are left
+    out.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig", errors="ignore")
     except OSError as error:
         raise FileNotFoundError(f"root must hold the label file {path}: {error}") from error
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
+    split = enumerate(_LINE_END.split(text), start=1)
+    lines = ((number, line.strip()) for number, line in split)
     return [(number, line) for number, line in lines if line]
 
 
@@ -110,12 +113,14 @@ def read_votes(path: Path) -> tuple[list[Votes], list[Problem]]:
     problems: list[Problem] = []
     seen: dict[str, Votes] = {}
     annotators: int | None = None
-    for number, line in read_lines(path):
+    lines = read_lines(path)
+    columns = Counter(line.count("\t") for _, line in lines)  # for a file without a header
+    for number, line in lines:
         fields = [field.strip() for field in line.split("\t")]
         if fields[0].lower() == "id":
             annotators = _check_header(fields, path)
             continue
-        annotators = annotators or max(len(fields) - 1, 1)
+        annotators = annotators or max(columns.most_common(1)[0][0], 1)
         reason = check_id(fields[0]) or _check_row(fields, annotators)
         if reason is None:
             pairs = [_split_pair(field) for field in fields[1:]]

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion.datasets.duplicates import connect, equal_groups, near_groups, normalize_text
@@ -118,6 +120,17 @@ class PostDataset(Dataset[Sample], ABC):
     def labels(self) -> list[int]:
         """The labels: positions in ``class_names``."""
         return [self.class_names.index(post.label_name) for post in self._posts]
+
+    @property
+    def available(self) -> dict[str, Tensor]:
+        """What was observed, bool (N,) by modality; without ``verify`` as far as it is known."""
+        facts = [self._facts.get(post.id) for post in self._posts]
+        return {
+            modality: torch.tensor(
+                [known is None or known.available[modality] for known in facts], dtype=torch.bool
+            )
+            for modality in ("image", "text")
+        }
 
     @property
     def posts(self) -> list[LabelledPost]:

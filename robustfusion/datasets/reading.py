@@ -1,6 +1,7 @@
 """Files of a post, read with distrust: every failure is a reason in words, never a surprise."""
 
 import hashlib
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,11 +72,11 @@ def read_text(path: Path) -> TextFacts:
     """Read a text as UTF-8, with the bytes that are not UTF-8 left out.
 
     Raises:
-        BadFileError: where it is missing, or nothing but blanks.
+        BadFileError: where it is missing, or nothing but blanks and control characters.
     """
     content = read_bytes(path)
     text = content.decode("utf-8-sig", errors="ignore").replace("\r\n", "\n").strip()
-    if not text:
+    if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadFileError(f"{path.name} holds no text ({len(content)} bytes)")
     try:
         content.decode("utf-8")
@@ -145,4 +146,6 @@ def _decode(content: bytes, name: str, *, small: bool) -> "Image.Image":
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise BadFileError(f"{name} may be a decompression bomb: {error}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
-        raise BadFileError(f"{name} cannot be decoded: {error}"[:200]) from error
+        # Pillow names the stream by its address in memory, which no two runs share.
+        reason = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))
+        raise BadFileError(f"{name} cannot be decoded: {reason}"[:200]) from error

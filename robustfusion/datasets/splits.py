@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 _NAMES = ("train", "val", "test")
 _ALIASES = {"dev": "val", "valid": "val", "validation": "val"}
 
@@ -113,25 +115,31 @@ def load_splits(path: str | os.PathLike[str]) -> Splits:
         ValueError: where the file is not such an object.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"path must be a JSON file of splits, {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object of lists, got {type(content).__name__}")
     parts = {_ALIASES.get(name, name): ids for name, ids in content.items()}
-    if set(parts) != set(_NAMES) or not all(isinstance(ids, list) for ids in parts.values()):
+    lists = all(isinstance(ids, list) for ids in parts.values())
+    # Fewer parts than there were: two names, such as "dev" and "validation", of one split.
+    if set(parts) != set(_NAMES) or len(parts) < len(content) or not lists:
         raise ValueError(f"{path} must hold lists under {_NAMES}, got {sorted(content)}")
+    for name, listed in parts.items():
+        odd = [post_id for post_id in listed if type(post_id) not in (str, int)]
+        if odd:
+            raise ValueError(f"{path} must hold ids under {name!r}, got {odd[0]!r}")
     ids = {name: [str(post_id) for post_id in parts[name]] for name in _NAMES}
     return Splits(ids["train"], ids["val"], ids["test"], source=Path(path).name)
 
 
 def stratified_split(
-    labels: Sequence[Hashable],
+    labels: Sequence[Hashable] | Tensor,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     *,
     seed: int,
     ids: Sequence[str],
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | Tensor | None = None,
 ) -> Splits:
     """Split ids so that each class has the same share in each split.
 
@@ -163,8 +171,11 @@ def stratified_split(
         raise ValueError(f"labels must have one entry for each id: {len(labels)} for {len(ids)}")
     if groups is not None and len(groups) != len(ids):
         raise ValueError(f"groups must have one entry for each id: {len(groups)} for {len(ids)}")
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-9:
         raise ValueError(f"fractions must be three shares that add up to 1, got {fractions}")
+    # Tensors of equal value are different keys, each a class of its own.
+    labels = labels.tolist() if isinstance(labels, Tensor) else labels
+    groups = groups.tolist() if isinstance(groups, Tensor) else groups
     label_of = dict(zip(ids, labels, strict=True))
     if len(label_of) != len(ids):
         raise ValueError(f"ids must be unique: {len(label_of)} of {len(ids)} differ")

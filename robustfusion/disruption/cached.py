@@ -50,6 +50,7 @@ def disrupt_features(
 
     Raises:
         ValueError: If keys or shapes do not fit, or what a corruption needs is not there.
+        TypeError: If features are no floating tensors, or `corrupted` holds something else.
 
     Example:
         >>> import torch
@@ -67,10 +68,12 @@ def disrupt_features(
         raise ValueError(
             f"features must have the keys {disruption.modalities}, got {tuple(features)}"
         )
-    for name in corrupted:
+    for name, source in corrupted.items():
         if name not in features:
             raise ValueError(f"corrupted has the key {name!r}, not among {disruption.modalities}")
+        check_source(name, source)
     for name, values in features.items():
+        check_floating(f'features["{name}"]', values)
         if values.ndim < 2 or len(values) != len(ids):
             raise ValueError(
                 f'features["{name}"] must have shape ({len(ids)}, ..., D), one row an id, '
@@ -90,6 +93,19 @@ def disrupt_features(
             )
         inputs[name] = result
     return DisruptedFeatures(inputs, observed, plan)
+
+
+def check_floating(where: str, values: object) -> None:
+    """Raise unless `values` is a floating tensor: others would take a corruption rounded."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{where} must be a floating tensor, got {found}")
+
+
+def check_source(name: str, source: object) -> None:
+    """Raise unless `source` says how features of a modality are corrupted."""
+    if not isinstance(source, FeatureCorruption):
+        check_floating(f'corrupted["{name}"], if no FeatureCorruption,', source)
 
 
 def _corrupted_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -62,11 +63,14 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
         it; `label`, long (B,); `id`, a list.
 
     Raises:
-        ValueError: If there are no samples, or tensors of one modality differ in shape.
+        ValueError: If there are no samples, they differ in what they hold, or tensors of one
+            modality differ in shape.
+        TypeError: If a label is no integer.
     """
     if not samples:
         raise ValueError("samples must not be empty")
     names = tuple(samples[0]["inputs"])
+    _check_alike(samples)
     batch: Batch = {
         "inputs": {
             name: _stack(f'inputs["{name}"]', [sample["inputs"][name] for sample in samples])
@@ -83,10 +87,31 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
             for name in names
         }
     if "label" in samples[0]:
-        batch["label"] = torch.tensor([int(sample["label"]) for sample in samples])
+        batch["label"] = torch.tensor([_label(sample["label"]) for sample in samples])
     if "id" in samples[0]:
         batch["id"] = [sample["id"] for sample in samples]
     return batch
+
+
+def _check_alike(samples: Sequence[Mapping[str, Any]]) -> None:
+    for key in ("label", "id", "corrupted"):
+        holders = sum(key in sample for sample in samples)
+        if 0 < holders < len(samples):
+            raise ValueError(f"{key} must be in all {len(samples)} samples or none, got {holders}")
+    names = set(samples[0]["inputs"])
+    for sample in samples:
+        if set(sample["inputs"]) != names:
+            raise ValueError(
+                f"inputs must have the same keys in all samples, got {sorted(names)} and "
+                f"{sorted(sample['inputs'])}"
+            )
+
+
+def _label(value: Any) -> int:
+    try:
+        return operator.index(value)  # not int(), which would make a class 0 of 0.7
+    except TypeError:
+        raise TypeError(f"label must be an integer, got {value!r}") from None
 
 
 def _stack(where: str, values: list[Any]) -> Any:
@@ -110,7 +135,8 @@ class DisruptedDataset(Dataset[Sample]):
 
     The plan for all samples is drawn at construction, from their ids, and no sample is read for
     it: `dataset.plan.counts()` are the realised counts. A sample that turns out to lack a modality
-    by itself is planned again with that in mind, so that the last one it has stays.
+    by itself is planned again with that in mind, so that the last one it has stays; that the
+    counts know of it too, say it in `available`.
 
     Args:
         dataset: Gives mappings with `inputs` (a mapping from modality to input) and, optionally,
@@ -120,6 +146,7 @@ class DisruptedDataset(Dataset[Sample]):
         ids: Names of the samples; without it `dataset.ids`, or else the indices 0, 1, ...
         transforms: For each modality, a function of the disrupted input, say from a PIL image to a
             normalised tensor. Corruption comes before, as corrupted pixels do.
+        available: For each modality, bool (N,), what was observed in the first place.
 
     Raises:
         ValueError: If ids are not unique, their number is wrong, a sample's own `id` is another
@@ -148,6 +175,7 @@ class DisruptedDataset(Dataset[Sample]):
         *,
         ids: Sequence[SampleId] | None = None,
         transforms: Mapping[str, Callable[[Any], Any]] | None = None,
+        available: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.dataset = dataset
         self.disruption = disruption
@@ -160,7 +188,7 @@ class DisruptedDataset(Dataset[Sample]):
             ids = range(len(dataset))
         if len(ids) != len(dataset):
             raise ValueError(f"ids must name {len(dataset)} samples, got {len(ids)}")
-        self.plan: DisruptionPlan = disruption.plan(ids)
+        self.plan: DisruptionPlan = disruption.plan(ids, available)
         _check_unique(self.plan.ids)
         _check_corruptions(self.plan, self.corruptions)
 

@@ -118,6 +118,10 @@ class Disruption:
                 )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
+        if isinstance(self.disruption_rate, bool | str) or not isinstance(
+            self.disruption_rate, int | float | np.number
+        ):
+            raise TypeError(f"disruption_rate must be a number, got {self.disruption_rate!r}")
         if not 0.0 <= self.disruption_rate <= 1.0:
             raise ValueError(f"disruption_rate must be in [0, 1], got {self.disruption_rate!r}")
         self._check_modality()

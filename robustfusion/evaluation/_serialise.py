@@ -109,8 +109,8 @@ def load(
     document = json.loads(text)
     if not isinstance(document, dict) or "cells" not in document:
         raise ValueError("source is not a robustness report")
-    if document["format"] != FORMAT:
-        raise ValueError(f"source has report format {document['format']}, expected {FORMAT}")
+    if document.get("format") != FORMAT:
+        raise ValueError(f"source has report format {document.get('format')}, expected {FORMAT}")
     context = Context(
         name=document["name"],
         modalities=tuple(document["modalities"]),

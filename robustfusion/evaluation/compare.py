@@ -1,5 +1,6 @@
 """Paired tests between two models on the same disrupted samples."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,7 +45,8 @@ class Comparison(NamedTuple):
         names: of the two models.
         cells: the differences by condition key.
         titles: condition titles by key.
-        overall: mean difference over all disrupted conditions, with its interval.
+        overall: mean difference over all disrupted conditions, with its interval; NaN where
+            nothing was disrupted.
         overall_p: its two-sided bootstrap p-value.
     """
 
@@ -74,6 +76,8 @@ class Comparison(NamedTuple):
             lines.append(
                 f"| {self.titles[key]} | {a} | {b} | {_points(cell.difference)} | {tested} |"
             )
+        if math.isnan(self.overall.value):
+            return "\n".join(lines) + "\n"
         lines += [
             "",
             f"Mean over the disrupted conditions: {_points(self.overall)}, "
@@ -83,10 +87,14 @@ class Comparison(NamedTuple):
 
 
 def _points(value: Estimate) -> str:
+    if math.isnan(value.low):
+        return f"{100 * value.value:+.1f}"
     return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
 
 
 def _p_value(p: float) -> str:
+    if math.isnan(p):
+        return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -168,11 +176,14 @@ def compare_reports(
         for key in tests
     }
     disrupted = [key for key in cells if key != "clean"]
-    mean = np.mean([values[key] for key in disrupted], axis=0)
+    mean, plain_mean = np.empty(0), math.nan
+    if disrupted:
+        mean = np.mean([values[key] for key in disrupted], axis=0)
+        plain_mean = float(np.mean([plain[key] for key in disrupted]))
     return Comparison(
         names=(first.name, second.name),
         cells=cells,
         titles={c.condition.key: c.condition.title for c in first_cells},
-        overall=estimate(float(np.mean([plain[k] for k in disrupted])), mean, first.level),
+        overall=estimate(plain_mean, mean, first.level),
         overall_p=bootstrap_p_value(mean),
     )

@@ -1,6 +1,6 @@
 """What a report is measured on: cached features, or raw samples for a model with encoders."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from robustfusion.disruption import (
     collate,
     disrupt_features,
 )
+from robustfusion.disruption._draws import canonical_id
+from robustfusion.disruption.cached import check_floating, check_source
 
 Rows = NDArray[np.int64]
 Batch = Mapping[str, Any]
@@ -61,6 +63,7 @@ class CachedFeatures:
 
     Raises:
         ValueError: if shapes or names do not fit.
+        TypeError: if a tensor is none, or of another dtype.
 
     Example:
         >>> from robustfusion.disruption import FeatureCorruption
@@ -84,19 +87,20 @@ class CachedFeatures:
         class_names: Sequence[str] | None = None,
     ) -> None:
         self.features = dict(features)
-        self.labels = labels.long()
         self.modalities = tuple(features)
         if len(self.modalities) < 2:
             raise ValueError(f"features must hold two modalities or more, got {self.modalities}")
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(
                 f"labels must be integers of shape (N,), got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}"
             )
-        self.ids = tuple(range(len(labels)) if ids is None else ids)
-        if len(self.ids) != len(labels) or len(set(self.ids)) != len(self.ids):
-            raise ValueError(f"ids must be {len(labels)} unique names, got {len(set(self.ids))}")
+        self.labels = labels.long()
+        self.ids = _unique(range(len(labels)) if ids is None else ids, len(labels))
         for name, values in self.features.items():
+            check_floating(f'features["{name}"]', values)
             if values.ndim < 2 or len(values) != len(labels):
                 raise ValueError(
                     f'features["{name}"] must have shape ({len(labels)}, ..., D), got '
@@ -105,7 +109,9 @@ class CachedFeatures:
         self.corrupted = dict(corrupted or {})
         for name, source in self.corrupted.items():
             self._check_corrupted(name, source)
-        self.available = {name: mask.cpu() for name, mask in (available or {}).items()}
+        self.available = dict(available or {})
+        for name, mask in self.available.items():
+            self.available[name] = self._checked_mask(name, mask)
         self.class_names = None if class_names is None else tuple(class_names)
         self.fresh_corruption = any(
             not isinstance(source, Tensor)
@@ -116,13 +122,29 @@ class CachedFeatures:
     def _check_corrupted(self, name: str, source: Tensor | FeatureCorruption) -> None:
         if name not in self.features:
             raise ValueError(f"corrupted has the key {name!r}, not among {self.modalities}")
+        check_source(name, source)
         shape = self.features[name].shape
-        if isinstance(source, Tensor) and source.shape != shape and source.shape[1:] != shape:
+        if isinstance(source, FeatureCorruption) or source.shape == shape:
+            return
+        if source.shape[1:] != shape or not len(source):
             expected = ", ".join(map(str, shape))
             raise ValueError(
                 f'corrupted["{name}"] must have shape ({expected}) or (R, {expected}), got '
                 f"{tuple(source.shape)}"
             )
+
+    def _checked_mask(self, name: str, mask: Tensor) -> Tensor:
+        if name not in self.features:
+            raise ValueError(f"available has the key {name!r}, not among {self.modalities}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f'available["{name}"] must be a bool tensor, got {found}')
+        if mask.shape != self.labels.shape:
+            raise ValueError(
+                f'available["{name}"] must have shape ({len(self.labels)},), got '
+                f"{tuple(mask.shape)}"
+            )
+        return mask.cpu()
 
     def batches(self, disruption: Disruption, rows: Rows, batch_size: int) -> Iterator[Batch]:
         """The `rows` under `disruption`; see `EvaluationData`."""
@@ -195,7 +217,7 @@ class RawSamples:
         self.num_workers = num_workers
         if ids is None:
             ids = getattr(dataset, "ids", None)
-        self.ids = tuple(range(len(dataset)) if ids is None else ids)
+        self.ids = _unique(range(len(dataset)) if ids is None else ids, len(dataset))
         self.modalities = tuple(dataset[0]["inputs"])
         self.class_names = None if class_names is None else tuple(class_names)
 
@@ -212,3 +234,13 @@ class RawSamples:
             # Without one of its own a loader draws its workers' seed from the global generator.
             generator=torch.Generator().manual_seed(disruption.seed),
         )
+
+
+def _unique(ids: Iterable[object], count: int) -> tuple[SampleId, ...]:
+    """The ids as `str` and `int`: 7 of numpy or torch is 7, and draws and digests depend on it."""
+    names = tuple(canonical_id(sample_id) for sample_id in ids)
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(
+            f"ids must be {count} unique names, got {len(names)}, {len(set(names))} of them unique"
+        )
+    return names

@@ -85,7 +85,8 @@ def robustness_grid(
         the conditions: `1 + len(settings) * (len(modalities) + len(rates))` of them.
 
     Raises:
-        ValueError: for fewer than two modalities, an unknown setting or a rate outside (0, 1].
+        ValueError: for fewer than two modalities, an unknown setting, a rate outside (0, 1], or
+            what comes twice: rates that agree to six digits do.
 
     Example:
         >>> [c.key for c in robustness_grid(("image", "text"), settings=("D",), rates=(0.5,))]
@@ -101,4 +102,9 @@ def robustness_grid(
             raise ValueError(f"rates must lie in (0, 1], got {rate}")
     fixed = [Condition("fixed", s, m, 1.0) for m in modalities for s in settings]
     random = [Condition("random", s, None, float(r)) for s in settings for r in rates]
-    return (Condition(), *fixed, *random)
+    grid = (Condition(), *fixed, *random)
+    keys = [condition.key for condition in grid]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"modalities, settings and rates must differ, {twice!r} comes twice")
+    return grid

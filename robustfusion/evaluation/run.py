@@ -1,6 +1,8 @@
 """Run a model over the grid. Each distinct input is evaluated once."""
 
 import hashlib
+import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from robustfusion.disruption._draws import canonical_id
 from robustfusion.evaluation._forward import CleanPass, Forward, RowResults
 from robustfusion.evaluation.data import EvaluationData
 from robustfusion.evaluation.grid import RATES, SETTINGS, Condition, Setting, robustness_grid
@@ -65,7 +68,7 @@ def robustness_report(
         bootstrap_seed: seed of the bootstrap.
         recovered_rows: rows of which recovered features are kept for the plot; 0 for none.
         progress: show a progress bar.
-        record: kept in the report as it is: command, commit, machine.
+        record: kept in the report as it is: command, commit, machine; what JSON can hold.
 
     Returns:
         the report.
@@ -88,10 +91,18 @@ def robustness_report(
         >>> report["fixed/image/C"].accuracy.low <= report["fixed/image/C"].accuracy.value
         True
     """
+    # Whatever is wrong is told before the grid is run, not after.
+    seeds = tuple(operator.index(seed) for seed in seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be one or more different integers, got {tuple(seeds)}")
+        raise ValueError(f"seeds must be one or more different integers, got {seeds}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
+    if replicates < 0:
+        raise ValueError(f"replicates must not be negative, got {replicates}")
+    try:
+        json.dumps(dict(record or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"record must be what JSON can hold: {error}") from error
     if not len(data.ids):
         raise ValueError("data must hold at least one sample")
     grid = robustness_grid(data.modalities, settings=settings, rates=rates)
@@ -113,12 +124,12 @@ def robustness_report(
         class_names=class_names,
         candidates=forward.candidates,
         labels=labels,
-        seeds=tuple(int(s) for s in seeds),
+        seeds=seeds,
         level=level,
         replicates=replicates,
         bootstrap_seed=bootstrap_seed,
         fingerprint=Fingerprint(
-            samples=_digest([repr(data.ids).encode(), labels.tobytes()]),
+            samples=_digest([_ids_of(data).encode(), labels.tobytes()]),
             disruptions=collected.plan_digest(),
             inputs=forward.input_digest(),
         ),
@@ -138,6 +149,11 @@ def _shown(runs: list[tuple[Condition, int]], progress: bool) -> Iterable[tuple[
         ) from error
     shown: Iterable[tuple[Condition, int]] = tqdm(runs, desc="robustness", unit="condition")
     return shown
+
+
+def _ids_of(data: EvaluationData) -> str:
+    # An id of numpy prints in another way than the same id of Python.
+    return repr(tuple(canonical_id(sample_id) for sample_id in data.ids))
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -181,7 +181,12 @@ def estimate(value: float, replicates: FloatArray, level: float) -> Estimate:
 
 
 def bootstrap_p_value(replicates: FloatArray) -> float:
-    """Two-sided p-value for "the difference is zero": twice the smaller tail at zero."""
+    """Two-sided p-value for "the difference is zero": twice the smaller tail at zero.
+
+    NaN without replicates: nothing was tested.
+    """
+    if not len(replicates):
+        return math.nan
     low = (np.count_nonzero(replicates <= 0) + 1) / (len(replicates) + 1)
     high = (np.count_nonzero(replicates >= 0) + 1) / (len(replicates) + 1)
     return min(1.0, 2 * min(low, high))

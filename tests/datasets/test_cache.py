@@ -90,6 +90,18 @@ def test_an_interrupted_run_keeps_whole_files_only(tmp_path: Path) -> None:
     assert cache.lookup("k", ["a"]) == {}
 
 
+def test_a_damaged_file_is_absent_wherever_the_damage_is(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.store("k", ["a", "b"], np.arange(6, dtype=np.float32).reshape(2, 3))
+    (path,) = (tmp_path / "k").iterdir()
+    whole = path.read_bytes()
+    good = cache.lookup("k", ["a", "b"])
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        for name, row in cache.lookup("k", ["a", "b"]).items():
+            assert np.array_equal(row, good[name])
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")

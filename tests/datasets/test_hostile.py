@@ -11,6 +11,8 @@ from PIL import Image
 
 from robustfusion.datasets import MVSA
 
+WriteMVSA = Callable[..., Path]
+
 
 def truncate(folder: Path) -> None:
     path = folder / "2.jpg"
@@ -62,6 +64,10 @@ def blank_text(folder: Path) -> None:
     (folder / "2.txt").write_bytes(b"\r\n \xff\xfe \r\n")
 
 
+def control_characters(folder: Path) -> None:
+    (folder / "2.txt").write_bytes(bytes(40))  # what a crashed disk leaves of a file
+
+
 def no_text(folder: Path) -> None:
     (folder / "2.txt").unlink()
 
@@ -77,6 +83,7 @@ CASES = [
     (folder_for_a_photo, "image", "unreadable image", "2.jpg cannot be read"),
     (empty_text, "text", "empty text", "2.txt is empty"),
     (blank_text, "text", "empty text", "2.txt holds no text"),
+    (control_characters, "text", "empty text", "2.txt holds no text"),
     (no_text, "text", "missing text", "2.txt is missing"),
 ]
 
@@ -171,6 +178,25 @@ def test_label_file_with_crlf_and_other_encodings(three_posts: Path, encoding: s
     content = path.read_text().replace("\n", "\r\n") + "\r\n\r\n"
     path.write_bytes(content.encode(encoding))
     assert MVSA(three_posts, on_bad="raise").ids == ["1", "2", "3"]
+
+
+def test_label_file_with_bare_carriage_returns(three_posts: Path) -> None:
+    path = three_posts / "labelResultAll.txt"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    assert MVSA(three_posts, on_bad="raise").ids == ["1", "2", "3"]
+
+
+def test_without_a_header_one_short_row_does_not_condemn_the_others(write_mvsa: WriteMVSA) -> None:
+    votes = "\t".join(["positive,neutral"] * 3)
+    root = write_mvsa({str(number): votes for number in range(1, 5)})
+    path = root / "labelResultAll.txt"
+    _, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first.rpartition("\t")[0], *rest]))
+    dataset = MVSA(root)
+    assert dataset.ids == ["2", "3", "4"]
+    assert (
+        dataset.report().problems[0].reason == "line 1: expected 3 column(s) after the id, got 2"
+    )
 
 
 def test_texts_with_crlf_latin_1_and_a_byte_order_mark(three_posts: Path) -> None:

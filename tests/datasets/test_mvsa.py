@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from robustfusion.datasets import MVSA, collate_posts
+from robustfusion.datasets import MVSA
 from robustfusion.datasets.labels import SENTIMENTS, combine
+from robustfusion.disruption import collate
 
 WriteMVSA = Callable[..., Path]
 
@@ -96,14 +97,13 @@ def test_sample(three_posts: Path) -> None:
 def test_transform_and_collate(three_posts: Path) -> None:
     (three_posts / "data" / "1.jpg").unlink()
     dataset = MVSA(three_posts, on_bad="missing", image_transform=lambda image: image.size)
-    batch = collate_posts([dataset[index] for index in range(3)])
-    assert batch["ids"] == ["1", "2", "3"]
+    batch = collate([dataset[index] for index in range(3)])
+    assert batch["id"] == ["1", "2", "3"]
     assert batch["inputs"]["image"] == [(64, 64), (48, 48), (48, 48)]
     assert batch["inputs"]["text"][0] == "post number 1"
     assert torch.equal(batch["available"]["image"], torch.tensor([False, True, True]))
     assert batch["available"]["text"].dtype == torch.bool
-    assert torch.equal(batch["labels"], torch.tensor([0, 2, 1]))
-    assert collate_posts([])["labels"].shape == (0,)
+    assert torch.equal(batch["label"], torch.tensor([0, 2, 1]))
 
 
 def test_a_missing_image_is_a_black_placeholder(three_posts: Path) -> None:
@@ -111,6 +111,18 @@ def test_a_missing_image_is_a_black_placeholder(three_posts: Path) -> None:
     sample = MVSA(three_posts, on_bad="missing")[0]
     assert sample["available"] == {"image": False, "text": True}
     assert sample["inputs"]["image"].getextrema() == ((0, 0),) * 3
+
+
+def test_available_says_what_the_samples_say(three_posts: Path) -> None:
+    (three_posts / "data" / "2.jpg").unlink()
+    (three_posts / "data" / "3.txt").unlink()
+    for verify in (True, False):
+        dataset = MVSA(three_posts, on_bad="missing", verify=verify).select(["3", "1", "2"])
+        for modality, mask in dataset.available.items():
+            assert mask.dtype == torch.bool
+            samples = [dataset[index] for index in range(3)]
+            assert mask.tolist() == [sample["available"][modality] for sample in samples]
+    assert dataset.available["image"].tolist() == [True, True, False]
 
 
 def test_select(three_posts: Path) -> None:

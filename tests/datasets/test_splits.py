@@ -3,6 +3,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +72,20 @@ def test_groups_stay_together() -> None:
     )
 
 
+def test_labels_and_groups_may_be_tensors() -> None:
+    labels, groups = [number % 3 for number in range(100)], [number // 2 for number in range(100)]
+    plain = stratified_split(labels, seed=0, ids=IDS, groups=groups)
+    tensors = (torch.tensor(labels), torch.tensor(groups))
+    found = stratified_split(tensors[0], seed=0, ids=IDS, groups=tensors[1])
+    assert found.hash == plain.hash
+
+
+def test_a_split_file_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text('{"train": ["1"], "val": [], "test": ["2"]}', encoding="utf-8-sig")
+    assert load_splits(path).sizes == {"train": 1, "val": 0, "test": 1}
+
+
 def test_the_test_split_wants_a_reason() -> None:
     splits = Splits(["1"], ["2"], ["3"])
     assert not hasattr(splits, "test")
@@ -105,6 +120,9 @@ def test_published_splits_by_file(tmp_path: Path) -> None:
         ('{"train": ["1"], "test": ["2"]}', "must hold lists under"),
         ('{"train": "1", "val": [], "test": ["2"]}', "must hold lists under"),
         ('{"train": ["1"], "val": [], "test": []}', "must not be empty"),
+        ('{"train": ["1"], "dev": [], "val": ["3"], "test": ["2"]}', "must hold lists under"),
+        ('{"train": [["1"]], "val": [], "test": ["2"]}', r"ids under 'train', got \['1'\]"),
+        ('{"train": ["1"], "val": [], "test": [2.5]}', "ids under 'test', got 2.5"),
         ('{"train": ["1"], "val": ["1"], "test": ["2"]}', "id '1' is in train and again in val"),
     ],
 )
@@ -122,6 +140,8 @@ def test_bad_arguments() -> None:
         stratified_split(LABELS, seed=0, ids=IDS, groups=[1])
     with pytest.raises(ValueError, match="three shares that add up to 1"):
         stratified_split(LABELS, (0.8, 0.1, 0.2), seed=0, ids=IDS)
+    with pytest.raises(ValueError, match="three shares that add up to 1"):
+        stratified_split(LABELS, (float("nan"), 0.1, 0.2), seed=0, ids=IDS)
     with pytest.raises(ValueError, match="ids must be unique: 1 of 100 differ"):
         stratified_split(LABELS, seed=0, ids=["1"] * 100)
     with pytest.raises(TypeError, match="train must hold ids as str, got 1"):
