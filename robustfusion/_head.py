@@ -10,7 +10,7 @@ from torch import Tensor
 from robustfusion._modules import keep_rows
 from robustfusion._validation import check_available, check_features
 
-_LARGEST = 1e9  # of a valid feature; squares and cubes of larger ones overflow float32
+LARGEST = 1e9  # of a valid feature; squares and cubes of larger ones overflow float32
 
 
 class DRFOutput(NamedTuple):
@@ -91,7 +91,7 @@ def make_safe(
     batch = check_features(features, dims)
     device = next(iter(features.values())).device
     given = check_available(available, dims, batch, device)
-    present = {name: given[name] & (features[name].abs() < _LARGEST).all(-1) for name in dims}
+    present = {name: given[name] & (features[name].abs().amax(-1) < LARGEST) for name in dims}
     return {name: keep_rows(features[name], present[name]) for name in dims}, present
 
 

@@ -7,7 +7,7 @@ compiled graph. The one exception is :func:`check_labels`, which reads labels th
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_positive(value: int, name: str) -> None:
@@ -58,6 +58,8 @@ def check_dims(dims: Mapping[str, int], *, at_least: int = 2) -> dict[str, int]:
     for name, dim in dims.items():
         if not isinstance(name, str) or not name or "." in name:
             raise ValueError(f"dims: a modality name is a non-empty str without '.', got {name!r}")
+        if hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"dims: {name!r} is taken, by a method of torch.nn.Module: rename it")
         check_positive(dim, f'dims["{name}"]')
     return dict(dims)
 

@@ -17,7 +17,8 @@ class DRFClassifier(nn.Module):
     of missing rows are set to zero before the encoder sees them, also inside a dict of tensors;
     token ids and strings must hold a finite placeholder of the caller's, such as a lone [MASK].
     Whatever an encoder makes of a placeholder is masked before the head sees it. An encoder with
-    batch statistics, such as batch norm, does see placeholders.
+    batch statistics, such as batch norm, does see placeholders; and one that divides by the norm
+    of its input makes NaN gradients of them.
 
     Args:
         encoders: One module per modality that maps ``inputs[name]`` to (B, D_m).
@@ -29,7 +30,8 @@ class DRFClassifier(nn.Module):
         - Output: what the head returns
 
     Raises:
-        ValueError: If a modality is missing or unknown.
+        ValueError: If a modality is missing or unknown, its rows are not those of the others, or
+            an encoder does not return one vector for each.
         TypeError: If an encoder or the head is not a module.
 
     Example:
@@ -67,7 +69,11 @@ class DRFClassifier(nn.Module):
         present = check_available(available, names, batch, device)
         features = {}
         for name, encoder in self.encoders.items():
-            encoded: Tensor = encoder(_blank(inputs[name], present[name]))
+            _check_rows(inputs[name], batch, f'inputs["{name}"]')
+            encoded: Any = encoder(_blank(inputs[name], present[name]))
+            if not isinstance(encoded, Tensor) or encoded.shape[:1] != (batch,):
+                got = tuple(encoded.shape) if isinstance(encoded, Tensor) else type(encoded)
+                raise ValueError(f'encoders["{name}"] must return ({batch}, D), got {got}')
             mask = present[name].to(encoded.device)
             features[name] = keep_rows(encoded, mask)
             present[name] = mask
@@ -93,6 +99,12 @@ def _batch_of(
     for candidate in (*_tensors(inputs), *_tensors(available)):
         return candidate.shape[0], candidate.device
     return len(next(iter(inputs.values()))), torch.device("cpu")
+
+
+def _check_rows(value: Any, batch: int, where: str) -> None:
+    for tensor in _tensors(value):
+        if tensor.shape[:1] != (batch,):
+            raise ValueError(f"{where} must have {batch} rows, got shape {tuple(tensor.shape)}")
 
 
 def _blank(value: Any, present: Tensor) -> Any:

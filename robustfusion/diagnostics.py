@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robustfusion._validation import check_names, check_positive
 from robustfusion.feature_queue import FeatureQueue
 
 # Below these a quantity is called constant. A Gaussian log-quality of D in-distribution
@@ -173,7 +174,8 @@ def diagnose(
         the diagnosis; `print` it.
 
     Raises:
-        ValueError: if there are no rows, or modalities differ in their number of rows.
+        ValueError: if there are no rows, modalities differ in their number of rows, or
+            ``available`` names others.
 
     Example:
         >>> import torch
@@ -194,7 +196,10 @@ def diagnose(
     Reference:
         Equations (1), (2), (12) and (13) of https://arxiv.org/abs/2511.18751
     """
+    check_positive(batch_size, "batch_size")
     rows = _row_count(features)
+    if available is not None:
+        check_names(available, features, "available")
     mask = {
         name: available[name].bool()
         if available is not None
@@ -224,8 +229,13 @@ def diagnose(
     predicted = outputs.logits.argmax(-1)
     top_class = float(predicted.bincount().max()) / rows
     found = Diagnosis(rows, quality, fusion, queues, recovery, top_class, ())
-    finite = bool(outputs.logits.isfinite().all())
-    return found._replace(warnings=tuple(_warnings(found, finite)))
+    warnings = list(_warnings(found, bool(outputs.logits.isfinite().all())))
+    constant = [
+        f"features of {name} are the same in every row: the encoder says nothing"
+        for name, rows in real.items()
+        if rows.is_floating_point() and bool((rows == rows[0]).all())
+    ]
+    return found._replace(warnings=(*constant, *warnings))
 
 
 def _count(value: Any) -> int:
@@ -412,8 +422,9 @@ def _queue_health(
             stored = queue.storage[:count].detach().double().cpu()
             data = rows.double()
             spread = _spread(data)
-            ratio = _spread(stored) / spread
-            shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
+            if spread > 0:
+                ratio = _spread(stored) / spread
+                shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
         age = capacity / rate if rate > 0 else float("inf")
         health[name] = QueueHealth(count / capacity, rate, age, ratio, shift)
     return health
@@ -429,6 +440,8 @@ def _recovery_health(recovered: Tensor, real: Tensor, paired: Tensor) -> Recover
     if len(truth) < 2:
         return RecoveryHealth(float("nan"), float("nan"))
     spread = _spread(truth)
+    if spread == 0:
+        return RecoveryHealth(float("nan"), float("nan"))
     error = float((guess - truth).square().sum(-1).mean())
     return RecoveryHealth(error / spread**2, _spread(guess) / spread)
 

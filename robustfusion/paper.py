@@ -107,6 +107,7 @@ class PaperDRFHead(nn.Module):
         if self.training:
             refuse_recompute("PaperDRFHead")
         x, present = make_safe(features, available, self.dims)
+        x = {name: rows.to(self.classifier.weight.dtype) for name, rows in x.items()}
         recovered = self.recovery(x)
 
         fused_of, score_of, usable = [], [], []

@@ -14,6 +14,7 @@ Inputs: TypeAlias = dict[str, Any]
 Poison: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 _GARBAGE_TEXT = "poison: this text was declared missing"
+_NEXT_LOSS = "loss of the next step (stored state)"
 _SEED = 20_251_118
 
 
@@ -161,11 +162,15 @@ def _run(
                     missing[name][place] = leaf.grad[~mask]
                     results[f"gradient of {place}"] = leaf.grad[mask]
         if mode == "train":
-            # Shows what the step stored (queue, running statistics), whatever it is called.
-            model.eval()
+            # Shows what the step stored (queue, running statistics), whatever it is called, and
+            # whether training or evaluation reads it.
             with torch.no_grad():
+                again = model({n: _detached(v) for n, v in inputs.items()}, dict(available))
+                loss = model.loss(again, labels)  # type: ignore[operator]
+                results[_NEXT_LOSS] = loss.clone()
+                model.eval()
                 after = model({n: _detached(v) for n, v in inputs.items()}, dict(available))
-            results["logits of the next forward (stored state)"] = after.logits.clone()
+                results["logits of the next forward (stored state)"] = after.logits.clone()
     return _Pass(results, missing)
 
 
@@ -292,7 +297,7 @@ def _differences(reference: _Pass, result: _Pass, modality: str) -> str:
         elif old is not None and new is not None and old.ndim and old.shape == new.shape:
             rows = (~_equal(old, new)).reshape(len(old), -1).any(dim=1)
             found.append(f"{name} ({int(rows.sum())} of {len(rows)} rows)")
-        else:
+        elif name != _NEXT_LOSS or "loss" not in found:  # else it says nothing more
             found.append(name)
     if gradients:
         more = f" and {len(gradients) - 3} more" if len(gradients) > 3 else ""

@@ -191,6 +191,27 @@ def test_construction_is_checked() -> None:
         DRFClassifier({"image": Spy(5, 3)}, 3)  # type: ignore[arg-type]
 
 
+def test_rows_that_do_not_match_are_named() -> None:
+    model = DRFClassifier({"image": Spy(5, 3), "text": Spy(6, 4)}, DRFHead(DIMS, 3))
+    inputs, available = batch()
+    with pytest.raises(ValueError, match=r'inputs\["text"\] must have 6 rows, got shape \(5, 6\)'):
+        model({**inputs, "text": inputs["text"][:5]}, available)
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [(lambda x: (x, x), "tuple"), (lambda x: x[:2, :4], r"\(2, 4\)")],
+)
+def test_an_encoder_that_returns_no_vector_a_row_is_named(returned: Any, got: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return returned(x)
+
+    model = DRFClassifier({"image": Spy(5, 3), "text": Odd()}, DRFHead(DIMS, 3))
+    with pytest.raises(ValueError, match=rf'encoders\["text"\] must return \(6, D\), got .*{got}'):
+        model(*batch())
+
+
 def test_an_encoder_of_the_wrong_width_is_named() -> None:
     model = DRFClassifier({"image": Spy(5, 3), "text": Spy(6, 9)}, DRFHead(DIMS, 3))
     with pytest.raises(

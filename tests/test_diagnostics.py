@@ -245,6 +245,20 @@ def test_diagnose_refuses() -> None:
     with pytest.raises(ValueError, match="at least 2 rows"):
         diagnose(Head(), rows(1))
 
+    with pytest.raises(ValueError, match="available lacks modality"):
+        diagnose(Head(), rows(), {"image": torch.ones(300, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        diagnose(Head(), rows(), batch_size=0)
+
+
+@pytest.mark.parametrize("build", [DRFHead, DRFHead.paper])
+def test_constant_features_are_told(build: Any) -> None:
+    head = build({"image": 4, "text": 4}, 3)
+    features = rows(width=4)
+    head(features)
+    features["text"] = torch.ones(300, 4)
+    assert told(diagnose(head, features), "features of text are the same in every row")
+
 
 class Embedding(nn.Module):
     """A text encoder of token ids with their mask."""

@@ -202,7 +202,34 @@ def test_label_errors_say_the_range(
 
 
 @heads
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_features_of_another_precision_are_taken(head: Head, dtype: torch.dtype) -> None:
+    built, inputs = head(DIMS, 3).eval(), batch()
+    features = {name: x.to(dtype) for name, x in inputs["features"].items()}
+    expected = built({name: x.float() for name, x in features.items()}, inputs["available"])
+    actual = built(features, inputs["available"])
+    torch.testing.assert_close(actual.logits, expected.logits)
+
+
+@heads
+def test_weights_can_be_loaded_into_a_head_that_was_made_without_storage(head: Head) -> None:
+    trained = head(DIMS, 3)
+    trained(**batch())
+    with torch.device("meta"):
+        empty = head(DIMS, 3)
+    restored = empty.to_empty(device="cpu")
+    for tensor in restored.state_dict().values():
+        tensor.fill_(1)  # whatever the memory held
+    restored.load_state_dict(trained.state_dict())
+    inputs = batch()
+    expected = trained.eval()(**inputs).logits
+    torch.testing.assert_close(restored.eval()(**inputs).logits, expected, rtol=0, atol=0)
+
+
+@heads
 def test_construction_is_checked(head: Head) -> None:
+    with pytest.raises(ValueError, match=r"'type' is taken, by a method of torch.nn.Module"):
+        head({"type": 3, "text": 4}, 3)
     with pytest.raises(ValueError, match=r"num_classes must be at least 1, got 0"):
         head(DIMS, 0)
     with pytest.raises(ValueError, match=r"dims must name at least 2 modalities, got \['image'\]"):

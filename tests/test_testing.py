@@ -103,6 +103,26 @@ class RunningMean(Honest):
         return out._replace(logits=out.logits + self.running.sum())
 
 
+class Bank(Honest):
+    """Stores everything, and reads it in training only, as a loss over a memory bank does."""
+
+    stored: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("stored", torch.zeros(4))
+
+    def loss(self, out: Out, labels: Tensor) -> Tensor:
+        return super().loss(out, labels) + out.aux_loss * self.before.sum()
+
+    def forward(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Out:
+        self.before = self.stored.clone()
+        if self.training:
+            with torch.no_grad():
+                self.stored.copy_(inputs["text"].mean(0))
+        return super().forward(inputs, available)
+
+
 class InputGradient(Honest):
     """A term of value zero that sends a gradient into missing rows."""
 
@@ -191,6 +211,7 @@ def test_dropout_is_on_in_training_mode(batch: dict[str, Any]) -> None:
         (MultipliedMask, ["set to NaN", "set to inf"]),
         (PseudoMissing, ["train mode: changed loss, aux_loss, gradients of encoders.text"]),
         (RunningMean, ["logits of the next forward (stored state) (6 of 6 rows)"]),
+        (Bank, ["train mode: changed loss of the next step (stored state)"]),
         (InputGradient, ['a gradient reached missing rows of inputs["text"]']),
     ],
 )
