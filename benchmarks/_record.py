@@ -38,8 +38,15 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def write_record(name: str, results: dict[str, Any], *, data: str, seeds: list[int]) -> Path:
-    """Write ``results/<name>.json`` with what is needed to judge and repeat the numbers."""
+def write_record(
+    name: str,
+    results: dict[str, Any],
+    *,
+    data: str,
+    seeds: list[int],
+    folder: Path = RESULTS,
+) -> Path:
+    """Write ``<name>.json`` with what is needed to judge and repeat the numbers."""
     record = {
         "command": " ".join(["python", *_relative(sys.argv)]),
         "commit": commit(),
@@ -56,15 +63,15 @@ def write_record(name: str, results: dict[str, Any], *, data: str, seeds: list[i
         },
         "results": results,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
-def read_record(name: str) -> dict[str, Any]:
+def read_record(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     """Read what :func:`write_record` wrote."""
-    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    record: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     return record
 
 

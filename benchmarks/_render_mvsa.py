@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _record import read_record
+from _record import RESULTS, read_record
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages"
 PAGE, ASSETS = PAGES / "results" / "mvsa.md", PAGES / "assets"
@@ -62,17 +62,17 @@ It is trained and measured as the others are, and the page and its figures go to
 
 def render() -> list[Path]:
     """Write the page and its figures from the records in the repository."""
-    return render_record("mvsa", PAGE, ASSETS)
+    return render_record(RESULTS, PAGE, ASSETS)
 
 
-def render_record(name: str, page: Path, assets: Path) -> list[Path]:
-    """Write one record's page and figures; returns the files written."""
-    record, figures = read_record(name), read_record(f"{name}_figures")
+def render_record(folder: Path, page: Path, assets: Path) -> list[Path]:
+    """Write the page and figures of the records in a folder; returns the files written."""
+    record, figures = read_record("mvsa", folder), read_record("mvsa_figures", folder)
     results, drawn = record["results"], figures["results"]
     assets.mkdir(parents=True, exist_ok=True)
     files = figure_files(assets, drawn)
     where = "../assets" if assets == ASSETS else "."
-    page.write_text(text(name, record, drawn, files, where), encoding="utf-8")
+    page.write_text(text(record, drawn, files, where, folder), encoding="utf-8")
     draw_quality(drawn["quality"], files["3"])
     draw_rates(results, files["5"])
     if "6" in files:
@@ -87,11 +87,11 @@ def figure_files(assets: Path, drawn: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def text(
-    name: str,
     record: Mapping[str, Any],
     drawn: Mapping[str, Any],
     files: Mapping[str, Path],
     where: str,
+    folder: Path,
 ) -> str:
     """The page."""
     results = record["results"]
@@ -176,7 +176,7 @@ def text(
             note,
             "",
         ]
-    lines += ["## A head of your own", "", _OWN, "", "## Records", "", *origin(name, record)]
+    lines += ["## A head of your own", "", _OWN, "", "## Records", "", *origin(record, folder)]
     return "\n".join(lines) + "\n"
 
 
@@ -280,11 +280,12 @@ def tested(results: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
     return lines
 
 
-def origin(name: str, record: Mapping[str, Any]) -> list[str]:
+def origin(record: Mapping[str, Any], folder: Path) -> list[str]:
     """Where the numbers come from."""
+    place = "benchmarks/results" if folder == RESULTS else "."
     seconds = sum(sum(row["cpu_seconds"]) for row in record["results"]["rows"].values())
     return [
-        f"- `benchmarks/results/{name}.json`, `benchmarks/results/{name}_figures.json`: "
+        f"- `{place}/mvsa.json`, `{place}/mvsa_figures.json`: "
         f"`{record['command']}`, commit {record['commit']}, {record['date']}",
         f"- {record['data']}; posts {_posts(record['results']['posts'])}",
         f"- {record['machine']['processor']}, {record['machine']['threads']} thread, torch "

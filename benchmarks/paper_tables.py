@@ -9,8 +9,8 @@ each training leaves a report in `--output`, and is not repeated while its setti
     python benchmarks/paper_tables.py --mvsa DIR --model my_head.py:MyHead
 
 adds a head of your own, made by `MyHead(dims, num_classes)` with `dims` the width of each
-modality, and writes the page and its figures to `--output` instead; examples/report.py shows
-such a class.
+modality, and writes records, page and figures to `--output` instead; the page of results shows
+such a class, with its `loss`.
 
 Encoders are frozen, so the paper's head, whose encoders are trained, stands behind one trained
 linear layer a modality ("DRFHead.paper"). Without it ("on frozen features") its weights vanish.
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _data import Split, load_mvsa
-from _record import write_record
+from _record import RESULTS, write_record
 from _render_mvsa import ASSETS, PAGE, render_record
 from _train import Standardized, Training, train
 from torch import nn
@@ -351,6 +351,9 @@ def main() -> None:
         rows[name] = factory
         own = [name]
     splits = load_mvsa(arguments.mvsa / "features.npz")
+    for name in own:
+        if not hasattr(rows[name](splits["train"].dims, splits["train"].num_classes), "loss"):
+            raise SystemExit(f"error: --model: what {name} makes needs loss(output, labels)")
     seeds = list(range(arguments.seeds))
     jobs = list(schedule(own, seeds, seeds[: arguments.rate_seeds]))
     begun, reports = time.monotonic(), {}
@@ -369,11 +372,11 @@ def main() -> None:
         )
     tables, figures = collect(reports, list(rows), arguments.mvsa, splits)
     data = "MVSA-Single, 4,061 posts of the data pack, frozen EfficientNet-Lite0 and MiniLM-L6"
-    suffix = "_own" if own else ""
-    write_record(f"mvsa{suffix}", tables, data=data, seeds=seeds)
-    write_record(f"mvsa{suffix}_figures", figures, data=data, seeds=seeds)
-    page, assets = (arguments.output / "mvsa.md", arguments.output) if own else (PAGE, ASSETS)
-    for path in render_record(f"mvsa{suffix}", page, assets):
+    mine = arguments.output
+    records, page, assets = (mine, mine / "mvsa.md", mine) if own else (RESULTS, PAGE, ASSETS)
+    write_record("mvsa", tables, data=data, seeds=seeds, folder=records)
+    write_record("mvsa_figures", figures, data=data, seeds=seeds, folder=records)
+    for path in render_record(records, page, assets):
         print(path)
 
 

@@ -1,9 +1,18 @@
-"""Write the results pages of the docs from the records: python benchmarks/render.py."""
+"""Write the results pages of the docs, and the README's figures, from the records.
 
+    python benchmarks/render.py
+    python benchmarks/render.py --main-job runs/drf_mvsa-001
+
+The second keeps a finished run of the main job as its record, and renders the README alone.
+"""
+
+import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import _render_compare
+import _render_main_job
 import _render_mvsa
 import _render_recipe
 from _record import read_record
@@ -58,33 +67,51 @@ def _with(row: dict[str, Any], name: str, prefix: str) -> str:
 
 
 def render_readme() -> None:
-    """Copy the first table of the recipe's page between the marks in the README."""
+    """Write what stands between the marks of the README."""
+    README.write_text(readme(README.read_text()))
+
+
+def readme(text: str) -> str:
+    """The README with the first table of the recipe's page and the main job's figure."""
     page = (PAGES / "recipe.md").read_text().split("## MVSA-Single", 1)[1].splitlines()
     start = next(i for i, line in enumerate(page) if line.startswith("|"))
     stop = next(i for i in range(start, len(page)) if not page[i].startswith("|"))
     record = read_record("recipe")
-    lines = [
-        "Accuracy in % on MVSA-Single, frozen encoders, 450 test posts, a modality corrupted (C),",
-        "discarded (D), or half of each.",
-        f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`;",
-        "[the whole page](docs/pages/results/recipe.md) has the majority class, intervals,",
-        "goals that were missed, and what did not help.",
+    words = (
+        f"Accuracy in %. {record['data']}; a modality corrupted (C), discarded (D), or half of "
+        f"each. The majority class has {record['results']['majority']:.1f} %. "
+        f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`; [the whole "
+        "page](docs/pages/results/recipe.md) has the goals that were missed, the ablation and "
+        "what did not help."
+    )
+    results = [
+        *textwrap.wrap(words, 120, break_on_hyphens=False),
         "",
         *page[start:stop],
     ]
-    text = README.read_text()
-    before, rest = text.split("<!-- results -->", 1)
-    after = rest.split("<!-- /results -->", 1)[1]
-    marked = "\n".join(["<!-- results -->", "", *lines, "", "<!-- /results -->"])
-    README.write_text(before + marked + after)
+    figure = _render_main_job.caption(read_record(_render_main_job.NAME))
+    return _between(_between(text, "results", results), "figure", figure)
+
+
+def _between(text: str, mark: str, lines: list[str]) -> str:
+    """Put lines between two marks."""
+    before, rest = text.split(f"<!-- {mark} -->", 1)
+    after = rest.split(f"<!-- /{mark} -->", 1)[1]
+    return before + "\n".join([f"<!-- {mark} -->", "", *lines, "", f"<!-- /{mark} -->"]) + after
 
 
 def main() -> None:
-    """Render every page, and the README's table."""
-    render_speed()
-    _render_compare.main()
-    _render_mvsa.render()
-    _render_recipe.render()
+    """Render every page and the README, or keep a run of the main job."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--main-job", type=Path, metavar="RUN", help="folder of a finished run")
+    run = parser.parse_args().main_job
+    if run is not None:
+        _render_main_job.keep(run)
+    else:
+        render_speed()
+        _render_compare.main()
+        _render_mvsa.render()
+        _render_recipe.render()
     render_readme()
 
 

@@ -227,7 +227,7 @@ def run(
             seed=settings.seed,
             device=settings.device,
             save_every=save_every,
-            title=title,
+            title=title.split(" + ")[0],  # a bar has one line
         )
         seconds[kind] = round(time.perf_counter() - begun, 1)
         config = {

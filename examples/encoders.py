@@ -51,8 +51,9 @@ class ImageEncoder(nn.Module):
 class SmallImageEncoder(ImageEncoder):
     """Four convolutions, to be trained from nothing, pooled at every depth.
 
-    The last maps alone would say what class an image has; the first also say whether it looks
-    like an image at all, and the head can only judge the quality that the features show.
+    The last maps alone would say what class an image has. The first, and the mean step from a
+    pixel to the next, also say whether it looks like an image at all: training on intact images
+    asks for nothing of the kind, and the head can only judge the quality that the features show.
     """
 
     def __init__(self, size: int = 64) -> None:
@@ -66,11 +67,12 @@ class SmallImageEncoder(ImageEncoder):
             )
             for before, after in pairwise(widths)
         )
-        self.dim = sum(widths[1:]) + widths[-1]
+        self.dim = 2 * widths[0] + sum(widths[1:]) + widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode uint8 images (B, 3, size, size)."""
-        maps, pooled = self.normalize(images), []
+        maps = self.normalize(images)
+        pooled = [maps.diff(dim=side).abs().mean((2, 3)) for side in (2, 3)]
         for stage in self.stages:
             maps = stage(maps)
             pooled.append(maps.mean((2, 3)))

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,12 @@ def kept_settings(folder: Path, kept: Any, expected: type, context: Any) -> dict
 
 
 def run_record(**extra: Any) -> dict[str, Any]:
-    """Return the command, commit, versions and machine, and what else the caller wants kept."""
+    """Return command, commit, date, versions and machine, and what else the caller wants kept."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "machine": {

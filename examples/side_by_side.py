@@ -6,6 +6,7 @@ from typing import Any
 from robustfusion.evaluation import RobustnessReport
 
 COLOURS = ("#0072B2", "#D55E00")
+WORDS = {"C": "corrupted", "D": "discarded", "C+D": "either"}
 
 
 def write_results(folder: Path, reports: dict[str, RobustnessReport]) -> None:
@@ -99,11 +100,12 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
-    titles = [first[key].samples.condition.title.replace(" ", "\n") for key in fixed]
-    left.set_xticks(range(len(fixed)), titles)
+    shown = [first[key].samples.condition for key in fixed]
+    ticks = [f"{c.place}\n{WORDS[c.setting]}" if c.setting else c.place for c in shown]
+    left.set_xticks(range(len(fixed)), ticks, fontsize=9)
     left.set_ylabel("accuracy (%)")
     left.set_title("one modality of every post disrupted", fontsize=10)
-    right.set_title(f"a random modality of some posts, {setting}", fontsize=10)
+    right.set_title(f"a random modality of some posts, {WORDS[setting]}", fontsize=10)
     right.set_xlabel("share of disrupted posts")
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)

@@ -2,7 +2,7 @@
 
     python examples/train_lightning.py --devices 2
 
-Needs ``robustfusion[examples]`` and ``lightning``.
+Needs ``robustfusion[examples]`` and ``lightning``, which brings torchmetrics.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ import typer
 from digits import HalfDigits, Sample, inputs_of, make_model
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 
 LOSSES = (None, "upper", "lower")
 
@@ -25,6 +26,10 @@ class HalfDigitsModule(lightning.LightningModule):
         self.save_hyperparameters()
         self.model = make_model()
         self.lr = lr
+        # A metric for each half that is lost; it gathers its counts over ranks by itself.
+        self.accuracies = torch.nn.ModuleList(
+            MulticlassAccuracy(num_classes=10, average="micro") for _ in LOSSES
+        )
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
         """Return the loss; the head updates its queues by itself."""
@@ -35,9 +40,10 @@ class HalfDigitsModule(lightning.LightningModule):
 
     def test_step(self, batch: Sample, index: int, dataloader_idx: int = 0) -> None:
         """Log the accuracy, one number for each half that is lost."""
-        hits = self.model(*inputs_of(batch)).logits.argmax(1) == batch["labels"]
+        accuracy = self.accuracies[dataloader_idx]
+        accuracy(self.model(*inputs_of(batch)).logits, batch["labels"])
         name = f"accuracy, {LOSSES[dataloader_idx] or 'nothing'} missing"
-        self.log(name, hits.float().mean(), add_dataloader_idx=False, sync_dist=True)
+        self.log(name, accuracy, add_dataloader_idx=False, on_epoch=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW for encoders and head."""

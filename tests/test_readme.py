@@ -1,0 +1,86 @@
+"""The README says what the records say, and a run of the main job makes its record."""
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("tqdm")
+pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
+
+from typer import Typer
+from typer.testing import CliRunner
+
+from robustfusion.evaluation import RobustnessReport
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def render(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield importlib.import_module("render")
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "benchmarks")):
+            sys.modules.pop(name)
+
+
+def test_it_is_what_the_records_make(render: ModuleType) -> None:
+    assert render.readme(README) == README
+
+
+def test_the_main_job_is_the_one_of_the_record(render: ModuleType) -> None:
+    record = render.read_record("main_job")
+    figure = ROOT / "docs" / "pages" / "assets" / "main-job.png"
+    found = hashlib.sha256(figure.read_bytes()).hexdigest()
+    assert found == record["results"]["figure_sha256"]
+    command = README.split("<!-- the main job -->")[1].split("```")[1]
+    assert command.strip().endswith(record["command"])
+    assert "under three minutes" in README
+    assert record["results"]["seconds"] < 180
+
+
+def test_a_run_is_kept(
+    render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = Typer()
+    app.command()(importlib.import_module("drf_mvsa").main)
+    options = ["--limit", "40", "--epochs", "1", "--output-dir", str(tmp_path)]
+    assert CliRunner().invoke(app, options).exit_code == 0
+    run, page, figure = tmp_path / "drf_mvsa-001", tmp_path / "README.md", tmp_path / "figure.png"
+    page.write_text(README.replace("What the main job draws", "What was there before"))
+
+    main_job: Any = render._render_main_job
+    records = tmp_path / "results"
+    records.mkdir()
+    (records / "recipe.json").write_text(json.dumps(render.read_record("recipe")))
+    for module in (main_job, importlib.import_module("_record")):
+        monkeypatch.setattr(module, "RESULTS", records)
+    monkeypatch.setattr(main_job, "FIGURE", figure)
+    monkeypatch.setattr(render, "README", page)
+    monkeypatch.setattr(sys, "argv", ["render.py", "--main-job", str(run)])
+    render.main()
+
+    record = json.loads((records / "main_job.json").read_text())
+    assert record.keys() == render.read_record("recipe").keys()
+    assert record["machine"].keys() == render.read_record("recipe")["machine"].keys()
+    assert figure.read_bytes() == (run / "accuracy.png").read_bytes()
+    drf = RobustnessReport.from_json(run / "report-drf.json")
+    accuracy = record["results"]["accuracy"]["DRF"]
+    assert accuracy.keys() == drf.cells.keys()
+    for key, cell in drf.cells.items():
+        assert accuracy[key] == pytest.approx([100 * bound for bound in cell.accuracy], abs=0.051)
+    assert record["results"]["majority"] == pytest.approx(100 * drf.majority.accuracy, abs=0.051)
+    assert f"{record['command']}` at commit `{record['commit']}`" in page.read_text()
+    assert "What was there before" not in page.read_text()
