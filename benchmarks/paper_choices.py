@@ -55,6 +55,17 @@ CAPTIONS = {
     "(10), (11)": "most recovered features are denser than the real ones",
     "(4), (7)": "features of the encoders shrink under the gradients",
 }
+NOTES = {
+    "(12)": "The product of the densities (9) of image and text, Gaussians fitted to the training "
+    "posts. The band holds 80 % of the test posts.",
+    "(13)": f"Training posts pass a queue of {CAPACITY} rows in batches of {BATCH}, for "
+    f"{EPOCHS['admission']} epochs; the table has the last. Below two rows everything enters.",
+    "(10), (11)": f"One converter a direction, {EPOCHS['converter']} epochs of the loss (8) on "
+    "training posts, features frozen; share of the test posts.",
+    "(4), (7)": "Two small encoders of scikit-learn's digits in halves. The terms stand beside "
+    "the cross-entropy of a linear layer on both features, without (3) and without the weights "
+    "of (12), so this is not the paper's whole model. Test samples.",
+}
 IMAGE, TEXT, THIRD = "#0b6e99", "#b5541c", "#4d4d4d"
 
 
@@ -238,60 +249,49 @@ def _panel(**labels: Any) -> Any:
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The page of results."""
+    """The page of results: a section a choice."""
     results = record["results"]
-    wide, whole = results["weights"]["widths"][-1], results["weights"]["whole"]
-    last = results["weights"]["quantiles"][-1][1]
-    lines = [
-        "# Four choices of the paper, each alone",
-        "",
-        "What was measured before the default head departed from the paper's equations; "
-        "[The method](../about/method.md#what-we-changed-and-why) says what it does instead.",
-        "",
-        "| equation | measured | value |",
-        "| --- | --- | ---: |",
-        f"| (12) | median weight of an intact test post, {wide} coordinates of each modality "
-        f"| {last:.1e} |",
-        f"| (12) | the same, all coordinates | {whole:.1e} |",
+    rows: dict[str, list[tuple[str, str]]] = {equation: [] for equation in FIGURES}
+    wide, last = results["weights"]["widths"][-1], results["weights"]["quantiles"][-1][1]
+    rows["(12)"] = [
+        (f"median, {wide} coordinates of each modality", f"{last:.1e}"),
+        ("median, all coordinates", f"{results['weights']['whole']:.1e}"),
     ]
     for m in ("image", "text"):
         for rule, words in ((admit_above_mean, "(13)"), (admit_all, "all enter")):
             curves = [run[rule.__name__][m] for run in results["admission"]]
             admitted = _mean([curve["admitted"] for curve in curves])[-1]
             spread = _mean([curve["spread"] for curve in curves])[-1]
-            lines += [
-                f"| (13) | {m}, {words}: rows admitted, epoch {EPOCHS['admission']} "
-                f"| {100 * admitted:.1f} % |",
-                f"| (13) | {m}, {words}: spread of the queue beside that of all posts "
-                f"| {spread:.2f} |",
+            rows["(13)"] += [
+                (f"{m}, {words}: rows admitted", f"{100 * admitted:.1f} %"),
+                (f"{m}, {words}: spread beside that of all posts", f"{spread:.2f}"),
             ]
     for source, target in WAYS:
         way = f"{target} from {source}"
         denser = _mean([[run[way]["denser"]] for run in results["recovery"]])[0]
-        lines.append(
-            f"| (10), (11) | {way}: test posts whose recovered feature is denser than the real "
-            f"| {100 * denser:.0f} % |"
-        )
+        rows["(10), (11)"].append((f"{way}: denser than the real one", f"{100 * denser:.0f} %"))
     for name in TRAINED:
-        for kind, words in (("spread", "σ of test features"), ("accuracy", "accuracy")):
+        for kind, words in (("spread", "σ"), ("accuracy", "accuracy")):
             curve = _mean([run[name][kind] for run in results["gradients"]])
             for epoch in (EARLY, EPOCHS["encoders"]):
                 value = curve[epoch - 1]
                 shown = f"{value:.2f}" if kind == "spread" else f"{100 * value:.1f} %"
-                lines.append(f"| (4), (7) | {name}: {words}, epoch {epoch} | {shown} |")
-    for equation, words in CAPTIONS.items():
-        lines += ["", f"{equation}: {words}", "", f"![{words}](../assets/{FIGURES[equation]})"]
+                rows["(4), (7)"].append((f"{name}: {words}, epoch {epoch}", shown))
+    lines = [
+        "# Four choices of the paper, each alone",
+        "",
+        "What the paper's equations do on their own, all else held fixed. "
+        "[The method](../about/method.md#what-we-changed-and-why) says what the default head "
+        "does instead.",
+    ]
+    for equation, file in FIGURES.items():
+        title, words = CAPTIONS[equation], NOTES[equation]
+        lines += ["", f"## {equation}: {title}", "", f"![{title}](../assets/{file})", "", words]
+        lines += ["", "| | value |", "| --- | ---: |"]
+        lines += [f"| {what} | {value} |" for what, value in rows[equation]]
     lines += [
         "",
-        "- (12): the product of the densities (9) of image and text, Gaussians fitted to the "
-        "training posts; the band holds 80 % of the test posts.",
-        f"- (13): training posts pass a queue of {CAPACITY} rows in batches of {BATCH}. Below "
-        "two rows everything enters.",
-        f"- (10), (11): one converter a direction, {EPOCHS['converter']} epochs of the loss (8) "
-        "on training posts, features frozen.",
-        "- (4), (7): two small encoders of scikit-learn's digits in halves. The terms stand "
-        "beside the cross-entropy of a linear layer on both features, without (3) and without "
-        "the weights of (12), so this is not the paper's whole model.",
+        "## Record",
         "",
         f"Means over {len(record['seeds'])} seeds, except (12), which has nothing random. "
         f"`benchmarks/results/{NAME}.json`: `{record['command']}`, commit {record['commit']}, "

@@ -22,12 +22,17 @@ PAGES = (
     "getting-started.html",
     "choosing-parts.html",
     "guides/missing-modalities.html",
+    "guides/your-encoders.html",
     "reference/index.html",
+    "reference/examples.html",
     "reference/drf-head.html",
     "reference/feature-queue.html",
     "results/index.html",
     "results/comparison.html",
+    "results/mvsa.html",
     "about/method.html",
+    "about/comparison.html",
+    "about/faq.html",
 )
 
 
@@ -191,3 +196,36 @@ def test_scheme_can_be_switched_and_stays(desktop: Any, address: str) -> None:
     switched = scheme()[0]
     desktop.get(f"{address}/getting-started.html")
     wait(desktop, lambda: scheme()[0] == switched)
+
+
+def test_phone_has_navigation_and_search(desktop: Any, address: str) -> None:
+    desktop.set_window_size(390, 844)
+    desktop.get(f"{address}/index.html")
+    wait(desktop, lambda: find(desktop, "label[for='__drawer']"))[0].click()
+    for text in ("Guides", "Low quality"):
+        links = wait(
+            desktop,
+            lambda text=text: [
+                link
+                for link in find(desktop, ".md-nav--primary .md-nav__link")
+                if link.text.strip() == text
+            ],
+        )
+        wait(desktop, lambda links=links: links[0].is_enabled())
+        desktop.execute_script("arguments[0].click()", links[0])
+    wait(desktop, lambda: desktop.current_url.endswith("/guides/low-quality.html"))
+    wait(desktop, lambda: find(desktop, "label.md-header__button[for='__search']"))[0].click()
+    assert any("reference/feature-queue.html" in link for link in search(desktop, "FeatureQueue"))
+
+
+def test_names_in_tables_are_not_broken_on_a_phone(desktop: Any, address: str) -> None:
+    desktop.set_window_size(390, 844)
+    for page in ("choosing-parts.html", "reference/index.html", "about/comparison.html"):
+        desktop.get(f"{address}/{page}")
+        broken = desktop.execute_script(
+            "const codes = [...document.querySelectorAll('article table code')];"
+            "return [codes.length, codes.filter(c => !/[ ,/]/.test(c.textContent)"
+            " && c.getClientRects().length > 1).map(c => c.textContent)]"
+        )
+        assert broken[0] > 10, page
+        assert broken[1] == [], page

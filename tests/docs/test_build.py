@@ -91,6 +91,14 @@ def test_gallery_shows_every_program(site: Path) -> None:
     assert [path.name for path in programs if f"{path.name}</summary>" not in text] == []
 
 
+def test_gallery_shows_every_figure(site: Path) -> None:
+    text = (site / "reference" / "examples.html").read_text(encoding="utf-8")
+    programs = [p for p in (ROOT / "examples/gallery").glob("*.py") if "__main__" in p.read_text()]
+    assert len(programs) > 5
+    assert [p.stem for p in programs if f"assets/gallery/{p.stem}.png" not in text] == []
+    assert ":: " not in re.sub(r"<(pre|code).*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
+
+
 def test_formulas_are_mathml(site: Path) -> None:
     pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
     for page in pages:
