@@ -44,7 +44,7 @@ def write_record(
     *,
     data: str,
     seeds: list[int],
-    folder: Path = RESULTS,
+    folder: Path | None = None,
 ) -> Path:
     """Write ``<name>.json`` with what is needed to judge and repeat the numbers."""
     record = {
@@ -63,15 +63,16 @@ def write_record(
         },
         "results": results,
     }
+    folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
-def read_record(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+def read_record(name: str, folder: Path | None = None) -> dict[str, Any]:
     """Read what :func:`write_record` wrote."""
-    record: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    record: dict[str, Any] = json.loads(((folder or RESULTS) / f"{name}.json").read_text())
     return record
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from _ablation import ROWS
-from _record import write_record
+from _record import read_record, write_record
 from numpy.typing import NDArray
 
 from robustfusion.evaluation.statistics import (
@@ -310,7 +310,17 @@ def judge_quality(found: Mapping[str, Any]) -> Any:
         yield goal(
             "5", f"AUROC, {modality}, frozen", f"≥ {needed}", f"{value:.3f}", value >= needed
         )
-    yield goal("5", "AUROC, trained encoders", "as frozen", "not part of this benchmark", None)
+    trained = read_record("end_to_end")["results"]
+    for modality, needed in (("text", 0.95), ("image", 0.93)):
+        value = trained["quality_auroc"]["DRF"][modality][0]
+        how = "frozen" if modality in trained["settings"]["frozen"] else "trained end to end"
+        yield goal(
+            "5",
+            f"AUROC, {modality}, {how}, run of raw posts",
+            f"≥ {needed}",
+            f"{value:.3f}",
+            value >= needed,
+        )
     for modality in ("image", "text"):
         means = found[modality]["class_means"]
         clean = {name: row["clean"] for name, row in means.items()}

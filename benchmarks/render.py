@@ -2,8 +2,10 @@
 
     python benchmarks/render.py
     python benchmarks/render.py --main-job runs/drf_mvsa-001
+    python benchmarks/render.py --end-to-end runs/drf_mvsa-002
 
-The second keeps a finished run of the main job as its record, and renders the README alone.
+The others keep a finished run of `examples/drf_mvsa.py` as the record of the main job, or of the
+run with trained encoders on real posts.
 """
 
 import argparse
@@ -12,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import _render_compare
-import _render_main_job
 import _render_mvsa
 import _render_recipe
+import _render_runs
+import paper_choices
 from _record import read_record
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
@@ -89,7 +92,7 @@ def readme(text: str) -> str:
         "",
         *page[start:stop],
     ]
-    figure = _render_main_job.caption(read_record(_render_main_job.NAME))
+    figure = _render_runs.caption(read_record(_render_runs.NAME))
     return _between(_between(text, "results", results), "figure", figure)
 
 
@@ -104,14 +107,18 @@ def main() -> None:
     """Render every page and the README, or keep a run of the main job."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--main-job", type=Path, metavar="RUN", help="folder of a finished run")
-    run = parser.parse_args().main_job
-    if run is not None:
-        _render_main_job.keep(run)
-    else:
+    parser.add_argument("--end-to-end", type=Path, metavar="RUN", help="folder of a finished run")
+    given = vars(parser.parse_args())
+    runs = {name: run for name, run in given.items() if run is not None}
+    for name, run in runs.items():
+        _render_runs.keep(name, run)
+    if runs.keys() != {_render_runs.NAME}:
         render_speed()
         _render_compare.main()
         _render_mvsa.render()
         _render_recipe.render()
+        _render_runs.render()
+        paper_choices.render()
     render_readme()
 
 

@@ -61,13 +61,13 @@ def test_a_run_is_kept(
     run, page, figure = tmp_path / "drf_mvsa-001", tmp_path / "README.md", tmp_path / "figure.png"
     page.write_text(README.replace("What the main job draws", "What was there before"))
 
-    main_job: Any = render._render_main_job
+    runs: Any = render._render_runs
     records = tmp_path / "results"
     records.mkdir()
     (records / "recipe.json").write_text(json.dumps(render.read_record("recipe")))
-    for module in (main_job, importlib.import_module("_record")):
+    for module in (runs, importlib.import_module("_record")):
         monkeypatch.setattr(module, "RESULTS", records)
-    monkeypatch.setattr(main_job, "FIGURE", figure)
+    monkeypatch.setitem(runs.FIGURES, "main_job", figure)
     monkeypatch.setattr(render, "README", page)
     monkeypatch.setattr(sys, "argv", ["render.py", "--main-job", str(run)])
     render.main()
