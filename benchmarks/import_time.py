@@ -1,5 +1,6 @@
 """How much longer `import robustfusion` takes than `import torch`."""
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def seconds() -> list[float]:
 
 def main() -> None:
     """Record the medians."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     pairs = [seconds() for _ in range(RUNS)]
     bare, more = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
     results = {

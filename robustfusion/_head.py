@@ -27,6 +27,20 @@ class DRFOutput(NamedTuple):
         usable: (B, K) bool, True where a candidate exists for the sample.
         member_logits: (B, K, E, C), what ``head.loss`` supervises; their mean over E is
             ``candidate_logits``. ``None`` in evaluation and where candidates have no members.
+
+    Example:
+        >>> from robustfusion import DRFHead
+        >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
+        >>> available = {"image": torch.arange(5) > 0, "text": torch.ones(5, dtype=torch.bool)}
+        >>> out = head({"image": torch.randn(5, 8), "text": torch.randn(5, 4)}, available)
+        >>> head.candidates, out.usable[0]
+        ((('image', 'text'), ('image',), ('text',)), tensor([False, False,  True]))
+        >>> out.weights[0], out.log_quality["image"][0]
+        (tensor([0., 0., 1.]), tensor(-inf))
+
+    Reference:
+        The qualities of (10) and (11), the expanded samples of (12) and the terms of (16) without
+        labels, https://arxiv.org/abs/2511.18751.
     """
 
     logits: Tensor

@@ -55,6 +55,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: Without the file.
         ValueError: If the file is cut off, foreign, damaged, or of a later format.
+
+    The example is at :func:`save_checkpoint`.
     """
     tensors, header = _read(Path(path), "checkpoint")
     try:
@@ -115,6 +117,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: Without ``config.json``.
         ValueError: If it is no such file, or of a later format.
+
+    The example is at :func:`save_model`.
     """
     config: dict[str, Any] = _document(Path(directory))["config"]
     return config
@@ -137,6 +141,8 @@ def load_model(model: nn.Module, directory: str | os.PathLike[str]) -> dict[str,
         FileNotFoundError: Without either file.
         ValueError: If a file is damaged or foreign, the two are not of one save, or names, shapes
             or kinds of numbers are not those of the model.
+
+    The example is at :func:`save_model`.
     """
     directory = Path(directory)
     document = _document(directory)
@@ -165,7 +171,15 @@ def load_model(model: nn.Module, directory: str | os.PathLike[str]) -> dict[str,
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of every global random generator, ready for :func:`save_checkpoint`."""
+    """Return the state of every global random generator, ready for :func:`save_checkpoint`.
+
+    Example:
+        >>> state = random_state()
+        >>> drawn = torch.rand(3)
+        >>> restore_random_state(state)
+        >>> torch.equal(torch.rand(3), drawn)
+        True
+    """
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -180,6 +194,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: If it is none, or was taken on another number of GPUs.
+
+    The example is at :func:`random_state`.
     """
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:

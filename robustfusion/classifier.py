@@ -42,6 +42,10 @@ class DRFClassifier(nn.Module):
         >>> available = {"image": torch.arange(5) > 1, "text": torch.ones(5, dtype=torch.bool)}
         >>> model(inputs, available).logits.shape
         torch.Size([5, 3])
+
+    Reference:
+        Encoders handed in by modality, as to the ``EarlyFusionModel`` of torchtune,
+        https://github.com/pytorch/torchtune.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], head: nn.Module) -> None:

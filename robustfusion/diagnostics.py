@@ -28,6 +28,8 @@ class QualityHealth(NamedTuple):
         std: their standard deviation.
         low: 5 % quantile.
         high: 95 % quantile.
+
+    ``quality[modality]`` of a :class:`Diagnosis`; see the example there.
     """
 
     mean: float
@@ -46,6 +48,8 @@ class FusionHealth(NamedTuple):
         wins: share of the rows in which it has the largest weight.
         effective: mean of exp(entropy) of the normalised weights, between 1 and K.
         total: median sum of the weights as they come; far below 1 if they are not normalised.
+
+    ``fusion`` of a :class:`Diagnosis`; see the example there.
     """
 
     candidates: tuple[str, ...]
@@ -67,6 +71,8 @@ class QueueHealth(NamedTuple):
         scale_ratio: spread of the queue (2) divided by the spread of the features; 1 when they
             agree, NaN where the queue holds other vectors than the features.
         mean_shift: distance of the two means (1), in units of the features' spread.
+
+    ``queues[modality]`` of a :class:`Diagnosis`; see the example there.
     """
 
     fill: float
@@ -84,6 +90,8 @@ class RecoveryHealth(NamedTuple):
             perfect, 1 is no better than the mean.
         spread: spread of the recovered features divided by the spread of the real ones; near 0
             everything is recovered as the same vector.
+
+    ``recovery[target, source]`` of a :class:`Diagnosis`; see the example there.
     """
 
     error: float
@@ -101,6 +109,14 @@ class Diagnosis(NamedTuple):
         recovery: by `(target, source)`.
         top_class: share of the rows predicted as the most frequent prediction.
         warnings: in plain words; empty if nothing looks wrong.
+
+    Example:
+        >>> from robustfusion import DRFHead
+        >>> from robustfusion.diagnostics import diagnose
+        >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
+        >>> found = diagnose(head, {"image": torch.randn(20, 8), "text": torch.randn(20, 4)})
+        >>> found.rows, sorted(found.quality), found.queues["text"].fill, found.healthy
+        (20, ['image', 'text'], 0.0, False)
     """
 
     rows: int

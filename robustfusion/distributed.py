@@ -29,6 +29,10 @@ def gather_rows(
         >>> rows, mask = gather_rows(torch.ones(2, 3), torch.tensor([True, False]))
         >>> rows.shape
         torch.Size([2, 3])
+
+    Reference:
+        Sizes, padding, one gather, trimming: as ``gather_all_tensors`` of torchmetrics,
+        https://github.com/Lightning-AI/torchmetrics.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return features, available

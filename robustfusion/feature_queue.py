@@ -142,6 +142,15 @@ def admit_all(log_prob: Tensor, queue_log_prob: Tensor, valid: Tensor) -> Tensor
 
     Returns:
         (B,) bool, a mask for :meth:`FeatureQueue.enqueue`.
+
+    Example:
+        >>> scores = torch.tensor([-2.0, -0.5])
+        >>> queue_scores, valid = (
+        ...     torch.tensor([-1.0, -1.0, 0.0]),
+        ...     torch.tensor([True, True, False]),
+        ... )
+        >>> admit_all(scores, queue_scores, valid)
+        tensor([True, True])
     """
     return torch.ones_like(log_prob, dtype=torch.bool)
 
@@ -155,6 +164,18 @@ def admit_above_mean(log_prob: Tensor, queue_log_prob: Tensor, valid: Tensor) ->
 
     The mean is taken over densities, in log space; with fewer than two valid rows everything
     enters. Arguments as in :func:`admit_all`.
+
+    Example:
+        >>> scores = torch.tensor([-2.0, -0.5])
+        >>> queue_scores, valid = (
+        ...     torch.tensor([-1.0, -1.0, 0.0]),
+        ...     torch.tensor([True, True, False]),
+        ... )
+        >>> admit_above_mean(scores, queue_scores, valid)
+        tensor([False,  True])
+
+    Reference:
+        Equation (13) of https://arxiv.org/abs/2511.18751.
     """
     queue_log_prob = queue_log_prob.where(valid, -math.inf)
     log_mean = queue_log_prob.logsumexp(0) - valid.sum().log()
@@ -170,6 +191,15 @@ def admit_above_quantile(
     It keeps the least typical rows out and, unlike :func:`admit_above_mean`, keeps accepting about
     ``1 - quantile`` of them; with fewer than two valid rows everything enters. Set the quantile
     with ``functools.partial``. Arguments as in :func:`admit_all`.
+
+    Example:
+        >>> scores = torch.tensor([-2.0, -0.5])
+        >>> queue_scores, valid = (
+        ...     torch.tensor([-3.0, -1.0, 0.0]),
+        ...     torch.tensor([True, True, False]),
+        ... )
+        >>> admit_above_quantile(scores, queue_scores, valid, quantile=1.0)
+        tensor([False,  True])
     """
     check_between(quantile, 0.0, 1.0, "quantile")
     ordered = queue_log_prob.where(valid, math.inf).sort().values

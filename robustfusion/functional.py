@@ -24,6 +24,10 @@ class Gaussian(NamedTuple):
     ``mean`` has shape (D,). ``scale`` is () for "spherical": the root mean square *distance* from
     the mean, the paper's σ (2); (D,) for "diag": standard deviations; (D, D) for "full": the lower
     Cholesky factor of the covariance.
+
+    Example:
+        >>> Gaussian(torch.zeros(2), torch.tensor(1.0)).mean.shape
+        torch.Size([2])
     """
 
     mean: Tensor
@@ -31,7 +35,12 @@ class Gaussian(NamedTuple):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return ``x`` in float32, or unchanged if it already is float32 or float64."""
+    """Return ``x`` in float32, or unchanged if it already is float32 or float64.
+
+    Example:
+        >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -171,6 +180,11 @@ def sample_recovery_loss(
         recovered: (B, D).
         target: (B, D).
         paired: (B,) bool, True where source and target are both observed.
+
+    Example:
+        >>> recovered, target = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [9.0, 9.0]])
+        >>> sample_recovery_loss(recovered, target, torch.tensor([True, False]))
+        tensor(5.)
     """
     with torch.autocast(recovered.device.type, enabled=False):
         difference = at_least_float32(recovered) - at_least_float32(target)
@@ -214,6 +228,11 @@ def distribution_constraint_loss(
 
     The paper's modalities are equally wide. Where widths differ, the narrower vectors are padded
     with zeros, which embeds them in the wider space and adds no parameter.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0]])
+        >>> distribution_constraint_loss(features, torch.tensor([1.0, 0.0]), [torch.zeros(2)])
+        tensor(0.3679)
     """
     if not other_means:
         raise ValueError("other_means must hold the mean of at least one other modality, got none")
@@ -259,6 +278,11 @@ def nearest_rows(
 
     Returns:
         (B, k) similarities, −inf where fewer rows count, and (B, k) their rows.
+
+    Example:
+        >>> query, rows = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
+        >>> nearest_rows(query, rows, torch.ones(2), torch.zeros(1), neighbors=1)
+        (tensor([[0.6000]]), tensor([[1]]))
     """
     values, places = [], []
     for start in range(0, rows.shape[0], chunk):
@@ -298,6 +322,12 @@ def replace_coordinates(
         count: ().
         order: (B,) long, a running number of each row.
         shares: Smallest and largest share of coordinates replaced.
+
+    Example:
+        >>> features, donors = torch.zeros(1, 1000), torch.ones(4, 1000)
+        >>> broken = replace_coordinates(features, donors, torch.tensor(4), torch.tensor([7]))
+        >>> 0.1 <= broken.mean().item() <= 0.6
+        True
     """
     row = order[:, None]
     column = torch.arange(features.shape[1], device=features.device)[None]
@@ -321,6 +351,15 @@ def fit_logistic(
     Newton's method on standardised scores, from ``start`` or from 0, with a ridge on the
     standardised slope so that separable scores give a finite curve; the slope is never negative.
     Without a valid row both numbers are 0.
+
+    Example:
+        >>> scores = torch.tensor([[2.0, 0.0], [3.0, 1.0], [1.0, -1.0]])
+        >>> a, b = fit_logistic(scores, torch.ones(3, dtype=torch.bool))
+        >>> a > 0, torch.allclose(-b / a, torch.tensor(1.0), atol=1e-3)
+        (tensor(True), True)
+
+    Reference:
+        Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
     """
     x = at_least_float32(scores).where(valid[:, None], 0.0)
     share = valid.to(x.dtype) / (2 * valid.sum()).clamp_min(1)

@@ -41,6 +41,10 @@ class RunningMoments(nn.Module):
         >>> queue.enqueue(torch.randn(250, 3) + 5)
         >>> torch.allclose(queue.moments.gaussian("diag").mean, queue.storage.mean(0), atol=1e-5)
         True
+
+    Reference:
+        The pivot: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The
+        American Statistician 37, 1983.
     """
 
     pivots: Tensor

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion import DRFHead
+from robustfusion.baselines import MajorityHead
 from robustfusion.disruption import (
     DisruptedDataset,
     Disruption,
@@ -840,3 +841,12 @@ def test_an_id_is_the_same_from_python_numpy_and_torch() -> None:
 def test_unknown_condition_lists_the_known_ones(report: RobustnessReport) -> None:
     with pytest.raises(KeyError, match="fixed/image/C"):
         report["fixed/sound/C"]
+
+
+def test_logits_that_are_a_view_of_a_parameter_are_read() -> None:
+    labels = torch.tensor([0, 1, 1, 2])
+    head = MajorityHead({"image": 2, "text": 2}, 3)
+    head.fit(labels)
+    data = CachedFeatures({"image": torch.randn(4, 2), "text": torch.randn(4, 2)}, labels)
+    report = robustness_report(head, data, seeds=(0,), settings=("D",), rates=(), replicates=0)
+    assert report["clean"].accuracy.value == 0.5

@@ -1,6 +1,6 @@
 """A ViT and a BERT, or both towers of CLIP, from local directories in front of a DRF head.
 
-    python transformers_encoders.py --models ~/models/vit ~/models/bert
+    python examples/gallery/transformers_encoders.py --models ~/models/vit ~/models/bert
 
 Give the same CLIP directory twice to use its towers. Without models, tiny random ones are made,
 which shows the wiring and not the accuracy. Needs ``robustfusion[examples,hf]``.

@@ -49,6 +49,10 @@ class ConcatenationHead(nn.Module):
         >>> output = head(features, available)
         >>> output.logits.isfinite().all().item()
         True
+
+    Reference:
+        Modality dropout: Neverova et al., "ModDrop: Adaptive Multi-Modal Gesture Recognition",
+        TPAMI 38, 2016.
     """
 
     def __init__(

@@ -53,6 +53,10 @@ class LateMeanHead(nn.Module):
         >>> head = LateMeanHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.zeros(5, 3), "image": torch.zeros(5, 4)}).unimodal_logits.shape
         torch.Size([5, 2, 2])
+
+    Reference:
+        The static late fusion of Zhang et al., "Provable Dynamic Fusion for Low-Quality Multimodal
+        Data", ICML 2023.
     """
 
     def __init__(

@@ -35,6 +35,9 @@ class MajorityHead(nn.Module):
         >>> _ = head.fit(torch.tensor([1, 1, 0]))
         >>> head({"text": torch.zeros(2, 3)}).logits.argmax(1).tolist()
         [1, 1]
+
+    Reference:
+        ``DummyClassifier(strategy="prior")`` of scikit-learn.
     """
 
     def __init__(self, dims: Mapping[str, int], num_classes: int) -> None:

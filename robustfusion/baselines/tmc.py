@@ -22,7 +22,7 @@ from robustfusion.functional import masked_mean
 
 
 class EvidentialOutput(NamedTuple):
-    """Output of the evidential heads.
+    """Output of :class:`TMCHead` and :class:`~robustfusion.baselines.ECMLHead`.
 
     Attributes:
         logits: Log of the expected class probability, ``(B, C)``.

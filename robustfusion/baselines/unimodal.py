@@ -40,6 +40,10 @@ class UnimodalHead(nn.Module):
         >>> head = UnimodalHead({"text": 3, "image": 4}, num_classes=2, modality="text")
         >>> head({"text": torch.zeros(5, 3), "image": torch.zeros(5, 4)}).logits.shape
         torch.Size([5, 2])
+
+    Reference:
+        Wang et al., "What Makes Training Multi-Modal Classification Networks Hard?", CVPR 2020,
+        for why fusion must be compared with its best modality.
     """
 
     def __init__(

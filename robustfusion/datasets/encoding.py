@@ -16,7 +16,10 @@ Encoder = Callable[[list[Any]], Tensor]
 
 
 class EncodedPosts(NamedTuple):
-    """Features of posts: aligned lists, (N, D) features and (N,) masks by modality."""
+    """Features of posts: aligned lists, (N, D) features and (N,) masks by modality.
+
+    What :func:`encode` returns; see the example there.
+    """
 
     ids: list[str]
     labels: Tensor
@@ -52,6 +55,18 @@ def encode(
     Raises:
         ValueError: for a cache without a key for each encoder, an encoder in training mode, or
             one that returns another shape than (B, D).
+
+    Example:
+        >>> import tempfile
+        >>> from robustfusion.datasets import MVSA, encode, make_posts
+        >>> posts = MVSA(make_posts(tempfile.mkdtemp(), n=20))
+        >>> def lengths(texts):
+        ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
+        >>> encoded = encode(posts, {"text": lengths})
+        >>> encoded.features["text"].shape, encoded.available["text"].all().item()
+        (torch.Size([20, 2]), True)
+        >>> encoded.ids == posts.ids
+        True
     """
     for modality, encoder in encoders.items():
         if modality not in ("image", "text"):

@@ -34,7 +34,8 @@ class MVSA(PostDataset):
         label_rule: ``"joint"``: equal labels give that label, a neutral side gives way to the
             other, positive against negative is dropped. ``"equal"``: only equal labels are kept.
         on_bad: a bad row (no text, an image that cannot be decoded, a broken label) is listed
-            and ``"skip"``\ ped, ``"raise"``\ d, or its modality taken as ``"missing"``.
+            and left out (``"skip"``), is an error (``"raise"``), or counts as a post without that
+            modality (``"missing"``).
         image_transform: applied to the decoded RGB image.
         verify: read and decode every file once at the start.
 

@@ -50,7 +50,7 @@ class _Facts(NamedTuple):
 
 
 class PostDataset(Dataset[Sample], ABC):
-    """Posts of one image and one text, read from a folder when they are asked for.
+    r"""Posts of one image and one text, read from a folder when they are asked for.
 
     A subclass says where the files are and reads its label file. Here every row of that file is
     either kept or listed with its reason; see :meth:`report`.
@@ -69,6 +69,38 @@ class PostDataset(Dataset[Sample], ABC):
         FileNotFoundError: without the folder or the label file.
         ValueError: for an unusable label file, or a bad row with ``on_bad="raise"``.
         ImportError: without Pillow.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from robustfusion.datasets import PostDataset
+        >>> from robustfusion.datasets.labels import LabelledPost
+        >>> class Folder(PostDataset):  # {id}.jpg and {id}.txt, and a label file of pairs
+        ...     class_names = ("no", "yes")
+        ...
+        ...     def _data_folder(self):
+        ...         return self.root
+        ...
+        ...     def _read_rows(self):
+        ...         lines = (self.root / "labels.csv").read_text().splitlines()
+        ...         pairs = [line.split(",") for line in lines]
+        ...         return [LabelledPost(i, label, label, label) for i, label in pairs], []
+        ...
+        ...     def _title(self):
+        ...         return "Folder"
+        >>> root = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (8, 8)).save(root / "7.jpg")
+        >>> _ = (root / "7.txt").write_text("sunny")
+        >>> _ = (root / "labels.csv").write_text("7,yes\n8,no\n")
+        >>> posts = Folder(root)
+        >>> posts[0]["inputs"]["text"], posts[0]["label"], posts.posts[0].label_name
+        ('sunny', 1, 'yes')
+        >>> [problem.reason for problem in posts.report().problems]
+        ['8.txt is missing', '8.jpg is missing']
+
+    Reference:
+        A folder and a transform, as the ``VisionDataset`` of torchvision.
     """
 
     class_names: tuple[str, ...]

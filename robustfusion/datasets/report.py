@@ -14,7 +14,10 @@ DuplicateKind = Literal["text", "image", "near image"]
 
 
 class Problem(NamedTuple):
-    """One thing wrong with one post, and what was done about it."""
+    """One thing wrong with one post, and what was done about it.
+
+    A :class:`DatasetReport` holds them in ``problems``; see the example there.
+    """
 
     id: str
     kind: ProblemKind
@@ -28,6 +31,17 @@ class Duplicates(NamedTuple):
     ``kind`` is "text" (equal up to RT, handles, URLs, case and punctuation), "image" (equal
     bytes) or "near image" (nearly equal perceptual hash). ``splits`` is aligned with ``ids`` and
     empty when no splits were given. ``labels`` is aligned with ``ids``.
+
+    Example:
+        >>> from robustfusion.datasets import Duplicates
+        >>> group = Duplicates("text", ("1", "8"), ("positive", "neutral"), ("train", "test"))
+        >>> group.crosses_splits, group.labels_conflict
+        (True, True)
+
+    Reference:
+        The hash of "near image": Krawetz, "Kind of Like That", 2013 (dHash). Why duplicates across
+        splits count: Barz and Denzler, "Do We Train on Test Data? Purging CIFAR of
+        Near-Duplicates", Journal of Imaging 6, 2020.
     """
 
     kind: DuplicateKind
@@ -64,6 +78,19 @@ class DatasetReport:
         split_sizes: kept posts in each split, empty when no splits were given.
         unknown_split_ids: ids that the splits name and the data set does not hold.
         verified: whether every file was read and decoded.
+
+    Example:
+        >>> import tempfile
+        >>> from robustfusion.datasets import MVSA, make_posts
+        >>> root = make_posts(tempfile.mkdtemp(), n=20, mismatch=0.25)
+        >>> (root / "data" / "3.txt").unlink()
+        >>> report = MVSA(root).report()
+        >>> report.rows, report.kept
+        (20, 19)
+        >>> report.problems
+        (Problem(id='3', kind='missing text', reason='3.txt is missing', action='skipped'),)
+        >>> print(str(report).splitlines()[0])
+        MVSA-Single, label_rule='joint': 19 posts of 20 rows in the label file
     """
 
     name: str

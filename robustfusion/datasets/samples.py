@@ -7,6 +7,17 @@ class Sample(TypedDict):
     """One post: ``inputs`` and ``available`` have the keys "image" and "text".
 
     :func:`robustfusion.disruption.collate` puts posts side by side as a batch.
+
+    Example:
+        >>> post: Sample = {
+        ...     "id": "7",
+        ...     "inputs": {"image": "a decoded image", "text": "sunny"},
+        ...     "available": {"image": True, "text": True},
+        ...     "label": 0,
+        ...     "label_name": "positive",
+        ... }
+        >>> sorted(post["inputs"]) == sorted(post["available"])
+        True
     """
 
     id: str

@@ -37,6 +37,10 @@ class Splits:
         ('4',)
         >>> splits.openings
         ['final table of the README']
+
+    Reference:
+        Dwork et al., "The reusable holdout: Preserving validity in adaptive data analysis",
+        Science 349, 2015, for why the test part is kept apart.
     """
 
     def __init__(
@@ -113,6 +117,15 @@ def load_splits(path: str | os.PathLike[str]) -> Splits:
 
     Raises:
         ValueError: where the file is not such an object.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from robustfusion.datasets import load_splits
+        >>> path = Path(tempfile.mkdtemp()) / "splits.json"
+        >>> _ = path.write_text('{"train": ["1", "2"], "dev": ["3"], "test": ["4"]}')
+        >>> load_splits(path)
+        Splits(train=2, val=1, test=1, hash='e615bdcdf78a9b88')
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))

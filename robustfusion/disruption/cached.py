@@ -15,7 +15,10 @@ from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 
 
 class DisruptedFeatures(NamedTuple):
-    """Disrupted features: `inputs[name]` (B, ..., D), `available[name]` (B,), and the plan."""
+    """Disrupted features: `inputs[name]` (B, ..., D), `available[name]` (B,), and the plan.
+
+    What :func:`disrupt_features` returns; see the example there.
+    """
 
     inputs: dict[str, Tensor]
     available: dict[str, Tensor]
@@ -62,6 +65,9 @@ def disrupt_features(
         >>> out = disrupt_features(disruption, ["a", "b"], clean, {"image": torch.zeros(2, 3)})
         >>> out.inputs["image"].sum(), out.inputs["text"].sum(), out.available["image"]
         (tensor(0.), tensor(8.), tensor([True, True]))
+
+    Reference:
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
     corrupted = corrupted or {}
     if set(features) != set(disruption.modalities):

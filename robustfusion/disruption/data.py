@@ -33,6 +33,12 @@ def placeholder(value: Any) -> Any:
 
     Raises:
         TypeError: If no placeholder is known for the type.
+
+    Example:
+        >>> placeholder(torch.ones(3)), placeholder("so very good")
+        (tensor([0., 0., 0.]), '')
+        >>> placeholder({"input_ids": torch.tensor([101, 7]), "attention_mask": torch.ones(2)})
+        {'input_ids': tensor([0, 0]), 'attention_mask': tensor([1., 0.])}
     """
     if isinstance(value, Tensor):
         return torch.zeros_like(value)
@@ -66,6 +72,22 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
         ValueError: If there are no samples, they differ in what they hold, or tensors of one
             modality differ in shape.
         TypeError: If a label is no integer.
+
+    Example:
+        >>> from robustfusion.disruption import collate
+        >>> samples = [
+        ...     {"inputs": {"image": torch.ones(2), "text": "good"}, "label": 1},
+        ...     {
+        ...         "inputs": {"image": torch.zeros(2), "text": "bad"},
+        ...         "available": {"image": False},
+        ...         "label": 0,
+        ...     },
+        ... ]
+        >>> batch = collate(samples)
+        >>> batch["inputs"]["image"].shape, batch["inputs"]["text"]
+        (torch.Size([2, 2]), ['good', 'bad'])
+        >>> batch["available"]["image"], batch["label"]
+        (tensor([ True, False]), tensor([1, 0]))
     """
     if not samples:
         raise ValueError("samples must not be empty")
@@ -165,6 +187,9 @@ class DisruptedDataset(Dataset[Sample]):
         ('[MASK] [MASK] [MASK]', {'image': True, 'text': True}, True)
         >>> posts[0]["inputs"]["text"]
         'so very good'
+
+    Reference:
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     def __init__(
@@ -231,6 +256,9 @@ class DisruptedCollate:
         >>> batch = collate_fn([sample])
         >>> batch["inputs"]["image"], batch["available"]["image"]
         (tensor([[0., 0.]]), tensor([False]))
+
+    Reference:
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     def __init__(

@@ -58,6 +58,10 @@ class FeatureCorruption:
         >>> corrupt = FeatureCorruption(kind="mask", severity=0.25)
         >>> corrupt(torch.ones(8), sample_generator(0, "post-17", "audio")).sum()
         tensor(6.)
+
+    Reference:
+        Gaussian noise on feature vectors: Han et al., "Trusted Multi-View Classification", ICLR
+        2021.
     """
 
     kind: FeatureKind = "shuffle"

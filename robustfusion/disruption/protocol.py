@@ -27,6 +27,19 @@ class DisruptionPlan:
         discarded: For each modality, the samples whose input is to be discarded.
         available: For each modality, what is left to a model: observed and not discarded.
         spared: Samples that were drawn, but left alone because no other modality was there.
+
+    Example:
+        >>> from robustfusion.disruption import Disruption
+        >>> disruption = Disruption(("image", "text"), setting="D", disruption_rate=0.5)
+        >>> plan = disruption.plan([f"post-{i}" for i in range(1000)])
+        >>> both = plan.available["image"] & plan.available["text"]
+        >>> bool((plan.disrupted == ~both).all()), plan.counts()["samples"]
+        (True, 1000)
+        >>> 400 < plan.counts()["disrupted"] < 600
+        True
+
+    Reference:
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     ids: tuple[SampleId, ...]

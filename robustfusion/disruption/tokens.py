@@ -61,6 +61,10 @@ class TokenCorruption:
         ... }
         >>> corrupt(tokens, sample_generator(0, "post-17", "text"))["input_ids"]
         tensor([101, 103, 103, 102,   0])
+
+    Reference:
+        After section 4.1 of https://arxiv.org/abs/2511.18751, which masks words; the mask token is
+        that of Devlin et al., "BERT", NAACL 2019.
     """
 
     mask_token_id: int

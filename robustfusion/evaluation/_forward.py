@@ -167,6 +167,7 @@ class Forward:
             raise ValueError(f"model's output must have logits of shape ({rows}, C), got {found}")
         return out
 
+    @torch.no_grad()  # logits may be a view of a parameter, which asks for a gradient anyway
     def _keep(
         self, results: RowResults, rows: Rows, out: Any, available: Mapping[str, Tensor]
     ) -> None:
@@ -184,6 +185,7 @@ class Forward:
         if results.weights.shape[1]:
             results.weights[rows] = out.weights.float().cpu().numpy()
 
+    @torch.no_grad()
     def _check_rows(
         self, inputs: Mapping[str, Any], available: Mapping[str, Tensor], logits: Tensor
     ) -> None:

@@ -28,6 +28,17 @@ class Difference(NamedTuple):
         mcnemar_p: exact McNemar test; over several seeds twice the median of their p-values.
         holm_p: `mcnemar_p` adjusted for the number of conditions.
         discordant: samples only the first, and only the second, model gets right, by seed.
+
+    Example:
+        >>> from robustfusion.evaluation import Difference
+        >>> from robustfusion.evaluation.statistics import Estimate, mcnemar_exact
+        >>> gap = Estimate(0.2, 0.0, 0.4)
+        >>> cell = Difference((0.9, 0.7), gap, 0.06, mcnemar_exact(3, 1), 1.0, ((3, 1),))
+        >>> cell.mcnemar_p, cell.difference.low
+        (0.625, 0.0)
+
+    Reference:
+        As :class:`Comparison`.
     """
 
     accuracy: tuple[float, float]
@@ -48,6 +59,37 @@ class Comparison(NamedTuple):
         overall: mean difference over all disrupted conditions, with its interval; NaN where
             nothing was disrupted.
         overall_p: its two-sided bootstrap p-value.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from robustfusion.evaluation import CachedFeatures, robustness_report
+        >>> class Only(torch.nn.Module):  # believes one modality
+        ...     def __init__(self, name):
+        ...         super().__init__()
+        ...         self.name = name
+        ...
+        ...     def forward(self, features, available):
+        ...         there = available[self.name][:, None]
+        ...         return SimpleNamespace(logits=torch.where(there, features[self.name], 0))
+        >>> labels = torch.arange(60) % 3
+        >>> image, text = torch.eye(3)[labels], torch.eye(3)[labels.clamp_max(1)]
+        >>> data = CachedFeatures({"image": image, "text": text}, labels)
+        >>> first, second = (
+        ...     robustness_report(Only(name), data, name=name, settings=("D",), rates=(1.0,))
+        ...     for name in data.modalities
+        ... )
+        >>> comparison = first.compare(second)
+        >>> clean = comparison.cells["clean"]
+        >>> clean.discordant, round(clean.difference.value, 3), clean.holm_p < 0.001
+        (((20, 0),), 0.333, True)
+        >>> print(comparison.to_markdown().splitlines()[0])
+        # image against text
+
+    Reference:
+        McNemar, Psychometrika 12, 1947; Holm, "A simple sequentially rejective multiple test
+        procedure", Scandinavian Journal of Statistics 6, 1979; Efron and Tibshirani, "An
+        Introduction to the Bootstrap", 1993.
     """
 
     names: tuple[str, str]

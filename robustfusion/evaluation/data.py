@@ -32,6 +32,37 @@ class EvaluationData(Protocol):
         ids: names of the N samples, unique.
         class_names: of the C classes, or None.
         fresh_corruption: whether the corrupted version of a row changes with the seed.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from robustfusion.baselines import ConcatenationHead
+        >>> from robustfusion.disruption import disrupt_features
+        >>> from robustfusion.evaluation import robustness_report
+        >>> class Stored:  # rows that a function reads from wherever they lie
+        ...     modalities, class_names = ("image", "text"), ("no", "yes")
+        ...     ids, fresh_corruption = tuple(range(6)), False
+        ...
+        ...     def read(self, row):
+        ...         return {"image": torch.full((3,), float(row)), "text": torch.ones(2)}, row % 2
+        ...
+        ...     def batches(self, disruption, rows, batch_size):
+        ...         for part in np.split(rows, range(batch_size, len(rows), batch_size)):
+        ...             found = [self.read(row) for row in part]
+        ...             clean = {m: torch.stack([x[m] for x, _ in found]) for m in self.modalities}
+        ...             corrupted = {m: torch.zeros_like(x) for m, x in clean.items()}
+        ...             made = disrupt_features(
+        ...                 disruption, [self.ids[row] for row in part], clean, corrupted
+        ...             )
+        ...             yield {
+        ...                 "inputs": made.inputs,
+        ...                 "available": made.available,
+        ...                 "label": torch.tensor([label for _, label in found]),
+        ...             }
+        >>> head = ConcatenationHead({"image": 3, "text": 2}, num_classes=2)
+        >>> report = robustness_report(head, Stored(), seeds=(0,), batch_size=4)
+        >>> report["clean"].samples.predictions.shape
+        (1, 6)
     """
 
     modalities: tuple[str, ...]

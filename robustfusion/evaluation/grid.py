@@ -25,6 +25,9 @@ class Condition(NamedTuple):
         'fixed/image/C'
         >>> Condition("random", "C+D", None, 0.4).title
         'random 0.4 C+D'
+
+    Reference:
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     strategy: Literal["clean", "fixed", "random"] = "clean"
@@ -91,6 +94,9 @@ def robustness_grid(
     Example:
         >>> [c.key for c in robustness_grid(("image", "text"), settings=("D",), rates=(0.5,))]
         ['clean', 'fixed/image/D', 'fixed/text/D', 'random/0.5/D']
+
+    Reference:
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
     if len(modalities) < 2:
         raise ValueError(f"modalities must name at least two, got {tuple(modalities)}")

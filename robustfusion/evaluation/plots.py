@@ -85,6 +85,22 @@ def plot_rate_curves(reports: Sequence[RobustnessReport], path: str | Path) -> P
     Raises:
         ValueError: if there is no report, one has no rate curve, or the samples differ.
         ImportError: without matplotlib; `pip install "robustfusion[report]"`.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from robustfusion.baselines import ConcatenationHead
+        >>> from robustfusion.evaluation import CachedFeatures, plot_rate_curves, robustness_report
+        >>> features = {"image": torch.randn(12, 3), "text": torch.randn(12, 2)}
+        >>> data = CachedFeatures(features, torch.arange(12) % 2)
+        >>> head = ConcatenationHead({"image": 3, "text": 2}, num_classes=2)
+        >>> report = robustness_report(head, data, settings=("D",), replicates=50)
+        >>> plot_rate_curves([report], Path(tempfile.mkdtemp()) / "rates.svg").name
+        'rates.svg'
+
+    Reference:
+        Figure 5 of https://arxiv.org/abs/2511.18751.
     """
     if not reports or not all(report.area for report in reports):
         raise ValueError("reports must be one or more, each with modality-random conditions")

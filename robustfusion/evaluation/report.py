@@ -53,6 +53,9 @@ class RobustnessReport:
         1.0
         >>> print(report.to_markdown().splitlines()[0])
         # Robustness of Sum
+
+    Reference:
+        Table 1 and Figure 5 of https://arxiv.org/abs/2511.18751.
     """
 
     context: Context

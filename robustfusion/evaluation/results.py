@@ -32,6 +32,8 @@ class CellSamples(NamedTuple):
         confidence: probability of the predicted class, float16 `(S, N)`.
         counts: rows corrupted and rows discarded, int64 `(S, M, 2)`, as realised.
         weights: mean fusion weight of each candidate, or None for a model without weights.
+
+    ``report[key].samples`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
     """
 
     condition: Condition
@@ -53,6 +55,12 @@ class Cell(NamedTuple):
         drop: accuracy when clean minus accuracy here.
         ece: expected calibration error, 15 bins.
         spread: standard deviation of the accuracy over the seeds; NaN for one seed.
+
+    ``report[key]`` of a :class:`~robustfusion.evaluation.RobustnessReport`; see the example
+    there.
+
+    Reference:
+        Calibration error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
 
     samples: CellSamples
@@ -65,7 +73,10 @@ class Cell(NamedTuple):
 
 
 class QualitySamples(NamedTuple):
-    """Quality scores of one modality: `clean` `(N,)`, `corrupted` `(S, N)`; NaN: not observed."""
+    """Quality scores of one modality: `clean` `(N,)`, `corrupted` `(S, N)`; NaN: not observed.
+
+    ``samples`` of a :class:`Quality`.
+    """
 
     clean: NDArray[np.float32]
     corrupted: NDArray[np.float32]
@@ -79,6 +90,8 @@ class Quality(NamedTuple):
         auroc: probability that a clean sample scores above a corrupted one; 0.5 is chance.
         class_means: mean score of each class, clean and corrupted, `{class: (clean, corrupted)}`.
             Clean means far apart say that the score judges the class, not the quality.
+
+    ``report.quality[modality]`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
     """
 
     samples: QualitySamples
@@ -103,7 +116,10 @@ class Recovered(NamedTuple):
 
 
 class Majority(NamedTuple):
-    """The scores of always answering with the most frequent class."""
+    """The scores of always answering with the most frequent class.
+
+    ``report.majority`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
+    """
 
     name: str
     accuracy: float

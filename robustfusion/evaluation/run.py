@@ -90,6 +90,10 @@ def robustness_report(
         >>> report = robustness_report(head, data, seeds=(0, 1), replicates=100)
         >>> report["fixed/image/C"].accuracy.low <= report["fixed/image/C"].accuracy.value
         True
+
+    Reference:
+        Section 4.1 of https://arxiv.org/abs/2511.18751; intervals after Efron and Tibshirani, "An
+        Introduction to the Bootstrap", 1993.
     """
     # Whatever is wrong is told before the grid is run, not after.
     seeds = tuple(operator.index(seed) for seed in seeds)

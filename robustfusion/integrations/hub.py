@@ -150,6 +150,9 @@ class HubDRFClassifier(DRFClassifier, _HubModule):
         >>> _ = model.save_pretrained(folder)
         >>> type(HubDRFClassifier.from_pretrained(folder, encoders=build()).head).__name__
         'HubDRFHead'
+
+    Reference:
+        https://huggingface.co/docs/huggingface_hub/package_reference/mixins
     """
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -191,6 +194,14 @@ def model_card(
 
     Returns:
         The card.
+
+    Example:
+        >>> card = model_card(DRFHead({"image": 8, "text": 4}, num_classes=3), license="mit")
+        >>> card.data.license, card.text.strip().splitlines()[0]
+        ('mit', '# DRFHead')
+
+    Reference:
+        Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
     """
     name = type(model).__name__
     title = name if report is None else report.name

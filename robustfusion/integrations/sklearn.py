@@ -110,6 +110,9 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         >>> scores = cross_val_score(model, X, y)
         >>> bool(scores.mean() > 0.8)
         True
+
+    Reference:
+        The estimator contract, https://scikit-learn.org/stable/developers/develop.html
     """
 
     def __init__(

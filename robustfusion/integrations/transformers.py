@@ -59,6 +59,11 @@ class TransformersEncoder(nn.Module):
         >>> encoder = TransformersEncoder(vit, pooling="cls")
         >>> encoder.dim, encoder({"pixel_values": torch.zeros(4, 3, 32, 32)}).shape
         (16, torch.Size([4, 16]))
+
+    Reference:
+        Wolf et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020. The
+        first token: Devlin et al., "BERT", NAACL 2019; the mean: Reimers and Gurevych,
+        "Sentence-BERT", EMNLP 2019.
     """
 
     def __init__(self, model: nn.Module, *, pooling: Pooling, dim: int | None = None) -> None:
@@ -157,6 +162,10 @@ class TransformersCollate:
         ... )
         >>> batch["inputs"]["image"]["pixel_values"].shape, batch["available"]["image"]
         (torch.Size([2, 3, 224, 224]), tensor([ True, False]))
+
+    Reference:
+        For several modalities what ``DataCollatorWithPadding`` of transformers is for texts,
+        https://huggingface.co/docs/transformers/main_classes/data_collator
     """
 
     def __init__(self, processors: Mapping[str, Any], *, max_length: int = 128) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -47,6 +48,18 @@ def test_every_public_name_has_a_place_in_the_inventory(site: Path) -> None:
         public = set(importlib.import_module(module).__all__) - NOT_DOCUMENTED
         missing = {name for name in public if f"{module}.{name}" not in documented}
         assert not missing, f"{module}: {sorted(missing)} have no reference page"
+
+
+def test_every_public_name_has_an_example() -> None:
+    for module in map(importlib.import_module, MODULES):
+        for name in set(module.__all__) - NOT_DOCUMENTED:
+            text = inspect.getdoc(getattr(module, name)) or ""
+            if isinstance(getattr(module, name), ModuleType) or ">>>" in text:
+                continue
+            # A record: the example is at what returns it, and there is a link to that.
+            link = re.search(r":(?:class|func):`[~\w.]*?(\w+)`", text)
+            assert link, f"{module.__name__}.{name} has neither an example nor a link to one"
+            assert ">>>" in (inspect.getdoc(getattr(module, link[1])) or ""), name
 
 
 def test_every_reference_page_says_when_not_to_use_it(site: Path) -> None:
