@@ -59,7 +59,32 @@ def render_speed() -> None:
                 f"| {_with(row, 'what', '')} | {_with(row, 'beside', 'beside_')} | "
                 f"{row['ratio']:.2f} | {goal} | {met} |"
             )
-    (PAGES / "speed.md").write_text("\n".join(lines) + "\n")
+    (PAGES / "speed.md").write_text("\n".join([*lines, *long_run()]) + "\n")
+
+
+def long_run() -> list[str]:
+    """What a queue and a head were like after a long time."""
+    record = read_record("long_run")
+    queue, head = record["results"]["queue"], record["results"]["head"]
+    return [
+        "",
+        "## A long run",
+        "",
+        f"`{record['command']}` at commit `{record['commit']}` on {record['date']}. Drift is the "
+        "largest relative difference of the running moments from those computed anew; growth is "
+        "that of the process's memory after warming up.",
+        "",
+        "| what | drift | memory, MiB | growth, MiB |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {what} | {part['largest_relative_drift']:.1e} | {part['resident_mib']:.0f} | "
+            f"{part['resident_growth_mib']:.2f} |"
+            for what, part in (
+                (f"{queue['enqueues']:,} enqueues", queue),
+                (f"{head['steps']:,} training steps of DRFHead, all state finite", head),
+            )
+        ),
+    ]
 
 
 def _with(row: dict[str, Any], name: str, prefix: str) -> str:
