@@ -48,7 +48,7 @@ def write_record(
 ) -> Path:
     """Write ``<name>.json`` with what is needed to judge and repeat the numbers."""
     record = {
-        "command": " ".join(["python", *_relative(sys.argv)]),
+        "command": " ".join(["python", *relative(sys.argv)]),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "data": data,
@@ -76,7 +76,7 @@ def read_record(name: str, folder: Path | None = None) -> dict[str, Any]:
     return record
 
 
-def _relative(arguments: list[str]) -> list[str]:
+def relative(arguments: list[str]) -> list[str]:
     """Name files by what a reader of the repository would type, not by this machine's paths."""
     root = Path(__file__).parent.parent
     shown = []

@@ -8,11 +8,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _record import RESULTS, read_record
+from _record import RESULTS, read_record, relative
 
 NAME, END_TO_END = "main_job", "end_to_end"
 PAGES = Path(__file__).parent.parent / "docs" / "pages"
@@ -20,6 +21,7 @@ FIGURES = {
     NAME: PAGES / "assets" / "main-job.png",
     END_TO_END: PAGES / "assets" / "end-to-end.png",
 }
+_SETTINGS = ("image_encoder", "text_encoder", "frozen", "recipe", "epochs")
 # What the paper loses on MVSA-Single from nothing disrupted, in points: its Table 1.
 PAPER_DROPS = {
     "fixed/image/C": 2.0,
@@ -38,7 +40,7 @@ def keep(name: str, run: Path) -> None:
     train, val, test = made["posts"]["used"]
     commit, *mark = made["commit"].split("-")
     record = {
-        "command": made["command"],
+        "command": " ".join(relative(shlex.split(made["command"]))),
         "commit": "-".join([commit[:7], *mark]),
         "date": made["date"],
         "data": f"{train + val + test} {'made' if made['settings']['data'] is None else 'real'} "
@@ -55,7 +57,7 @@ def keep(name: str, run: Path) -> None:
         "results": {
             "seconds": made["total_seconds"],
             "test_posts": test,
-            "settings": made["settings"],
+            "settings": {name: made["settings"][name] for name in _SETTINGS},
             "figure_sha256": hashlib.sha256(figure).hexdigest(),
             **_table(run / "table.csv"),
         },
