@@ -109,8 +109,7 @@ def readme(text: str) -> str:
         f"Accuracy in %. {record['data']}; a modality corrupted (C), discarded (D), or half of "
         f"each. The majority class has {record['results']['majority']:.1f} %. "
         f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`; [the whole "
-        "page](docs/pages/results/recipe.md) has the goals that were missed, the ablation and "
-        "what did not help."
+        "page](docs/pages/results/recipe.md) has the goals that were missed and the ablation."
     )
     results = [
         *textwrap.wrap(words, 120, break_on_hyphens=False),
