@@ -90,7 +90,8 @@ def long_run() -> list[str]:
 def _with(row: dict[str, Any], name: str, prefix: str) -> str:
     """A name with its measurement."""
     if f"{prefix}ms" in row:
-        return f"{row[name]} ({row[f'{prefix}ms']:.3g} ms)"
+        time = row[f"{prefix}ms"]
+        return f"{row[name]} ({f'{time:.3g} ms' if time < 1000 else f'{time / 1000:.3g} s'})"
     return f"{row[name]} ({row[f'{prefix}bytes'] / 2**20:.2f} MiB)"
 
 
