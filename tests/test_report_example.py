@@ -191,7 +191,8 @@ def test_every_cell_of_the_page_of_tables_is_from_its_record(
         for name in ("mvsa", "mvsa_figures")
     )
     files = module.figure_files(module.ASSETS, drawn["results"])
-    text = module.text("mvsa", record, drawn["results"], files, "../assets")
+    folder = root / "benchmarks" / "results"
+    text = module.text(record, drawn["results"], files, "../assets", folder)
     assert module.PAGE.read_text(encoding="utf-8") == text
     assert all(path.exists() for path in files.values())
     assert text.count("Always positive: accuracy") == text.count("\n## ") - 2

@@ -27,6 +27,7 @@ class ConcatenationHead(nn.Module):
     - Replaced: zeros for missing modalities become learned tokens, zero at birth, which is the
       mean of standardised features.
     - Missing rule: the learned token of the modality. With everything missing, the tokens alone.
+    - Unverified: networks and schedule of the paper, whose modalities are video and audio.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.

@@ -37,6 +37,7 @@ class LateMeanHead(nn.Module):
     - Replaced: nothing.
     - Missing rule: the mean is over the available modalities, and a missing one has no loss.
       With everything missing the logits are zero, the uniform prediction.
+    - Unverified: whether the authors train each modality's logits by themselves, too.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.

@@ -21,6 +21,7 @@ class MajorityHead(nn.Module):
     - Replaced: counting becomes a learned bias, so that any training loop can run it.
       :meth:`fit` sets the bias in closed form.
     - Missing rule: none needed, features are only checked for shape.
+    - Unverified: nothing.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.

@@ -21,6 +21,7 @@ class UnimodalHead(nn.Module):
     - Replaced: nothing.
     - Missing rule: a row without the modality gets the class prior :math:`\pi`, a bias that
       learns from all rows and so is sensible even if nothing was missing in training.
+    - Unverified: nothing; the paper says why to compare with it, not how to build it.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
