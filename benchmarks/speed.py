@@ -297,6 +297,41 @@ def inference(clock: Clock) -> list[dict[str, Any]]:
     return rows
 
 
+def modalities(clock: Clock) -> list[dict[str, Any]]:
+    """Twice the modalities cost at most four times as much: not every subset is a candidate."""
+    calls: dict[int, tuple[Callable[[], Any], Callable[[], Any]]] = {}
+    for number in (4, 8, 16):
+        head = DRFHead({f"m{index}": 256 for index in range(number)}, 3)
+        features = {name: torch.randn(64, 256) for name in head.dims}
+        fill_with(head, features)
+        calls[number] = (partial(trained, head, features), partial(predicted, head, features))
+    rows = []
+    for place, what in enumerate(("training step", "inference")):
+        times = clock(*(pair[place] for pair in calls.values()))
+        for less, more, before, after in zip(
+            calls, list(calls)[1:], times, times[1:], strict=False
+        ):
+            what_now = f"{what} of DRFHead, {more} modalities, D = F = 256, B = 64"
+            rows.append(row(what_now, after, before, 4.0, f"{less} modalities"))
+    return rows
+
+
+def fill_with(head: DRFHead, features: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for _ in range(10):
+            head(features)
+
+
+def trained(head: DRFHead, features: dict[str, Tensor]) -> None:
+    head.train().zero_grad()
+    head.loss(head(features), torch.zeros(64, dtype=torch.long)).backward()
+
+
+@torch.inference_mode()
+def predicted(head: DRFHead, features: dict[str, Tensor]) -> None:
+    head.eval()(features)
+
+
 def memory() -> list[dict[str, Any]]:
     estimator = NeighborQualityEstimator(WIDTH, capacity=2048)
     queue = estimator.queue.storage.numel() * 4
@@ -323,7 +358,8 @@ def main() -> None:
     torch.manual_seed(0)
     clock = Clock(0.2 if arguments.quick else 1.0)
     rows: list[dict[str, Any]] = []
-    for part in (enqueue, statistics, full_covariance, neighbours, training, inference):
+    parts = (enqueue, statistics, full_covariance, neighbours, training, inference, modalities)
+    for part in parts:
         rows += part(clock)
         print(part.__name__, flush=True)
     rows += memory()
