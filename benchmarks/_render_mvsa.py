@@ -356,7 +356,7 @@ def draw_recovered(recovered: Mapping[str, Any], path: Path) -> Path:
             line[column].set_yticks([])
         panels[0][column].set_title(f"{direction}: t-SNE", fontsize=10)
         share = 100 * sum(found["explained"])
-        title = f"{direction}: principal axes ({share:.0f} % of the variance)"
+        title = f"{direction}: principal axes, {share:.0f} % of variance"
         panels[1][column].set_title(title, fontsize=10)
     return _saved(figure, panels[0][0], path)
 

@@ -107,6 +107,7 @@ class DRFHead(nn.Module):
         self.gather_distributed = gather_distributed
         self.candidates = enumerate_candidates(self.dims)
         trusted = [[name in subset for name in self.dims] for subset in self.candidates]
+        # Persistent, or a head made without storage would not get it back from its state dict.
         self.register_buffer("trusted", torch.tensor(trusted))
         self.estimators = ModuleDict({name: quality(dim) for name, dim in self.dims.items()})
         self.embed = ModuleDict(

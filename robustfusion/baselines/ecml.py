@@ -10,12 +10,11 @@ from robustfusion.baselines._branches import Branches, normalise, weighted_sum
 from robustfusion.baselines._evidence import (
     combine_mean,
     evidence_from_logits,
-    evidential_loss,
     log_expected_probability,
     opinion,
 )
 from robustfusion.baselines._inputs import masked_inputs
-from robustfusion.baselines.tmc import EvidentialOutput
+from robustfusion.baselines.tmc import EvidentialOutput, evidential_losses
 from robustfusion.functional import masked_mean
 
 
@@ -122,8 +121,7 @@ class ECMLHead(nn.Module):
             self.steps.add_(1)
         with torch.autocast(labels.device.type, enabled=False):
             weight = (self.steps / self.annealing_steps).clamp(max=1.0)
-            combined = evidential_loss(output.evidence, labels, weight)
-            views = evidential_loss(output.view_evidence, labels, weight)
+            combined, views = evidential_losses(output, labels, weight)
             kept = views.where(output.view_available, 0.0).sum(dim=1)
             terms = (combined + kept) / (1 + output.view_available.sum(dim=1))
             return masked_mean(terms) + output.aux_loss

@@ -44,6 +44,16 @@ class EvidentialOutput(NamedTuple):
     view_available: Tensor
 
 
+def evidential_losses(
+    output: EvidentialOutput, labels: Tensor, kl_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss of the combined evidence, (B,), and of each view's, (B, M)."""
+    return (
+        evidential_loss(output.evidence, labels, kl_weight),
+        evidential_loss(output.view_evidence, labels, kl_weight),
+    )
+
+
 class TMCHead(nn.Module):
     r"""Trusted multi-view classification; with ``pseudo_view=True`` its enhanced form, ETMC.
 
@@ -151,6 +161,5 @@ class TMCHead(nn.Module):
             self.steps.add_(1)
         with torch.autocast(labels.device.type, enabled=False):
             weight = (self.steps / self.annealing_steps).clamp(max=1.0)
-            combined = evidential_loss(output.evidence, labels, weight)
-            views = evidential_loss(output.view_evidence, labels, weight)
+            combined, views = evidential_losses(output, labels, weight)
             return masked_mean(combined) + column_means(views, output.view_available).sum()
