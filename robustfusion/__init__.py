@@ -3,7 +3,6 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from robustfusion import functional
-from robustfusion._head import DRFOutput
 from robustfusion.classifier import DRFClassifier
 from robustfusion.conversion import ModalityConverter
 from robustfusion.drf import DRFHead
@@ -16,6 +15,7 @@ from robustfusion.feature_queue import (
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
 from robustfusion.neighbor_quality import NeighborQualityEstimator
+from robustfusion.output import DRFOutput, HeadOutput
 from robustfusion.paper import PaperDRFHead
 from robustfusion.quality import GaussianQualityEstimator
 from robustfusion.recovery import CrossModalRecovery
@@ -29,6 +29,7 @@ __all__ = [
     "DistributionRecoveryLoss",
     "FeatureQueue",
     "GaussianQualityEstimator",
+    "HeadOutput",
     "ModalityConverter",
     "NeighborQualityEstimator",
     "PaperDRFHead",

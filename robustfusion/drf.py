@@ -8,15 +8,17 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfusion._head import DRFOutput, distinct_candidates, enumerate_candidates, make_safe
+from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict
 from robustfusion._recompute import refuse_recompute
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
+from robustfusion.candidates import distinct_candidates, enumerate_candidates
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import masked_mean
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.neighbor_quality import Look, NeighborQualityEstimator
+from robustfusion.output import DRFOutput
 from robustfusion.paper import PaperDRFHead
 
 _MEMBERS = 4
@@ -187,6 +189,7 @@ class DRFHead(nn.Module):
         output = DRFOutput(
             logits=self.classifier(fused),
             fused=fused,
+            features=x,
             candidate_logits=candidate_logits,
             weights=weights,
             log_quality=dict(zip(self.dims, log_quality.unbind(1), strict=True)),

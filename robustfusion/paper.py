@@ -6,16 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfusion._head import DRFOutput, all_of, enumerate_candidates, make_safe
+from robustfusion._inputs import all_of, make_safe
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._recompute import refuse_recompute
 from robustfusion._state import snapshot
 from robustfusion._validation import check_dims, check_labels, check_positive
+from robustfusion.candidates import enumerate_candidates
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue, admit_above_mean, admit_all
 from robustfusion.functional import Gaussian, fit_gaussian, masked_softmax
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
+from robustfusion.output import DRFOutput
 from robustfusion.quality import GaussianQualityEstimator
 from robustfusion.recovery import CrossModalRecovery
 
@@ -128,6 +130,7 @@ class PaperDRFHead(nn.Module):
         output = DRFOutput(
             logits=self.classifier(fused),
             fused=fused,
+            features=x,
             candidate_logits=self.classifier(candidates),
             weights=self.fusion.weights(log_quality, mask),
             log_quality={
