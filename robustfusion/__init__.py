@@ -17,8 +17,10 @@ from robustfusion.losses import DistributionConstraintLoss, DistributionRecovery
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput, HeadOutput
 from robustfusion.paper import PaperDRFHead
-from robustfusion.quality import GaussianQualityEstimator
+from robustfusion.quality import GaussianQualityEstimator, QualityEstimator
 from robustfusion.recovery import CrossModalRecovery
+from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
+from robustfusion.standardize import Standardize
 
 __all__ = [
     "CrossModalRecovery",
@@ -30,10 +32,15 @@ __all__ = [
     "FeatureQueue",
     "GaussianQualityEstimator",
     "HeadOutput",
+    "LearnedTokens",
     "ModalityConverter",
     "NeighborQualityEstimator",
     "PaperDRFHead",
+    "QualityEstimator",
     "QualityWeightedFusion",
+    "RecoveredFeatures",
+    "StandIn",
+    "Standardize",
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",
