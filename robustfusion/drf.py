@@ -40,11 +40,11 @@ class DRFHead(nn.Module):
         w_S = \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \qquad
         \hat y = W \sum_S w_S h_S + b
 
-    with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities :math:`q`
-    and that of a stand-in, :math:`q_0`. A modality whose corruption shows in its features thus
-    counts as a missing one. Where at least three modalities are there, :math:`q_m` also holds how well
-    the prediction from m alone agrees with that of the others: a feature from another sample is
-    typical, but contradicts them.
+    with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities
+    :math:`q` and that of a stand-in, :math:`q_0`. A modality whose corruption shows in its
+    features thus counts as a missing one. Where at least three modalities are there,
+    :math:`q_m` also holds how well the prediction from m alone agrees with that of the others:
+    a feature from another sample is typical, but contradicts them.
 
     Training supervises every candidate, not the fused prediction; the hidden units form four
     blocks that are supervised one by one, as an ensemble that shares its input layer. From four
@@ -96,6 +96,8 @@ class DRFHead(nn.Module):
         head to the letter.
     """
 
+    temperature: Tensor
+
     def __init__(
         self,
         dims: Mapping[str, int],
@@ -128,6 +130,8 @@ class DRFHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fusion = QualityWeightedFusion()
         self.classifier = nn.Linear(hidden_features, num_classes)
+        # Of samples with just the modalities of each candidate, and of all others.
+        self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
 
     @property
     def queues(self) -> dict[str, FeatureQueue]:
@@ -156,8 +160,9 @@ class DRFHead(nn.Module):
         )
         weights = self._weights(log_quality, candidate_logits, trusted, shown, usable)
         fused = (weights.to(candidates.dtype)[:, None] @ candidates).squeeze(1)
+        logits = self.classifier(fused)
         return DRFOutput(
-            logits=self.classifier(fused),
+            logits=logits if self.training else logits / self._temperature(here),
             fused=fused,
             features=x,
             candidate_logits=candidate_logits,
@@ -242,6 +247,12 @@ class DRFHead(nn.Module):
         # Not matrix products: autocast would round log-qualities to half precision.
         log_weight = evidence[:, None].where(trusted, self.stand_in.log_quality * stood_in).sum(-1)
         return self.fusion.weights(log_weight, usable)
+
+    def _temperature(self, here: Tensor) -> Tensor:
+        """What logits are divided by, (B, M) -> (B, 1), by which modalities are there."""
+        same = (trusted_by(len(self.dims), here.device) == here[:, None]).all(-1)
+        own = (same * self.temperature[:-1]).sum(-1, keepdim=True)
+        return own.where(same.any(-1, keepdim=True), self.temperature[-1])
 
     def _drop_modalities(self, here: Tensor) -> Tensor:
         """From four modalities on, hide some of each sample, at least one stays."""
