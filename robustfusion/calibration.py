@@ -116,9 +116,7 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
             return CalibrationReport((), alarms)
         head.temperature.fill_(1)
         after = _patterns(head, features, available, labels)
-        pooled = _best_temperature(
-            torch.cat([p[0] for p in after]), torch.cat([p[1] for p in after])
-        )
+        pooled = _best_temperature(*(torch.cat(part) for part in zip(*after, strict=True)))
         found = []
         for place, (old, (logits, target)) in enumerate(zip(before, after, strict=True)):
             own = _best_temperature(logits, target) if len(target) else pooled
