@@ -213,6 +213,11 @@ class DRFHead(nn.Module):
             scores.append(score.where(mask, -torch.inf))
         return torch.stack(scores, dim=1)
 
+    def _by_source(self, target: str, made: Tensor) -> dict[str, Tensor]:
+        """What was recovered, (B, M, D), from each other modality."""
+        sources = zip(self.dims, made.unbind(1), strict=True)
+        return {source: rows for source, rows in sources if source != target}
+
     def _candidates(self, z: Mapping[str, Tensor], stand_in: Tensor, trusted: Tensor) -> Tensor:
         """The hidden units of each candidate, (B, K, F)."""
         own = torch.stack([embed(z[m]) for m, embed in self.embed.items()], dim=1)
