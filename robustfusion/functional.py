@@ -315,6 +315,7 @@ def nearest_similarity(
     """
     with torch.autocast(features.device.type, enabled=False):
         x = (at_least_float32(features) - origin) / scale
+        origin, scale = origin.to(x.dtype), scale.to(x.dtype)
         length = torch.linalg.vector_norm(x, dim=-1)
         direction = x / (length[:, None].clamp_min(1e-12) * scale)
         offset = direction @ origin

@@ -55,6 +55,7 @@ class DRFOutput(NamedTuple):
             ``candidate_logits``. ``None`` in evaluation and where candidates have no members.
 
     Example:
+        >>> import torch
         >>> from robustfusion import DRFHead
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
         >>> available = {"image": torch.arange(5) > 0, "text": torch.ones(5, dtype=torch.bool)}
