@@ -15,6 +15,7 @@ from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import (
     CovarianceType,
     Gaussian,
+    at_least_float32,
     fit_gaussian,
     gaussian_log_prob,
     mahalanobis_sq,
@@ -225,6 +226,7 @@ class QualityEstimator(nn.Module, ABC):
     def _statistics(self, features: Tensor, unlike: Tensor) -> Tensor:
         """Unlikeness and the two log-lengths, (B, 3)."""
         centered = self.queue.standardize(features)
+        features = at_least_float32(features)  # the length of a float16 vector overflows
         lengths = [torch.linalg.vector_norm(x, dim=1) for x in (features, centered)]
         return torch.stack([unlike, *(x.clamp_min(1e-6).log() for x in lengths)], dim=1)
 
