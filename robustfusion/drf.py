@@ -149,7 +149,8 @@ class DRFHead(nn.Module):
         shown = self._drop_modalities(here) if self.training else here
         trusted, usable = distinct_candidates(trusted_by(len(self.dims), here.device), shown)
 
-        z = {m: queue.standardize(x[m]).to(x[m].dtype) for m, queue in self.queues.items()}
+        dtype = self.classifier.weight.dtype
+        z = {m: queue.standardize(x[m]).to(dtype) for m, queue in self.queues.items()}
         log_quality = self._log_quality(x, present)
         stand_in = self.stand_in(z, here)
         candidates = self._candidates(z, stand_in.hidden, trusted)
