@@ -9,9 +9,9 @@ from robustfusion._recompute import refuse_recompute
 def snapshot(state: Tensor, *, training: bool) -> Tensor:
     """Copy a buffer, so that a later write in place cannot reach a pending backward.
 
-    Evaluation writes nothing and needs no copy. Eagerly that is ``clone``. Compiled, torch may copy anew in the backward, from the buffer as it
-    is by then, and the gradient is wrong without a word (pytorch/pytorch#197039); what a custom
-    operator returns is never computed twice.
+    Evaluation writes nothing and needs no copy. Eagerly a copy is a ``clone``. Compiled, torch may
+    copy anew in the backward, from the buffer as it is by then, and the gradient is wrong without
+    a word (pytorch/pytorch#197039); what a custom operator returns is never computed twice.
     """
     if not training:
         return state
