@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robustfusion import DRFClassifier, DRFHead, FeatureQueue
-from robustfusion._recompute import inside_backward, refuse_recompute
+from robustfusion._state import inside_backward, refuse_recompute
 
 DIMS = {"image": 6, "text": 4}
 REENTRANT = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "hooks"])
