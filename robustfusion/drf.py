@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict
-from robustfusion._recompute import refuse_recompute
+from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
 from robustfusion.candidates import distinct_candidates, enumerate_candidates, trusted_by
 from robustfusion.distributed import gather_rows

@@ -1,10 +1,13 @@
 """Mean, variance and skew of a stream of rows, at a cost that does not grow with its length."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import keep_rows
-from robustfusion._state import snapshot
+from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
 
@@ -64,6 +67,9 @@ class RunningMoments(nn.Module):
         self.register_buffer("moments", torch.zeros(3, dim))
         self.register_buffer("diagonal", torch.stack([torch.zeros(dim), torch.ones(dim)]))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keep_float32(fn, self.moments, self.diagonal), recurse)
 
     @torch.no_grad()
     def observe(self, rows: Tensor, available: Tensor | None = None) -> None:

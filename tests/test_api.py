@@ -117,7 +117,6 @@ SIGNATURES = {
 
 # A file may import from files of lower layers only. What is not here stands on top of all.
 LAYERS = [
-    {"_recompute"},
     {"_state", "_modules", "_tree", "_validation"},
     {"functional"},
     {"conversion", "distributed", "fusion", "losses", "moments"},
