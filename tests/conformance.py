@@ -4,8 +4,9 @@
 it. A new head needs one line here and no test of its own contract.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ class Case(NamedTuple):
     masked: bool = True  # takes a mask whose rows may hold anything
     passes_through: bool = False  # returns its input as it is
     tokens: bool = False  # also takes (B, L, D) and token_mask
-    compiled: tuple[bool, ...] = ()  # modes that the slow test traces: True is training
+    compiled: tuple[bool, ...] = ()  # modes to trace without --long, too: True is training
     exported: bool = False  # builds tensors of the batch's size, so that one could be baked in
     learns: bool = True  # tells three far-apart classes after sixty steps
 
@@ -113,7 +114,7 @@ def vectors(width: int, batch: int) -> Inputs:
 
 def part(build: Callable[[], nn.Module], inputs: Callable[[int], Inputs], **promises: Any) -> Case:
     """A part of the library, which is no head."""
-    return Case(build, inputs, **{"smooth": True, "compiled": (False,), **promises})
+    return Case(build, inputs, **{"smooth": True, "compiled": EVAL, **promises})
 
 
 def drf(
@@ -128,8 +129,8 @@ def drf(
 def heads(
     name: str, cls: Callable[..., nn.Module], *, options: Any = None, **promises: Any
 ) -> dict[str, Case]:
-    """A head that is no DRF, for two and for three modalities; compiled for two."""
-    promised = {"head": True, "compiled": (True,), **promises}
+    """A head that is no DRF, for two and for three modalities; traced for two."""
+    promised = {"head": True, **promises}
     inputs = promised.pop("inputs", head_inputs)
     return {
         f"{name}-{size}": Case(
@@ -151,13 +152,15 @@ def classifier(head: Callable[[dict[str, int], int], nn.Module]) -> nn.Module:
     return rf.DRFClassifier(encoders, head(DIMS[2], CLASSES))
 
 
+TRAIN, EVAL, BOTH = (True,), (False,), (True, False)
+
 PARTS = {
     "FeatureQueue": part(
         lambda: rf.FeatureQueue(4, capacity=5),
         lambda batch: {**vectors(4, batch), "available": torch.arange(batch) % 3 > 0},
         passes_through=True,
         writes="forward",
-        compiled=(True, False),
+        compiled=BOTH,
     ),
     **{
         f"GaussianQualityEstimator-{kind}": part(
@@ -193,7 +196,7 @@ DRF = {
         f"DRFHead-{size}": drf(
             rf.DRFHead,
             dims,
-            compiled=(True, False) if size == 3 else (),
+            compiled=BOTH if size == 3 else (),
             own_evaluation=size > 3,  # training drops modalities
         )
         for size, dims in DIMS.items()
@@ -204,7 +207,7 @@ DRF = {
             dims,
             smooth=True,
             learns=False,
-            compiled=(True, False) if size == 2 else (),
+            compiled=TRAIN if size == 2 else (),
         )
         for size, dims in DIMS.items()
     },
@@ -214,7 +217,7 @@ DRF = {
         head=True,
         drf=True,
         writes="forward",
-        compiled=(True, False),
+        compiled=TRAIN,
     ),
     "DRFClassifier-paper": Case(
         partial(classifier, rf.PaperDRFHead),
@@ -227,20 +230,17 @@ DRF = {
 }
 
 SMALL = {"hidden_features": 16}
-BOTH: Any = (True, False)  # modes that take different paths
 BASELINES = {
-    **heads("majority", baselines.MajorityHead, learns=False, compiled=()),
-    **heads(
-        "unimodal", baselines.UnimodalHead, options={**SMALL, "modality": "image"}, compiled=()
-    ),
-    **heads("concatenation", baselines.ConcatenationHead, options=SMALL),
+    **heads("majority", baselines.MajorityHead, learns=False),
+    **heads("unimodal", baselines.UnimodalHead, options={**SMALL, "modality": "image"}),
+    **heads("concatenation", baselines.ConcatenationHead, options=SMALL, compiled=TRAIN),
     **heads(
         "concatenation+dropout",
         baselines.ConcatenationHead,
         options={**SMALL, "modality_dropout": 0.5},
         own_evaluation=True,
     ),
-    **heads("late mean", baselines.LateMeanHead, options=SMALL, compiled=()),
+    **heads("late mean", baselines.LateMeanHead, options=SMALL),
     **heads(
         "qmf",
         baselines.QMFHead,
@@ -248,29 +248,35 @@ BASELINES = {
         inputs=indexed_inputs,
         writes="loss",
     ),
-    **heads("pdf", baselines.PDFHead, options=SMALL, own_evaluation=True, compiled=BOTH),
-    **heads("tmc", baselines.TMCHead, options=SMALL, writes="loss", clock=("steps",), compiled=()),
+    **heads("pdf", baselines.PDFHead, options=SMALL, own_evaluation=True, compiled=EVAL),
+    **heads("tmc", baselines.TMCHead, options=SMALL, writes="loss", clock=("steps",)),
     **heads(
         "etmc",
         baselines.TMCHead,
         options={**SMALL, "pseudo_view": True},
         writes="loss",
         clock=("steps",),
+        compiled=TRAIN,
     ),
     **heads("ecml", baselines.ECMLHead, options=SMALL, writes="loss", clock=("steps",)),
-    **heads("mmin", baselines.MMINHead, options=SMALL, own_evaluation=True),
+    **heads("mmin", baselines.MMINHead, options=SMALL, own_evaluation=True, compiled=TRAIN),
     **heads(
-        "embracenet", baselines.EmbraceNetHead, options=SMALL, own_evaluation=True, compiled=BOTH
+        "embracenet", baselines.EmbraceNetHead, options=SMALL, own_evaluation=True, compiled=TRAIN
     ),
-    **heads("zero", baselines.ImputationHead, options={**SMALL, "strategy": "zero"}, compiled=()),
+    **heads("zero", baselines.ImputationHead, options={**SMALL, "strategy": "zero"}),
     **heads(
-        "mean", baselines.ImputationHead, options={**SMALL, "strategy": "mean"}, writes="forward"
+        "mean",
+        baselines.ImputationHead,
+        options={**SMALL, "strategy": "mean"},
+        writes="forward",
+        compiled=TRAIN,
     ),
     **heads(
         "nearest",
         baselines.ImputationHead,
         options={**SMALL, "strategy": "nearest", "capacity": 16},
         writes="forward",
+        compiled=TRAIN,
         exported=True,
     ),
     **heads("stacking", baselines.StackingHead, options=SMALL, own_evaluation=True),
@@ -280,7 +286,7 @@ BASELINES = {
         options={**SMALL, "neighbors": 3},
         writes="loss",
         own_evaluation=True,
-        compiled=BOTH,
+        compiled=EVAL,
         exported=True,
     ),
     **heads(
@@ -288,6 +294,7 @@ BASELINES = {
         baselines.LateTransformerHead,
         options=SMALL,
         own_evaluation=True,
+        compiled=TRAIN,
         exported=True,
     ),
     **heads(
@@ -306,9 +313,11 @@ REPRODUCTIONS = {
     **_token_heads("missing prompts", MissingPromptsHead, options=SMALL, own_evaluation=True),
     **_token_heads("hsan", HSANHead, options=SMALL),
     **_token_heads("mvan", MVANHead, options=SMALL),
-    **_token_heads("mgnns", MGNNSHead, options={**SMALL, "num_anchors": 6}, writes="forward"),
+    **_token_heads(
+        "mgnns", MGNNSHead, options={**SMALL, "num_anchors": 6}, writes="forward", compiled=TRAIN
+    ),
     **_token_heads("clmlf", CLMLFHead, options=SMALL, own_evaluation=True),
-    **_token_heads("mvcn", MVCNHead, options=SMALL, own_evaluation=True, compiled=BOTH),
+    **_token_heads("mvcn", MVCNHead, options=SMALL, own_evaluation=True, compiled=TRAIN),
 }
 
 CASES: dict[str, Case] = {**PARTS, **DRF, **BASELINES, **REPRODUCTIONS}
@@ -398,13 +407,20 @@ def objective(name: str, module: nn.Module, output: Any) -> Tensor:
     return torch.stack([x.square().sum() for x in leaves(output)]).sum()
 
 
-def built(name: str, *, warm: bool = True) -> nn.Module:
-    """The module, after two training steps that fill what it keeps."""
+@cache
+def _built(name: str, warm: bool) -> nn.Module:
     torch.manual_seed(1)
     module = CASES[name].build()
     if warm:
         for _ in range(2):
             objective(name, module, module(**CASES[name].inputs(9)))
+    return module
+
+
+def built(name: str, *, warm: bool = True) -> nn.Module:
+    """The module, after two training steps that fill what it keeps."""
+    module = copy.deepcopy(_built(name, warm))
+    torch.manual_seed(3)  # whether it was built now or before
     return module
 
 

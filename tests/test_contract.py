@@ -233,10 +233,18 @@ def test_bfloat16_features(name: str) -> None:
 # ------------------------------------------------------------------------------ tracing and export
 
 
-@pytest.mark.parametrize(
-    ("name", "training"),
-    [(name, mode) for name, case in CASES.items() for mode in case.compiled],
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tracing is slow: some cases and modes in a short run, each with --long."""
+    if metafunc.function is test_compiles_as_one_graph_and_equals_eager:
+        every = metafunc.config.getoption("--long")
+        traced = [
+            (name, mode)
+            for name, case in CASES.items()
+            for mode in ((True, False) if every else case.compiled)
+        ]
+        metafunc.parametrize(("name", "training"), traced)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_compiles_as_one_graph_and_equals_eager(name: str, training: bool) -> None:
@@ -381,7 +389,7 @@ def test_available_rows_beyond_use_count_as_missing(name: str, training: bool) -
         assert_same_run(found, said)
 
 
-@each_head
+@pytest.mark.parametrize("name", [n for n in HEADS if not n.endswith(("-3", "-6"))])
 def test_assert_ignores_missing(name: str) -> None:
     given = CASES[name].inputs(7)
     batch = {
