@@ -22,7 +22,8 @@ MOMENTUM = 0.1
 
 def log_tail(distance: Tensor, spread: Tensor) -> Tensor:
     """Log of ``2 (1 - Φ(d / σ))``, how usual a distance from the class center is; at most 0."""
-    return math.log(2) + torch.special.log_ndtr(-distance / spread)
+    log_upper: Tensor = torch.special.log_ndtr(-distance / spread)
+    return math.log(2) + log_upper
 
 
 def reward(
@@ -210,7 +211,7 @@ class DyMoHead(nn.Module):
         for _ in range(number - 1):
             trial = (taken.unsqueeze(1) | one_more).flatten(0, 1)
             new_quality, new_typicality = (
-                x.unflatten(0, mask.shape) for x in self._score(repeated, trial)
+                x.view(mask.shape) for x in self._score(repeated, trial)
             )
             rewards = reward(
                 quality.unsqueeze(1), new_quality, typicality.unsqueeze(1), new_typicality

@@ -116,7 +116,7 @@ def test_modality_dropout_is_for_training_only() -> None:
 def test_tail_is_that_of_a_normal_distribution() -> None:
     distance, spread = torch.tensor([0.0, 0.3, 1.0, 40.0]), torch.tensor([1.0, 0.2, 0.5, 1.0])
     normal = torch.distributions.Normal(torch.zeros(4), spread)
-    expected = 2 * (1 - normal.cdf(distance))
+    expected = 2 * (1 - normal.cdf(distance))  # type: ignore[no-untyped-call]
     torch.testing.assert_close(log_tail(distance, spread).exp(), expected)
     assert log_tail(distance, spread).isfinite().all()
 
