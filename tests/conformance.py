@@ -109,6 +109,18 @@ def vectors(width: int, batch: int) -> Inputs:
     return {"features": torch.randn(batch, width)}
 
 
+def masked_vectors(width: int, batch: int) -> Inputs:
+    return {**vectors(width, batch), "available": torch.arange(batch) % 3 > 0}
+
+
+def stand_in_inputs(batch: int) -> Inputs:
+    given = head_inputs(DIMS[3], batch)
+    mask = given["available"]
+    # As the head hands them over: what is not available is zero.
+    features = {m: x.where(mask[m][:, None], 0.0) for m, x in given["features"].items()}
+    return {"features": features, "available": torch.stack(list(mask.values()), dim=1)}
+
+
 # -------------------------------------------------------------------------------------- cases
 
 
@@ -157,7 +169,7 @@ TRAIN, EVAL, BOTH = (True,), (False,), (True, False)
 PARTS = {
     "FeatureQueue": part(
         lambda: rf.FeatureQueue(4, capacity=5),
-        lambda batch: {**vectors(4, batch), "available": torch.arange(batch) % 3 > 0},
+        partial(masked_vectors, 4),
         passes_through=True,
         writes="forward",
         compiled=BOTH,
@@ -174,6 +186,18 @@ PARTS = {
         smooth=False,
         masked=False,
     ),
+    **{
+        f"Standardize-{kind}": part(
+            partial(rf.Standardize, 4, covariance_type=kind),
+            partial(masked_vectors, 4),
+            writes="forward",
+        )
+        for kind in ("diag", "spherical")
+    },
+    **{
+        cls.__name__: part(partial(cls, DIMS[3], 8), stand_in_inputs, masked=False, smooth=False)
+        for cls in (rf.LearnedTokens, rf.RecoveredFeatures)
+    },
     "ModalityConverter": part(
         lambda: rf.ModalityConverter(4, 3), partial(vectors, 4), masked=False
     ),
@@ -190,8 +214,20 @@ PARTS = {
     ),
 }
 
+QUALITIES: dict[str, Callable[[int], rf.QualityEstimator]] = {
+    "neighbors": partial(rf.NeighborQualityEstimator, capacity=40, neighbors=3),
+    **{
+        kind: partial(
+            rf.GaussianQualityEstimator,
+            covariance_type=kind,  # type: ignore[arg-type]
+            shrinkage=0.1,
+        )
+        for kind in ("spherical", "diag", "full")
+    },
+}
+STAND_INS = {"tokens": rf.LearnedTokens, "recovered": rf.RecoveredFeatures}
+
 DRF = {
-    # More parts: f"DRFHead-{name}-{size}": drf(rf.DRFHead, dims, parts={"quality": ...}).
     **{
         f"DRFHead-{size}": drf(
             rf.DRFHead,
@@ -199,6 +235,22 @@ DRF = {
             compiled=BOTH if size == 3 else (),
             own_evaluation=size > 3,  # training drops modalities
         )
+        for size, dims in DIMS.items()
+    },
+    **{
+        f"DRFHead-{quality}-{stand_in}-{size}": drf(
+            rf.DRFHead,
+            dims,
+            parts={
+                "quality": QUALITIES[quality],
+                "stand_in": STAND_INS[stand_in],
+                "hidden_features": 16,
+            },
+            compiled=TRAIN if (quality, stand_in, size) == ("full", "tokens", 2) else (),
+            own_evaluation=size > 3,
+        )
+        for quality in QUALITIES
+        for stand_in in STAND_INS
         for size, dims in DIMS.items()
     },
     **{

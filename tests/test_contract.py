@@ -1,6 +1,7 @@
 """Every promise, over every part, head and classifier of the table in `conformance.py`."""
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_every_public_module_is_here() -> None:
     for package in (baselines, reproductions):
         public |= {getattr(package, name) for name in package.__all__}
     modules = {x for x in public if isinstance(x, type) and issubclass(x, nn.Module)}
+    modules = {x for x in modules if not inspect.isabstract(x)}
     assert modules == {type(case.build()) for case in CASES.values()}
 
 
@@ -310,7 +312,7 @@ def test_batch_permutation(name: str) -> None:
     permuted = convert(inputs, lambda x: x[order] if x.ndim and x.shape[0] == 7 else x)
     straight = run(name, inputs, training=False).outputs
     for x, y in zip(run(name, permuted, training=False).outputs, straight, strict=True):
-        torch.testing.assert_close(x, y[order] if y.ndim else y)
+        torch.testing.assert_close(x, y[order] if y.ndim and y.shape[0] == 7 else y)
 
 
 @pytest.mark.parametrize("name", names(lambda case: case.head and not case.own_evaluation))
