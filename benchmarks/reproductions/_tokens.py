@@ -1,4 +1,4 @@
-"""Token inputs: ``(B, L, D)`` per modality, a vector ``(B, D)`` counting as one token."""
+"""Token inputs: (B, L, D) per modality, a vector (B, D) counting as one token."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ def masked_tokens(
 
     Returns:
         Tokens ``{name: (B, L_m, D_m)}``, their validity ``{name: (B, L_m)}`` and what is available
-        ``(B, M)`` in the order of ``dims``: a modality without a valid token is missing.
+        (B, M) in the order of ``dims``: a modality without a valid token is missing.
     """
     if not isinstance(features, Mapping):
         raise TypeError(

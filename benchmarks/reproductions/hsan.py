@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robustfusion._modules import ModuleDict
+from reproductions._pooling import AttentionPool
+from reproductions._tokens import masked_tokens, pick_text, projections
+from robustfusion._modules import ModuleDict, mlp
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._attention import AttentionPool
-from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._tokens import masked_tokens, pick_text, projections
 from robustfusion.output import HeadOutput
 
 
@@ -31,19 +30,22 @@ class HSANHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         text: The modality to attend over; by default "text", else the first.
         max_segments: Most sentences per sample, if ``segment_ids`` are given.
-        hidden_features: Width ``F`` of tokens and hidden layer.
+        hidden_features: Width F of tokens and hidden layer.
         dropout: Dropout after the hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m) or (B, L_m, D_m)}``; available: ``{name: (B,)}`` bool or
-          None; token_mask: ``{name: (B, L_m)}`` bool or None; segment_ids: ``(B, L)`` int64, the
-          sentence of each text token, or None; those beyond ``max_segments`` join the last
-        - logits ``(B, C)``; fused ``(B, F)``
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``segment_ids``: (B, L) int64, the sentence of each text token, or None; those beyond
+          ``max_segments`` join the last
+        - ``logits``: (B, C); ``fused``: (B, F)
 
     Example:
+        >>> import torch
+        >>> from reproductions import HSANHead
         >>> head = HSANHead({"text": 3, "image": 4}, num_classes=2)
         >>> tokens = {"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)}
         >>> head(tokens, segment_ids=torch.arange(7).expand(5, 7) // 4).logits.shape
@@ -75,10 +77,10 @@ class HSANHead(nn.Module):
         self.projections = projections(self.dims, width)
         self.missing = nn.Parameter(torch.zeros(len(self.dims), width))
         self.context_pools = ModuleDict({name: AttentionPool(width) for name in self.others})
-        self.context = trunk(len(self.others) * width, width)
+        self.context = mlp(len(self.others) * width, width, activate_last=True)
         self.word_pool = AttentionPool(width, contextual=True)
         self.sentence_pool = AttentionPool(width, contextual=True)
-        self.network = trunk(2 * width, width, dropout=dropout)
+        self.network = mlp(2 * width, width, dropout=dropout, activate_last=True)
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(
@@ -115,7 +117,7 @@ class HSANHead(nn.Module):
         return cross_entropy(output.logits, labels)
 
     def _segments(self, valid: Tensor, segment_ids: Tensor | None) -> Tensor:
-        """Which words belong to which sentence, ``(B, S, L)``; one sentence without ids."""
+        """Which words belong to which sentence, (B, S, L); one sentence without ids."""
         if segment_ids is None:
             return valid.unsqueeze(1)
         if segment_ids.shape != valid.shape:

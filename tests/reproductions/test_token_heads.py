@@ -5,18 +5,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from reproductions import (
+    CLMLFHead,
+    HSANHead,
+    MGNNSHead,
+    MissingPromptsHead,
+    MVANHead,
+    MVCNHead,
+)
+from reproductions._pooling import CLOSED, AttentionPool, gated_share, masked_token_mean
+from reproductions.clmlf import TEMPERATURE, _drop_tokens, data_contrast, label_contrast
+from reproductions.mgnns import AnchorGraph, adjacency
+from reproductions.mvcn import disagreement, divergence, keep_gate
 from torch import Tensor
 
-from robustfusion.baselines import CLMLFHead, HSANHead, MGNNSHead, MVANHead, MVCNHead
-from robustfusion.baselines._attention import (
-    AttentionPool,
-    MultiHeadAttention,
-    gated_share,
-    masked_token_mean,
-)
-from robustfusion.baselines.clmlf import TEMPERATURE, _drop_tokens, data_contrast, label_contrast
-from robustfusion.baselines.mgnns import AnchorGraph, adjacency
-from robustfusion.baselines.mvcn import disagreement, divergence, keep_gate
+from robustfusion.baselines._attention import MultiHeadAttention
 
 DIMS = {"text": 5, "image": 4}
 
@@ -64,6 +67,14 @@ def test_multi_head_attention_matches_torch() -> None:
     expected, _ = theirs(queries, keys, keys, key_padding_mask=~valid)
     torch.testing.assert_close(ours(queries, keys, valid), expected)
     assert (ours(queries, keys, torch.zeros(3, 5).bool()) == 0).all()
+
+
+def test_a_gate_is_a_bias_of_the_scores() -> None:
+    torch.manual_seed(0)
+    scores, gate = torch.randn(4, 6), (torch.rand(4, 6) > 0.5).float()
+    torch.testing.assert_close(
+        (scores + (gate + CLOSED).log()).softmax(1), gated_share(scores.softmax(1), gate)
+    )
 
 
 def test_width_must_fit_the_heads() -> None:
@@ -268,3 +279,26 @@ def test_labels_soften_only_where_modalities_disagree() -> None:
     torch.testing.assert_close(target[0], torch.tensor([1.0, 0.0, 0.0]))
     # Half of (½, ½, 0) and half of the label.
     torch.testing.assert_close(target[1], torch.tensor([0.75, 0.25, 0.0]))
+
+
+# ------------------------------------------------------------------------------------ prompts
+
+
+def test_each_missing_pattern_has_its_prompt() -> None:
+    head = MissingPromptsHead(DIMS, 3).eval()
+    features = {name: x[:, 0] for name, x in make_tokens(4).items()}
+    available = {
+        "text": torch.tensor([0, 1, 0, 1]).bool(),
+        "image": torch.tensor([0, 0, 1, 1]).bool(),
+    }
+    assert head.pattern(torch.stack(list(available.values()), 1)).tolist() == [0, 1, 2, 3]
+    before = head(features, available).logits
+    with torch.no_grad():
+        head.prompts[2].normal_()
+    changed = (head(features, available).logits != before).any(1)
+    assert changed.tolist() == [False, False, True, False]
+
+
+def test_too_many_modalities_for_prompts() -> None:
+    with pytest.raises(ValueError, match="at most 8"):
+        MissingPromptsHead({str(i): 2 for i in range(9)}, 3)

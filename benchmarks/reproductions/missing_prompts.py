@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from reproductions._tokens import masked_tokens, projections
 from robustfusion._modules import ModuleList
 from robustfusion._validation import check_between, check_dims, check_positive
 from robustfusion.baselines._attention import TransformerBlock
 from robustfusion.baselines._inputs import drop_modalities
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._tokens import masked_tokens, projections
 from robustfusion.output import HeadOutput
 
 
@@ -33,22 +33,24 @@ class MissingPromptsHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``; at most eight modalities.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``F`` of the transformer, divisible by four.
+        num_classes: Number of classes C.
+        hidden_features: Width F of the transformer, divisible by four.
         num_layers: Number of blocks.
         prompt_length: Prompt tokens per pattern and layer.
         dropout: Dropout in the blocks.
         modality_dropout: Probability of hiding a modality of a training row; one always stays.
 
     Shape:
-        - features: ``{name: (B, D_m) or (B, L_m, D_m)}``; available: ``{name: (B,)}`` bool or
-          None; token_mask: ``{name: (B, L_m)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``, the class token
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, F), the class token
 
     Raises:
         ValueError: If there are more than eight modalities.
 
     Example:
+        >>> import torch
+        >>> from reproductions import MissingPromptsHead
         >>> head = MissingPromptsHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 4)}).logits.shape
         torch.Size([5, 2])
@@ -91,7 +93,7 @@ class MissingPromptsHead(nn.Module):
         self.register_buffer("powers", 2 ** torch.arange(len(self.dims)))
 
     def pattern(self, available: Tensor) -> Tensor:
-        """Number of a missing pattern: bit ``m`` is set if modality ``m`` is there; ``(B,)``."""
+        """Number of a missing pattern: bit ``m`` is set if modality ``m`` is there; (B,)."""
         return (available * self.powers).sum(dim=1)
 
     def forward(

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reproductions._pooling import AttentionPool, masked_token_mean
+from reproductions._tokens import masked_tokens, pick_text, projections
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._attention import AttentionPool, TransformerBlock, masked_token_mean
+from robustfusion.baselines._attention import TransformerBlock
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._tokens import masked_tokens, pick_text, projections
 from robustfusion.functional import at_least_float32, masked_mean
 
 TEMPERATURE = 0.07
@@ -19,7 +20,7 @@ TOKEN_DROPOUT = 0.2
 
 
 def data_contrast(first: Tensor, second: Tensor, keep: Tensor) -> Tensor:
-    """InfoNCE: find a row's other version among those of the batch; ``(B, H), (B, H), (B,)``."""
+    """InfoNCE: find a row's other version among those of the batch; (B, H), (B, H), (B,)."""
     with torch.autocast(first.device.type, enabled=False):
         one = F.normalize(at_least_float32(first), dim=1)
         other = F.normalize(at_least_float32(second), dim=1)
@@ -29,7 +30,7 @@ def data_contrast(first: Tensor, second: Tensor, keep: Tensor) -> Tensor:
 
 
 def label_contrast(vectors: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """Supervised contrast: rows of one label close, others far; ``(B, H), (B,), (B,) -> ()``.
+    """Supervised contrast: rows of one label close, others far; (B, H), (B,), (B,) -> ().
 
     The mean over the rows that have a partner of the same label, itself excluded everywhere.
     """
@@ -47,7 +48,7 @@ def label_contrast(vectors: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
 
 
 class CLMLFOutput(NamedTuple):
-    """Output of :class:`CLMLFHead`; ``available`` is ``(B, M)`` in the order of ``dims``."""
+    """Output of :class:`CLMLFHead`; ``available`` is (B, M) in the order of ``dims``."""
 
     logits: Tensor
     fused: Tensor
@@ -68,7 +69,7 @@ class CLMLFHead(nn.Module):
     - Kept: image encoder of two layers over pooled and patch tokens, fusion encoder of three,
       no positions in the fusion, attention pooling, temperature 0.07, both weights 1.
     - Replaced: back-translation and image augmentation become dropping tokens (never all of a
-      modality) in a second pass with its own dropout; vectors are normalised and a row is not
+      modality) in a second pass with its own dropout; vectors are normalized and a row is not
       its own partner; blocks are pre-norm and, by default, 128 wide where the authors have 768.
     - Unverified: the schedule that freezes the text encoder for twenty epochs is the caller's.
     - Missing rule: the tokens of a missing modality are no keys; one learned token per modality
@@ -76,19 +77,21 @@ class CLMLFHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``; "text", else the first, is the text.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``F`` of the transformer, divisible by four.
+        num_classes: Number of classes C.
+        hidden_features: Width F of the transformer, divisible by four.
         num_layers: Layers of the fusion encoder.
         dropout: Dropout in the blocks.
         data_weight: The :math:`\lambda_d` above; 0 saves the second pass.
         label_weight: The :math:`\lambda_l` above.
 
     Shape:
-        - features: ``{name: (B, D_m) or (B, L_m, D_m)}``; available: ``{name: (B,)}`` bool or
-          None; token_mask: ``{name: (B, L_m)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``; aux_loss is the weighted contrast of the data
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, F); ``aux_loss`` is the weighted contrast of the data
 
     Example:
+        >>> import torch
+        >>> from reproductions import CLMLFHead
         >>> head = CLMLFHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)}).fused.shape
         torch.Size([5, 128])

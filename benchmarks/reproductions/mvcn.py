@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reproductions._pooling import CLOSED, gated_share, masked_token_mean
+from reproductions._tokens import masked_tokens, pick_text, projections
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._validation import check_dims, check_labels, check_positive
-from robustfusion.baselines._attention import MultiHeadAttention, gated_share, masked_token_mean
-from robustfusion.baselines._branches import normalise, trunk, weighted_sum
+from robustfusion.baselines._attention import MultiHeadAttention
+from robustfusion.baselines._branches import normalize, weighted_sum
 from robustfusion.baselines._objectives import column_means, unimodal_losses
-from robustfusion.baselines._tokens import masked_tokens, pick_text, projections
 from robustfusion.functional import at_least_float32, masked_mean
 
 TEMPERATURE = 0.1
@@ -29,11 +30,11 @@ def keep_gate(scores: Tensor, training: bool) -> Tensor:
 
 
 def divergence(log_probability: Tensor, available: Tensor) -> Tensor:
-    """Mean ``KL(p_m || p̄)`` of the available distributions; ``(B, M, C), (B, M) -> (B,)``.
+    """Mean ``KL(p_m || p̄)`` of the available distributions; (B, M, C), (B, M) -> (B,).
 
     The Jensen-Shannon divergence: zero where they agree or only one is available.
     """
-    weights = normalise(available.to(log_probability.dtype))
+    weights = normalize(available.to(log_probability.dtype))
     mean = weighted_sum(log_probability.exp(), weights)
     log_mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log().unsqueeze(1)
     terms = (log_probability.exp() * (log_probability - log_mean)).sum(dim=-1)
@@ -41,7 +42,7 @@ def divergence(log_probability: Tensor, available: Tensor) -> Tensor:
 
 
 def disagreement(probability: Tensor, available: Tensor) -> Tensor:
-    """Mean total variation over the available pairs, in [0, 1]; ``(B, M, C), (B, M) -> (B,)``."""
+    """Mean total variation over the available pairs, in [0, 1]; (B, M, C), (B, M) -> (B,)."""
     distance = (probability.unsqueeze(1) - probability.unsqueeze(2)).abs().sum(dim=-1) / 2
     pairs = distance.where(available.unsqueeze(1) & available.unsqueeze(2), 0.0)
     count = available.sum(dim=1)
@@ -51,7 +52,7 @@ def disagreement(probability: Tensor, available: Tensor) -> Tensor:
 class MVCNOutput(NamedTuple):
     """Output of :class:`MVCNHead`; the last two have the columns of ``dims``.
 
-    ``similarity`` ``(B, M, C)`` are scaled cosines with the class centroids.
+    ``similarity`` (B, M, C) are scaled cosines with the class centroids.
     """
 
     logits: Tensor
@@ -82,19 +83,21 @@ class MVCNHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         text: The guiding modality; by default "text", else the first.
         congruity_weight: Weight of both congruity terms.
         max_calibration: The :math:`\beta_{max}` above; 0 trusts all labels.
-        hidden_features: Width ``F`` of tokens and hidden layer, divisible by four.
+        hidden_features: Width F of tokens and hidden layer, divisible by four.
         dropout: Dropout after the hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m) or (B, L_m, D_m)}``; available: ``{name: (B,)}`` bool or
-          None; token_mask: ``{name: (B, L_m)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``; aux_loss is the weighted divergence
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, F); ``aux_loss`` is the weighted divergence
 
     Example:
+        >>> import torch
+        >>> from reproductions import MVCNHead
         >>> head = MVCNHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)}).similarity.shape
         torch.Size([5, 2, 2])
@@ -128,7 +131,9 @@ class MVCNHead(nn.Module):
         self.attentions = ModuleDict({name: MultiHeadAttention(width) for name in others})
         self.missing = nn.Parameter(torch.zeros(len(self.dims), width))
         self.centroids = nn.Parameter(torch.randn(len(self.dims), num_classes, width))
-        self.network = trunk((len(self.dims) + 1) * width, width, dropout=dropout)
+        self.network = mlp(
+            (len(self.dims) + 1) * width, width, dropout=dropout, activate_last=True
+        )
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(
@@ -151,7 +156,7 @@ class MVCNHead(nn.Module):
             spread = guide.unsqueeze(1).expand(-1, patches.shape[1], -1).to(patches.dtype)
             scores = self.gates[name](torch.cat([patches, spread], dim=-1)).squeeze(-1)
             gate = keep_gate(scores, self.training)
-            guided = guided + attention(words, patches, valid[name], gate)
+            guided = guided + attention(words, patches, valid[name], (gate + CLOSED).log())
             vectors[name] = weighted_sum(patches, gated_share(valid[name].to(gate.dtype), gate))
         stacked = torch.stack(
             [
@@ -177,10 +182,10 @@ class MVCNHead(nn.Module):
         return fit + output.aux_loss + self.congruity_weight * pull
 
     def calibrated_labels(self, output: MVCNOutput, labels: Tensor) -> Tensor:
-        """Soften the label of a row whose modalities disagree, ``(B, C)``."""
+        """Soften the label of a row whose modalities disagree, (B, C)."""
         probability = output.similarity.detach().softmax(dim=-1)
         share = self.max_calibration * disagreement(probability, output.available).unsqueeze(1)
-        weights = normalise(output.available.to(probability.dtype))
+        weights = normalize(output.available.to(probability.dtype))
         belief = weighted_sum(probability, weights)
         hard = F.one_hot(labels, probability.shape[-1]).to(probability.dtype)
         return (1 - share) * hard + share * belief

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robustfusion._modules import ModuleList
+from reproductions._pooling import AttentionPool, masked_token_mean
+from reproductions._tokens import masked_tokens, pick_text
+from robustfusion._modules import ModuleList, mlp
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._attention import AttentionPool, masked_token_mean
-from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._tokens import masked_tokens, pick_text
 from robustfusion.output import HeadOutput
 
 
@@ -36,18 +35,20 @@ class MVANHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         text: The modality that holds the memory; by default "text", else the first.
         num_hops: The :math:`K` above.
-        hidden_features: Width ``H`` of the tokens.
+        hidden_features: Width H of the tokens.
         dropout: Dropout after the hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m) or (B, L_m, D_m)}``; available: ``{name: (B,)}`` bool or
-          None; token_mask: ``{name: (B, L_m)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, 2 H)``
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, 2 H)
 
     Example:
+        >>> import torch
+        >>> from reproductions import MVANHead
         >>> head = MVANHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)}).fused.shape
         torch.Size([5, 256])
@@ -82,7 +83,7 @@ class MVANHead(nn.Module):
         self.text_pools = ModuleList(AttentionPool(width, contextual=True) for _ in self.views)
         self.missing_text = nn.Parameter(torch.zeros(width))
         self.missing_views = nn.Parameter(torch.zeros(len(self.views), width))
-        self.network = trunk(2 * width, width, dropout=dropout)
+        self.network = mlp(2 * width, width, dropout=dropout, activate_last=True)
         self.classifier = nn.Linear(2 * width, num_classes)
 
     def forward(

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfusion._modules import ModuleDict, ModuleList
+from reproductions._pooling import masked_token_mean
+from reproductions._tokens import masked_tokens, projections
+from robustfusion._modules import ModuleDict, ModuleList, mlp
+from robustfusion._recompute import refuse_recompute
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._attention import MultiHeadAttention, masked_token_mean
-from robustfusion.baselines._branches import trunk
+from robustfusion.baselines._attention import MultiHeadAttention
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._tokens import masked_tokens, projections
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
 
@@ -19,7 +20,7 @@ MOMENTUM = 0.1
 
 
 def adjacency(cooccurrence: Tensor) -> Tensor:
-    """Row-normalised graph of the pairs above their row's average, with loops; ``(K, K)``."""
+    """Row-normalized graph of the pairs above their row's average, with loops; (K, K)."""
     share = cooccurrence / cooccurrence.sum(dim=1, keepdim=True).clamp_min(
         torch.finfo(cooccurrence.dtype).tiny
     )
@@ -35,12 +36,12 @@ class AnchorGraph(nn.Module):
     co-occurrence behind ``Â`` is a running mean of ``sᵀ s``, written in training mode.
 
     Args:
-        width: Width ``H`` of tokens and nodes.
-        num_anchors: Number of nodes ``K``.
+        width: Width H of tokens and nodes.
+        num_anchors: Number of nodes K.
 
     Shape:
-        - tokens ``(B, L, H)``; valid ``(B, L)``
-        - Output: ``(B, K, H)``, zero where no token is valid
+        - tokens (B, L, H); valid (B, L)
+        - Output: (B, K, H), zero where no token is valid
     """
 
     cooccurrence: Tensor
@@ -90,21 +91,23 @@ class MGNNSHead(nn.Module):
       for each crossing in which it takes part.
 
     Each rank of a distributed run counts its own co-occurrence: wrap with
-    ``forward_sync_buffers=False`` or accept rank 0's.
+    ``forward_sync_buffers=False`` or accept rank 0's. Activation checkpointing is refused.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         num_anchors: Nodes per channel.
-        hidden_features: Width ``F`` of tokens and hidden layer, divisible by four.
+        hidden_features: Width F of tokens and hidden layer, divisible by four.
         dropout: Dropout after the hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m) or (B, L_m, D_m)}``; available: ``{name: (B,)}`` bool or
-          None; token_mask: ``{name: (B, L_m)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, F)
 
     Example:
+        >>> import torch
+        >>> from reproductions import MGNNSHead
         >>> head = MGNNSHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)}).logits.shape
         torch.Size([5, 2])
@@ -136,7 +139,7 @@ class MGNNSHead(nn.Module):
         self.crossings = ModuleList(MultiHeadAttention(width) for _ in self.pairs)
         self.missing = nn.Parameter(torch.zeros(len(self.pairs), width))
         channels = len(self.dims) + len(self.pairs)
-        self.network = trunk(channels * width, width, dropout=dropout)
+        self.network = mlp(channels * width, width, dropout=dropout, activate_last=True)
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(
@@ -147,6 +150,8 @@ class MGNNSHead(nn.Module):
         token_mask: Mapping[str, Tensor] | None = None,
     ) -> HeadOutput:
         """Read every channel's graph, cross the channels, classify."""
+        if self.training:
+            refuse_recompute("MGNNSHead")
         tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         present = {name: mask[:, index, None] for index, name in enumerate(self.dims)}
         queries = self.class_queries.expand(mask.shape[0], -1, -1)
