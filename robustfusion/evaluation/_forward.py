@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustfusion._inference import field, logits_of
+from robustfusion._fields import field, logits_of
 from robustfusion._tree import leaves, map_leaves, map_tensors
 from robustfusion.candidates import candidate_names
 from robustfusion.disruption import Condition, Disruption

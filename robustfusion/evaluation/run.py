@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from robustfusion._inference import inference
+from robustfusion._modules import evaluating
 from robustfusion._validation import check_positive
 from robustfusion.disruption import Condition, canonical_id, robustness_grid
 from robustfusion.disruption.grid import checked_conditions
@@ -105,7 +105,7 @@ def robustness_report(
     runs = [(c, s) for s in seeds for c in grid if c.is_seeded or s == seeds[0]]
     source = make_source(model, data, batch_size, reuse)
     forward = Forward(source)
-    with inference(model):
+    with evaluating(model), torch.no_grad():
         measuring = _Measuring(source, forward, forward.clean(check_rows=reuse), reuse)
         for condition, seed in _shown(runs, progress):
             if seed != measuring.seed:

@@ -1,25 +1,9 @@
-"""A model in evaluation mode, and what its output holds."""
+"""What a model's output holds, in whichever form it comes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        # One by one: a frozen encoder inside a training model stays in evaluation mode.
-        for module, mode in modes.items():
-            module.training = mode
+from torch import Tensor
 
 
 def field(output: Any, name: str) -> Any:
