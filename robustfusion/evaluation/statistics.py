@@ -223,11 +223,14 @@ def separation_auroc(
     upto = np.searchsorted(ranked, higher, side="right")
     if weights is None:
         return np.asarray([(below + upto).mean() / 2 / len(lower)])
-    cumulative = np.zeros((rows, len(lower) + 1))
-    np.cumsum(weights[:, order], axis=1, out=cumulative[:, 1:])
-    wins = (cumulative[:, below] + cumulative[:, upto]) / 2
+    # Samples first: a row is then the same step for all replicates, and lies in one piece.
+    drawn = np.ascontiguousarray(weights.T)
+    cumulative = np.zeros((len(lower) + 1, rows), dtype=np.float32)
+    np.cumsum(drawn[order], axis=0, out=cumulative[1:])
+    wins = cumulative[below] + cumulative[upto]
     total = weights.sum(-1, dtype=np.float64)
-    return np.asarray((wins * weights).sum(-1) / total**2)
+    won: FloatArray = np.einsum("nr,nr->r", wins, drawn, dtype=np.float64, casting="safe") / 2
+    return np.asarray(won / total**2)
 
 
 def estimate(value: float, replicates: FloatArray, level: float) -> Estimate:

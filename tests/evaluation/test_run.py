@@ -203,8 +203,7 @@ def test_report_of_a_drf_head(variant: str) -> None:
     found = measure(head, data, seeds=(0,), replicates=10)
     assert found.candidates == ("image+text", "image", "text")
     assert set(found.quality) == {"image", "text"}
-    recovers = {("image", "text"), ("text", "image")} if variant == "paper" else set()
-    assert set(found.recovered) == recovers
+    assert set(found.recovered) == {("image", "text"), ("text", "image")}
     assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
 
 
