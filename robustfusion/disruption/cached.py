@@ -13,6 +13,9 @@ from robustfusion.disruption._draws import SampleId, uniforms
 from robustfusion.disruption.features import FeatureCorruption
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 
+# What setting "P" does to features.
+PARTIAL = FeatureCorruption(kind="gap")
+
 
 class DisruptedFeatures(NamedTuple):
     """Disrupted features: `inputs[name]` (B, ..., D), `available[name]` (B,), and the plan.
@@ -74,10 +77,10 @@ def disrupt_features(
         raise ValueError(
             f"features must have the keys {disruption.modalities}, got {tuple(features)}"
         )
-    for name, source in corrupted.items():
+    for name, given in corrupted.items():
         if name not in features:
             raise ValueError(f"corrupted has the key {name!r}, not among {disruption.modalities}")
-        check_source(name, source)
+        check_source(name, given)
     for name, values in features.items():
         check_floating(f'features["{name}"]', values)
         if values.ndim < 2 or len(values) != len(ids):
@@ -94,8 +97,11 @@ def disrupt_features(
         keep = observed[name].view(-1, *[1] * (values.ndim - 1))
         result = torch.where(keep, values, torch.zeros_like(values))
         if len(rows):
+            source = corrupted.get(name)
+            if disruption.setting == "P":
+                source = PARTIAL
             result[rows.to(values.device)] = _corrupted_rows(
-                corrupted.get(name), values, rows, plan.ids, disruption.seed, name
+                source, values, rows, plan.ids, disruption.seed, name
             )
         inputs[name] = result
     return DisruptedFeatures(inputs, observed, plan)
