@@ -15,7 +15,7 @@ from typing import Any, get_args
 try:
     import numpy as np
     import streamlit as st
-    from predict import Predictor
+    from main_job.predictor import Predictor
     from streamlit import runtime
 
     from robustfusion.datasets.drawing import draw_post

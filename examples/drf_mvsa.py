@@ -11,11 +11,9 @@ with concatenation and modality dropout, and writes tables, a figure and both mo
 does the same with real posts and pretrained encoders. Needs ``robustfusion[examples]``.
 """
 
-import hashlib
 import sys
 import time
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,16 +21,9 @@ from typing import Annotated, Any
 try:
     import torch
     import typer
-    from encoders import (
-        SetupError,
-        SmallImageEncoder,
-        SmallTextEncoder,
-        Standardize,
-        image_encoder,
-        text_encoder,
-    )
-    from prepared import PreparedPosts, prepare_posts
-    from run_folder import (
+    from main_job.encoders import SetupError, Standardize
+    from main_job.reading import generate_posts, open_data, prepare_split
+    from main_job.run_folder import (
         check_device,
         find_run,
         kept_settings,
@@ -41,138 +32,26 @@ try:
         sha256,
         write_json,
     )
-    from side_by_side import console, write_results
-    from tqdm.auto import tqdm
-    from training import Interrupted, Recipe, train, validation_score
-
-    from robustfusion import DRFClassifier, DRFHead
-    from robustfusion.baselines import ConcatenationHead
-    from robustfusion.checkpoint import save_model
-    from robustfusion.datasets import (
-        MVSA,
-        FeatureCache,
-        Splits,
-        load_splits,
-        make_posts,
-        stratified_split,
+    from main_job.settings import (
+        NAMES,
+        TEST_SEEDS,
+        VAL_SEED,
+        RecipeName,
+        Settings,
+        make_encoders,
+        make_head,
+        recipe_of,
     )
+    from main_job.side_by_side import console, write_results
+    from main_job.training import Interrupted, train, validation_score
+
+    from robustfusion import DRFClassifier
+    from robustfusion.checkpoint import save_model
+    from robustfusion.datasets import MVSA, FeatureCache, Splits
     from robustfusion.disruption import ImageCorruption, TextCorruption
     from robustfusion.evaluation import robustness_report
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
-
-TEST_SEEDS = (0, 1, 2)
-VAL_SEED = 1000
-NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
-
-
-class RecipeName(StrEnum):
-    """How to train: ours, or as the paper says."""
-
-    default = "default"
-    paper = "paper"
-
-
-@dataclass
-class Settings:
-    """What a run depends on; kept in its folder, so that it can be resumed."""
-
-    data: str | None
-    image_encoder: str
-    text_encoder: str
-    frozen: list[str]
-    recipe: str
-    epochs: int | None
-    batch_size: int | None
-    limit: int | None
-    seed: int
-    device: str
-    threads: int
-
-
-def recipe_of(settings: Settings) -> Recipe:
-    """Return the optimisation for these encoders."""
-    names = {"image": settings.image_encoder, "text": settings.text_encoder}
-    paper = settings.recipe == "paper"
-    lr = 2e-4 if paper else 1e-3
-    encoder_lr = {m: lr if name == "small" else 2e-5 for m, name in names.items()}
-    fine_tuned = any(name != "small" and m not in settings.frozen for m, name in names.items())
-    epochs = 30 if paper else 4 if fine_tuned else 15
-    batch_size, weight_decay = 16 if paper else 32, 0.01
-    if not paper and set(settings.frozen) == set(names):
-        # Heads on frozen features overfit soon: few epochs, large batches, strong decay.
-        epochs, batch_size, weight_decay = 6, 128, 0.1
-    return Recipe(
-        settings.epochs or epochs,
-        settings.batch_size or batch_size,
-        encoder_lr,
-        lr,
-        weight_decay=weight_decay,
-    )
-
-
-def make_head(kind: str, dims: dict[str, int], num_classes: int, recipe: str) -> torch.nn.Module:
-    """Build a head: features in, prediction out."""
-    if kind == "concatenation":
-        return ConcatenationHead(dims, num_classes, modality_dropout=0.3)
-    return (DRFHead.paper if recipe == "paper" else DRFHead)(dims, num_classes)
-
-
-def make_encoders(settings: Settings) -> dict[str, Any]:
-    """Build both encoders, the same ones every time."""
-    torch.manual_seed(settings.seed)
-    encoders = {
-        "image": image_encoder(settings.image_encoder).to(settings.device),
-        "text": text_encoder(settings.text_encoder).to(settings.device),
-    }
-    for name in settings.frozen:
-        if isinstance(encoders[name], SmallImageEncoder | SmallTextEncoder):
-            raise SetupError(
-                f"a small {name} encoder knows nothing before training: do not freeze"
-            )
-        encoders[name].eval().requires_grad_(False)
-    return encoders
-
-
-def generate_posts(settings: Settings, output_dir: Path) -> Path:
-    """Make the small data set, unless it is there."""
-    count = settings.limit or 1500
-    root = output_dir / f"posts-{count}-seed{settings.seed}"
-    with tqdm(total=count, desc="make posts", unit="post", leave=False) as bar:
-        make_posts(
-            root, n=count, seed=settings.seed, progress=lambda done, _: bar.update(done - bar.n)
-        )
-    return root
-
-
-def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple[MVSA, Splits]:
-    """Open a folder in MVSA-Single's layout; a post with one unreadable side has the other."""
-    print(f"reading {root}, checking every file ...", flush=True)
-    try:
-        resize = encoders["image"].resize
-        dataset = MVSA(root, on_bad="missing", image_transform=resize)
-        if (root / "splits.json").exists():
-            splits = load_splits(root / "splits.json")
-        else:
-            groups = dataset.duplicate_groups()
-            seed = settings.seed
-            splits = stratified_split(dataset.labels, seed=seed, ids=dataset.ids, groups=groups)
-    except (OSError, ValueError) as error:
-        raise SetupError(f"--data {root} cannot be read as MVSA-Single: {error}") from error
-    return dataset, splits
-
-
-def prepare_split(
-    dataset: MVSA, ids: tuple[str, ...], share: float, seed: int, **options: Any
-) -> PreparedPosts:
-    """Read one split, or the share of it that --limit leaves."""
-    known = set(dataset.ids)
-    kept = [post_id for post_id in ids if post_id in known]
-    if share < 1:
-        # By a draw of its own for each id: the ids of published splits are sorted by class.
-        kept.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
-        kept = kept[: max(8, round(share * len(kept)))]
-    return prepare_posts(dataset.select(kept), **options)
 
 
 def run(

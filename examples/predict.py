@@ -18,68 +18,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 try:
-    import torch
     import typer
-    from encoders import SetupError, Standardize, image_encoder, text_encoder
-    from prepared import encode, stack, to
-    from run_folder import check_device
+    from main_job.encoders import SetupError
+    from main_job.predictor import Predictor
+    from main_job.run_folder import check_device
+    from main_job.training import catch_interrupt
     from tqdm.auto import tqdm
-    from training import catch_interrupt
 
-    from robustfusion import DRFClassifier, DRFHead
-    from robustfusion.checkpoint import load_model, read_config
     from robustfusion.datasets.reading import BadFileError, read_image
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
 
 SHOWN = 20  # bad rows that are told one by one
-
-
-class Predictor:
-    """The DRF model of a run, for pictures and texts of which either may be None."""
-
-    def __init__(self, run: Path, device: str = "cpu") -> None:
-        folder = run / "models" / "drf" if (run / "models").is_dir() else run
-        try:
-            config = read_config(folder)
-            dims, self.class_names = config["dims"], tuple(config["class_names"])
-            self.frozen = tuple(config["frozen"])
-            heads = {"DRFHead": DRFHead, "PaperDRFHead": DRFHead.paper}
-            head = heads[config["head"]](dims, len(self.class_names))
-            self.encoders = {
-                "image": image_encoder(config["image_encoder"]).to(device).eval(),
-                "text": text_encoder(config["text_encoder"]).to(device).eval(),
-            }
-            own = dict(self.encoders)
-            own |= {name: Standardize(torch.zeros(2, dims[name])) for name in self.frozen}
-            self.model = DRFClassifier(own, head)
-            load_model(self.model, folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SetupError(f"{run} holds no model of drf_mvsa.py ({reason})") from error
-        self.model.to(device).eval()
-        self.device = device
-        self.candidates = head.candidates
-
-    @torch.no_grad()
-    def __call__(self, images: list[Any], texts: list[str | None]) -> Any:
-        """Return the head's output for some posts."""
-        size = (self.encoders["image"].size,) * 2
-        black = torch.zeros(3, *size, dtype=torch.uint8)
-        image, text = self.encoders["image"], self.encoders["text"]
-        values = {
-            "image": [black if i is None else image.prepare(image.resize(i)) for i in images],
-            "text": [text.prepare(t or text.mask_token) for t in texts],
-        }
-        given = {"image": images, "text": texts}
-        inputs, available = {}, {}
-        for name, column in values.items():
-            made = stack(column)
-            if name in self.frozen:
-                made = encode(self.encoders[name], made, self.device)
-            inputs[name] = to(made, self.device)
-            available[name] = torch.tensor([v is not None for v in given[name]]).to(self.device)
-        return self.model(inputs, available)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -200,7 +150,7 @@ def main(
         root = table.parent if image_root is None else image_root
         names = ["row", *(c for c in columns.values() if c)]
         names += list(predict_rows(predictor, rows[:1], columns, root)[0])
-        bar = tqdm(total=len(rows), unit="row", leave=False)
+        bar = tqdm(total=len(rows), unit="row", leave=False, disable=None)
         with catch_interrupt() as interrupted, bar, table_writer(output, names) as write:
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]

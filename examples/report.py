@@ -53,18 +53,11 @@ from typing import Annotated, Any
 try:
     import torch
     import typer
-    from drf_mvsa import (
-        NAMES,
-        TEST_SEEDS,
-        Settings,
-        make_encoders,
-        make_head,
-        open_data,
-        prepare_split,
-    )
-    from encoders import SetupError, Standardize
-    from run_folder import check_device, find_run
-    from side_by_side import console, table
+    from main_job.encoders import SetupError, Standardize
+    from main_job.reading import open_data, prepare_split
+    from main_job.run_folder import check_device, find_run
+    from main_job.settings import NAMES, TEST_SEEDS, Settings, make_encoders, make_head
+    from main_job.side_by_side import console, table
 
     from robustfusion import DRFClassifier
     from robustfusion.checkpoint import load_model, read_config

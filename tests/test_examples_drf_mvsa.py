@@ -125,7 +125,7 @@ def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: P
     assert result.exit_code == 0, result.output
     folder = tmp_path / "drf_mvsa-001" / "models" / "drf"
     config = read_config(folder)
-    encoders = example("encoders")
+    encoders = example("main_job.encoders")
     names = {"image": encoders.image_encoder, "text": encoders.text_encoder}
     model = DRFClassifier(
         {name: build(config[f"{name}_encoder"]) for name, build in names.items()},
@@ -135,14 +135,16 @@ def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: P
 
 
 def prepared(example: Any, posts: Path, **options: Any) -> tuple[Any, Any, MVSA]:
-    encoders = example("encoders")
+    encoders = example("main_job.encoders")
     torch.manual_seed(0)
     pair = {
         "image": encoders.SmallImageEncoder(size=32),
         "text": encoders.SmallTextEncoder(8, words=64),
     }
     dataset = MVSA(posts, on_bad="missing", image_transform=pair["image"].resize)
-    made = example("prepared").prepare_posts(dataset, pair, CORRUPTIONS, seeds=(0, 1), **options)
+    made = example("main_job.prepared").prepare_posts(
+        dataset, pair, CORRUPTIONS, seeds=(0, 1), **options
+    )
     return made, pair, dataset
 
 
@@ -176,7 +178,7 @@ def test_prepared_posts_say_what_raw_samples_say(
 def test_frozen_features_are_computed_once(
     example: Any, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = example("prepared")
+    module = example("main_job.prepared")
     calls: list[int] = []
     encode = module.encode
 
@@ -210,7 +212,7 @@ def test_killed_at_a_step_and_resumed_it_is_the_same_run(
     example: Any, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     made, _, _ = prepared(example, posts)
-    module = example("training")
+    module = example("main_job.training")
     recipe = module.Recipe(2, 9, {"image": 1e-3, "text": 1e-3}, 1e-3)  # 6 steps an epoch
 
     def go(directory: Path) -> tuple[nn.Module, Any]:
@@ -262,10 +264,12 @@ def test_a_checkpoint_that_does_not_fit_is_told(
         save_checkpoint(path, {"model": {"other": torch.zeros(2)}})
     else:
         path.write_bytes(content)
-    module = example("training")
+    module = example("main_job.training")
     recipe = module.Recipe(1, 16, {"image": 1e-3, "text": 1e-3}, 1e-3)
     model = DRFClassifier(pair, DRFHead({name: encoder.dim for name, encoder in pair.items()}, 3))
-    with pytest.raises(example("encoders").SetupError, match=r"cannot go on from .*checkpoint"):
+    with pytest.raises(
+        example("main_job.encoders").SetupError, match=r"cannot go on from .*checkpoint"
+    ):
         module.train(model, made, lambda _: 0.0, recipe, tmp_path, seed=0)
 
 
@@ -397,11 +401,13 @@ def test_models_of_transformers_from_folders(
 
 
 def test_padding_does_not_change_a_text(example: Any, tiny_models: dict[str, Path]) -> None:
-    encoder = example("encoders").TransformersTextEncoder(str(tiny_models["text"]), mean=True)
+    encoder = example("main_job.encoders").TransformersTextEncoder(
+        str(tiny_models["text"]), mean=True
+    )
     encoder.eval()
     assert encoder.mask_token == "[MASK]"
     short, long = encoder.prepare("ab [MASK]"), encoder.prepare("a b c d e f g h i j")
-    stack = example("prepared").stack
+    stack = example("main_job.prepared").stack
     alone, beside = encoder(stack([short])), encoder(stack([short, long]))
     assert torch.allclose(alone[0], beside[0], atol=1e-5)
     ids = short["input_ids"]

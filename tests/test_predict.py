@@ -117,11 +117,11 @@ def test_predictions_are_the_models_own(example: Any, run: Path, tmp_path: Path)
 
     from robustfusion.datasets import MVSA
 
-    predictor = example("predict").Predictor(run)
+    predictor = example("main_job.predictor").Predictor(run)
     dataset = MVSA(
         run.parent / "posts-60-seed0", image_transform=predictor.encoders["image"].resize
     )
-    made = example("prepared").prepare_posts(dataset, predictor.encoders, {})
+    made = example("main_job.prepared").prepare_posts(dataset, predictor.encoders, {})
     inputs, available, _ = made.rows(torch.arange(len(dataset)))
     with torch.no_grad():
         expected = predictor.model(inputs, available).logits.softmax(1)

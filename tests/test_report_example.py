@@ -22,6 +22,7 @@ pytest.importorskip("PIL.Image")
 from typer import Typer
 from typer.testing import CliRunner, Result
 
+from robustfusion import DRFClassifier
 from robustfusion.checkpoint import save_model
 from robustfusion.datasets import MVSA, load_splits, make_posts
 from robustfusion.evaluation import RobustnessReport
@@ -62,7 +63,7 @@ def own(tmp_path: Path) -> str:
 @pytest.fixture
 def run(tmp_path: Path, example: Any) -> Path:
     """The folder of a run as drf_mvsa.py leaves it, its models untrained."""
-    main = example("drf_mvsa")
+    parts = example("main_job.settings")
     make_posts(tmp_path / "posts-60-seed0", n=60, seed=0)
     settings: dict[str, Any] = {
         "data": None,
@@ -77,12 +78,12 @@ def run(tmp_path: Path, example: Any) -> Path:
         "device": "cpu",
         "threads": 1,
     }
-    folder = example("run_folder").new_run(tmp_path, settings)
+    folder = example("main_job.run_folder").new_run(tmp_path, settings)
     names = ["positive", "neutral", "negative"]
-    for kind in main.NAMES:
-        encoders = main.make_encoders(main.Settings(**settings))
+    for kind in parts.NAMES:
+        encoders = parts.make_encoders(parts.Settings(**settings))
         dims = {name: encoder.dim for name, encoder in encoders.items()}
-        model = main.DRFClassifier(encoders, main.make_head(kind, dims, 3, "default"))
+        model = DRFClassifier(encoders, parts.make_head(kind, dims, 3, "default"))
         save_model(model, folder / "models" / kind, {"dims": dims, "class_names": names})
     return Path(folder)
 

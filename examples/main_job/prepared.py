@@ -96,7 +96,9 @@ def prepare_posts(
                     column[row] = torch.from_numpy(found[digest])
     todo = [row for row in range(len(dataset)) if any(c[row] is None for c in columns.values())]
     unsaved: dict[tuple[str, int | None], list[int]] = {where: [] for where in keys}
-    for start in tqdm(range(0, len(todo), 32), desc=f"read {title}", unit="batch", leave=False):
+    for start in tqdm(
+        range(0, len(todo), 32), desc=f"read {title}", unit="batch", leave=False, disable=None
+    ):
         part = todo[start : start + 32]
         samples = {row: dataset[row] for row in part}
         for (name, seed), column in columns.items():

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from encoders import SetupError
-from prepared import PreparedPosts, to
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from main_job.encoders import SetupError
+from main_job.prepared import PreparedPosts, to
 from robustfusion.checkpoint import (
     load_checkpoint,
     random_state,
@@ -98,7 +98,14 @@ def train(
         parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         save_checkpoint(last, {**parts, "random": random_state(), "state": state})
 
-    bar = tqdm(total=total, initial=state["step"], desc=f"train {title}", unit="step", leave=False)
+    bar = tqdm(
+        total=total,
+        initial=state["step"],
+        desc=f"train {title}",
+        unit="step",
+        leave=False,
+        disable=None,
+    )
     with bar, catch_interrupt() as interrupted:
         while state["step"] < total:
             epoch, place = divmod(state["step"], per_epoch)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from encoders import SetupError
+
+from main_job.encoders import SetupError
 
 PACKAGES = ("robustfusion", "torch", "numpy", "pillow", "safetensors", "transformers")
 

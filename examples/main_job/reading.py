@@ -1,0 +1,53 @@
+"""The posts of a run: made or read, split, and prepared."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from main_job.encoders import SetupError
+from main_job.prepared import PreparedPosts, prepare_posts
+from main_job.settings import Settings
+from robustfusion.datasets import MVSA, Splits, load_splits, make_posts, stratified_split
+
+
+def generate_posts(settings: Settings, output_dir: Path) -> Path:
+    """Make the small data set, unless it is there."""
+    count = settings.limit or 1500
+    root = output_dir / f"posts-{count}-seed{settings.seed}"
+    with tqdm(total=count, desc="make posts", unit="post", leave=False, disable=None) as bar:
+        make_posts(
+            root, n=count, seed=settings.seed, progress=lambda done, _: bar.update(done - bar.n)
+        )
+    return root
+
+
+def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple[MVSA, Splits]:
+    """Open a folder in MVSA-Single's layout; a post with one unreadable side has the other."""
+    print(f"reading {root}, checking every file ...", flush=True)
+    try:
+        resize = encoders["image"].resize
+        dataset = MVSA(root, on_bad="missing", image_transform=resize)
+        if (root / "splits.json").exists():
+            splits = load_splits(root / "splits.json")
+        else:
+            groups = dataset.duplicate_groups()
+            seed = settings.seed
+            splits = stratified_split(dataset.labels, seed=seed, ids=dataset.ids, groups=groups)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"--data {root} cannot be read as MVSA-Single: {error}") from error
+    return dataset, splits
+
+
+def prepare_split(
+    dataset: MVSA, ids: tuple[str, ...], share: float, seed: int, **options: Any
+) -> PreparedPosts:
+    """Read one split, or the share of it that --limit leaves."""
+    known = set(dataset.ids)
+    kept = [post_id for post_id in ids if post_id in known]
+    if share < 1:
+        # By a draw of its own for each id: the ids of published splits are sorted by class.
+        kept.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
+        kept = kept[: max(8, round(share * len(kept)))]
+    return prepare_posts(dataset.select(kept), **options)
