@@ -27,6 +27,7 @@ except ImportError as error:
     sys.exit(f'{error}. The demo needs: pip install "robustfusion[examples,demo]"')
 
 FLAGS = (
+    "--server.address=127.0.0.1",  # or it would listen everywhere, and look its own address up
     "--browser.gatherUsageStats=false",
     "--client.toolbarMode=minimal",
     "--server.maxUploadSize=20",

@@ -12,7 +12,6 @@ does the same with real posts and pretrained encoders. Needs ``robustfusion[exam
 """
 
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ try:
     from main_job.encoders import SetupError, Standardize
     from main_job.reading import generate_posts, open_data, prepare_split
     from main_job.run_folder import (
+        Stopwatch,
         check_device,
         find_run,
         kept_settings,
@@ -63,7 +63,7 @@ def run(
     save_every: int,
 ) -> None:
     """Prepare the posts, train both models, evaluate them, write everything."""
-    started = time.perf_counter()
+    watch = Stopwatch(folder / "seconds.json")
     print(f"{len(dataset)} posts in {dataset.root}, {splits}")
     share = 1.0
     if settings.data and settings.limit:
@@ -89,14 +89,14 @@ def run(
 
     recipe, dims = recipe_of(settings), {name: encoder.dim for name, encoder in encoders.items()}
     validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=settings.device)
-    reports, histories, seconds = [], {}, {}
+    reports, histories = [], {}
+    watch.tick("posts")
     for kind, title in NAMES.items():
         own = make_encoders(settings)
         for name in settings.frozen:
             own[name] = Standardize(train_posts.columns[name, None][train_posts.available[name]])
         head = make_head(kind, dims, len(dataset.class_names), settings.recipe)
         model = DRFClassifier(own, head)
-        begun = time.perf_counter()
         histories[kind] = train(
             model,
             train_posts,
@@ -107,8 +107,9 @@ def run(
             device=settings.device,
             save_every=save_every,
             title=title.split(" + ")[0],  # a bar has one line
+            on_save=partial(watch.tick, kind),
         )
-        seconds[kind] = round(time.perf_counter() - begun, 1)
+        watch.tick(kind)
         config = {
             "head": type(head).__name__,
             "dims": dims,
@@ -119,6 +120,7 @@ def run(
         reports.append(
             robustness_report(model, test_posts, seeds=TEST_SEEDS, name=title, progress=True)
         )
+        watch.tick("reports")
     record = run_record(
         settings=asdict(settings),
         recipe=asdict(recipe),
@@ -129,8 +131,8 @@ def run(
             "report": str(dataset.report()),
         },
         history=histories,
-        training_seconds=seconds,
-        total_seconds=round(time.perf_counter() - started, 1),
+        training_seconds={kind: round(watch.seconds[kind], 1) for kind in NAMES},
+        total_seconds=round(sum(watch.seconds.values()), 1),
     )
     write_json(folder / "run.json", record)
     write_results(folder, dict(zip(NAMES, reports, strict=True)))

@@ -3,92 +3,71 @@
     python examples/predict.py runs/drf_mvsa-001 posts.csv --output predictions.csv
 
 ``posts.csv`` (or ``.parquet``) has a column ``image`` with paths, relative to the table, and a
-column ``text``; either cell may be empty. The result has a row for each row: the label, the
-probability of each class, how likely each modality is intact, which were missing, which of these
-the head recovered from the other, and what was wrong with the row. Needs
-``robustfusion[examples]`` and, for Parquet, pyarrow.
+column ``text``; either cell may be empty. Pictures are opened in the table's folder only, or that
+of ``--image-root``. The result has a row for each row with all its columns, and beside them the
+label, the probability of each class, how likely each modality is intact, which were missing, which
+of these the head recovered from the other, and what was wrong with the row; the exit status is 1
+if that is so for any. Needs ``robustfusion[examples]`` and, for Parquet, pyarrow.
 """
 
-import csv
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 try:
     import typer
     from main_job.encoders import SetupError
     from main_job.predictor import Predictor
     from main_job.run_folder import check_device
+    from main_job.tables import MAX_TEXT, read_picture, read_table, table_writer
     from main_job.training import catch_interrupt
     from tqdm.auto import tqdm
 
-    from robustfusion.datasets.reading import BadFileError, read_image
+    from robustfusion.datasets.reading import BadFileError
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
 
 SHOWN = 20  # bad rows that are told one by one
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Read a CSV or Parquet file as one dictionary a row."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            return list(_parquet().read_table(path).to_pylist())
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        reason = str(error).splitlines()[0]
-        raise SetupError(f"{path} cannot be read as a table ({reason})") from error
+class Source(NamedTuple):
+    """Where a row has its picture and its text."""
+
+    columns: dict[str, str]  # modality to column, "" for none
+    root: Path
+    confined: bool
 
 
-@contextmanager
-def table_writer(path: Path, names: list[str]) -> Iterator[Any]:
-    """Yield a function that takes rows: CSV is written as they come, Parquet at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".parquet":
-        pq, kept = _parquet(), []
-        yield kept.extend
-        import pyarrow
-
-        columns = {name: [row[name] for row in kept] for name in names}
-        pq.write_table(pyarrow.table(columns), path)
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        yield writer.writerows
-
-
-def read_row(
-    row: dict[str, Any], columns: dict[str, str], root: Path
-) -> tuple[Any, str | None, str]:
+def read_row(row: dict[str, Any], source: Source) -> tuple[Any, str | None, str]:
     """Return the picture, the text and what is wrong: an empty cell is fine, a bad file is not."""
     cells = {}
-    for name, column in columns.items():
+    for name, column in source.columns.items():
         cell = row.get(column) if column else None
         # In Parquet an empty number is NaN, which is not equal to itself.
         cells[name] = "" if cell is None or cell != cell else str(cell).strip()
-    image, problems = None, []
+    image, text, problems = None, cells["text"], []
     if None in row:
         problems.append("more cells than columns")
+    if len(text) > MAX_TEXT:
+        problems.append(f"the text has {len(text):,} characters, more than {MAX_TEXT:,}")
+        text = ""
     if cells["image"]:
         try:
-            image = read_image(root / cells["image"])
-        except (BadFileError, ValueError, OSError) as error:
+            image = read_picture(cells["image"], source.root, confined=source.confined)
+        except BadFileError as error:
             problems.append(str(error))
-    if image is None and not cells["text"]:
+    if image is None and not text:
         problems.append("neither image nor text")
-    return image, cells["text"] or None, "; ".join(problems)
+    return image, text or None, "; ".join(problems)
 
 
 def predict_rows(
-    predictor: Predictor, rows: list[dict[str, Any]], columns: dict[str, str], root: Path
+    predictor: Predictor, rows: list[dict[str, Any]], source: Source
 ) -> list[dict[str, Any]]:
     """Predict a batch of rows."""
-    read = [read_row(row, columns, root) for row in rows]
+    read = [read_row(row, source) for row in rows]
     output = predictor([r[0] for r in read], [r[1] for r in read])
     probabilities = output.logits.softmax(1).tolist()
     quality = {name: q.exp().tolist() for name, q in output.log_quality.items()}
@@ -100,7 +79,7 @@ def predict_rows(
         result: dict[str, Any] = {"label": None if empty else predictor.class_names[best]}
         for name, p in zip(predictor.class_names, probabilities[index], strict=True):
             result[f"probability_{name}"] = None if empty else round(p, 6)
-        for name in columns:
+        for name in source.columns:
             result[f"quality_{name}"] = None if name in missing else round(quality[name][index], 6)
         result["missing"] = " ".join(missing)
         restored = [] if empty else [name for name in missing if name in output.recovered]
@@ -126,6 +105,9 @@ def main(
     image_root: Annotated[
         Path | None, typer.Option(help="What paths are relative to; by default the table.")
     ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Also open pictures outside of that folder.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
@@ -144,24 +126,28 @@ def main(
                     f"{table} has no column {column!r}, only {known}: name it with "
                     f"--{name}-column, or give '' for none"
                 )
+        if output.is_dir():
+            raise SetupError(f"--output {output} is a folder: give the name of a file")
         if output.exists() and (not overwrite or output.samefile(table)):
             raise SetupError(f"{output} is there already: choose another, or --overwrite")
         predictor = Predictor(run, device)
-        root = table.parent if image_root is None else image_root
-        names = ["row", *(c for c in columns.values() if c)]
-        names += list(predict_rows(predictor, rows[:1], columns, root)[0])
+        source = Source(columns, image_root or table.parent, confined=not allow_outside)
+        # Every column of the table comes along; ours step aside where it has the name already.
+        made = ["row", *predict_rows(predictor, rows[:1], source)[0]]
+        ours = {name: f"predicted_{name}" if name in known else name for name in made}
+        names = [ours["row"], *known, *(ours[name] for name in made[1:])]
         bar = tqdm(total=len(rows), unit="row", leave=False, disable=None)
         with catch_interrupt() as interrupted, bar, table_writer(output, names) as write:
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
-                results = predict_rows(predictor, part, columns, root)
-                for number, (row, result) in enumerate(zip(part, results, strict=True), start + 1):
-                    given = {c: row[c] for c in columns.values() if c}
-                    result.update({"row": number, **given})
+                results = predict_rows(predictor, part, source)
+                for number, result in enumerate(results, start + 1):
                     if result["problem"]:
                         problems.append((number, result["problem"]))
                     counts[result["label"] or "no prediction"] += 1
-                write(results)
+                    result["row"] = number
+                both = zip(part, results, strict=True)
+                write({**row, **{ours[name]: own[name] for name in made}} for row, own in both)
                 done += len(part)
                 bar.update(len(part))
                 if interrupted():
@@ -179,14 +165,8 @@ def main(
         print(f"\nInterrupted: {done} of {len(rows)} rows are in {output}", file=sys.stderr)
         raise typer.Exit(130)
     print(f"{done} rows are in {output}")
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SetupError("Parquet needs pyarrow: pip install pyarrow") from error
-    return pyarrow.parquet
+    if problems:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def test_the_job_runs_and_a_stopped_one_ends_with_the_same_models(tmp_path: Path
     assert "--resume runs/drf_mvsa-001" in errors
     assert "Traceback" not in errors
     assert not (run / "models").exists()
+    before = json.loads((run / "seconds.json").read_text())
 
     resumed = start(tmp_path / "b", "--resume")
     for process in (whole, resumed):
@@ -98,9 +99,57 @@ def test_the_job_runs_and_a_stopped_one_ends_with_the_same_models(tmp_path: Path
         assert "majority" in output
         assert "image C+D" in output
     first = tmp_path / "a" / "runs" / "drf_mvsa-001"
+    both = json.loads((run / "seconds.json").read_text())
+    assert both["drf"] > before["drf"]  # goes on from the time of the stopped part
     assert weights(first) == weights(run)
     assert (first / "table.md").read_bytes() == (run / "table.md").read_bytes()
     check_outputs(first)
+
+
+def test_first_runs_may_share_a_folder(tmp_path: Path) -> None:
+    small = ("--limit", "600", "--epochs", "1", "--output-dir", "runs")
+    runs = [start(tmp_path, *small) for _ in range(2)]
+    for process in runs:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    found = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert found == ["drf_mvsa-001", "drf_mvsa-002", "posts-600-seed0"]
+
+
+def test_posts_that_another_run_has_just_made_are_taken(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = example("main_job.reading")
+    make, calls = module.make_posts, []
+
+    def late(*arguments: Any, **options: Any) -> Path:
+        calls.append(1)
+        if len(calls) == 1:
+            make(*arguments, **options)
+            raise OSError("Directory not empty")
+        return Path(make(*arguments, **options))
+
+    monkeypatch.setattr(module, "make_posts", late)
+    settings = example("main_job.settings").Settings
+    given = settings(None, "small", "small", [], "default", 1, None, 40, 0, "cpu", 1)
+    assert (module.generate_posts(given, tmp_path) / "splits.json").exists()
+    assert len(calls) == 2
+
+
+def test_seconds_are_those_of_all_parts(example: Any, tmp_path: Path) -> None:
+    watch = example("main_job.run_folder").Stopwatch
+    path = tmp_path / "seconds.json"
+    first = watch(path)
+    first.last -= 10
+    first.tick("drf")
+    second = watch(path)  # another process
+    second.last -= 5
+    second.tick("drf")
+    second.tick("reports")
+    assert 15 <= second.seconds["drf"] < 20
+    assert json.loads(path.read_text()) == second.seconds
+    path.write_text("[damaged")
+    assert watch(path).seconds == {}
 
 
 def check_outputs(run: Path) -> None:
@@ -113,6 +162,9 @@ def check_outputs(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     assert record["command"].startswith("python ")
     assert record["settings"]["seed"] == 0
+    seconds = json.loads((run / "seconds.json").read_text())
+    assert record["total_seconds"] == pytest.approx(sum(seconds.values()), abs=0.1)
+    assert set(seconds) == {"posts", "drf", "concatenation", "reports"}
     assert len(record["history"]["drf"]) == 2
     config = read_config(run / "models" / "drf")
     assert config["class_names"] == ["positive", "neutral", "negative"]

@@ -1,6 +1,7 @@
 """The posts of a run: made or read, split, and prepared."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,18 @@ def generate_posts(settings: Settings, output_dir: Path) -> Path:
     count = settings.limit or 1500
     root = output_dir / f"posts-{count}-seed{settings.seed}"
     with tqdm(total=count, desc="make posts", unit="post", leave=False, disable=None) as bar:
-        make_posts(
-            root, n=count, seed=settings.seed, progress=lambda done, _: bar.update(done - bar.n)
+        make = partial(
+            make_posts,
+            root,
+            n=count,
+            seed=settings.seed,
+            progress=lambda done, _: bar.update(done - bar.n),
         )
-    return root
+        try:
+            return make()
+        except OSError:
+            # Another run may have made the same posts meanwhile; if not, this says what is wrong.
+            return make()
 
 
 def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple[MVSA, Splits]:

@@ -50,6 +50,7 @@ def train(
     device: str = "cpu",
     save_every: int = 200,
     title: str = "model",
+    on_save: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
     """Train, choose the epoch by ``validate``, and leave the model as it was then.
 
@@ -67,6 +68,7 @@ def train(
         device: where.
         save_every: steps.
         title: of the progress bar.
+        on_save: called with each checkpoint.
 
     Returns:
         For each epoch its number, mean training loss and validation score.
@@ -97,6 +99,7 @@ def train(
     def save() -> None:
         parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         save_checkpoint(last, {**parts, "random": random_state(), "state": state})
+        on_save()
 
     bar = tqdm(
         total=total,
