@@ -2,7 +2,7 @@
 
 from robustfusion.datasets.cache import FeatureCache, module_fingerprint
 from robustfusion.datasets.duplicates import normalize_text
-from robustfusion.datasets.encoding import EncodedPosts, encode
+from robustfusion.datasets.encoding import Encoding, encode
 from robustfusion.datasets.mvsa import MVSA
 from robustfusion.datasets.post_dataset import PostDataset
 from robustfusion.datasets.posts import make_posts
@@ -15,7 +15,7 @@ __all__ = [
     "MVSA",
     "DatasetReport",
     "Duplicates",
-    "EncodedPosts",
+    "Encoding",
     "FeatureCache",
     "PostDataset",
     "Problem",
