@@ -20,7 +20,7 @@ from typing import Annotated, Any
 try:
     import torch
     import typer
-    from main_job.encoders import SetupError, Standardize
+    from main_job.encoders import SetupError
     from main_job.reading import generate_posts, open_data, prepare_split
     from main_job.run_folder import (
         Stopwatch,
@@ -39,16 +39,21 @@ try:
         RecipeName,
         Settings,
         make_encoders,
-        make_head,
+        make_model,
         recipe_of,
     )
     from main_job.side_by_side import console, write_results
-    from main_job.training import Interrupted, train, validation_score
+    from main_job.training import (
+        Interrupted,
+        certainty,
+        clean_batches,
+        train,
+        validation_score,
+    )
 
-    from robustfusion import DRFClassifier
+    from robustfusion import calibrate
     from robustfusion.checkpoint import save_model
     from robustfusion.datasets import MVSA, FeatureCache, Splits
-    from robustfusion.disruption import ImageCorruption, TextCorruption
     from robustfusion.evaluation import robustness_report
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
@@ -65,38 +70,26 @@ def run(
     """Prepare the posts, train both models, evaluate them, write everything."""
     watch = Stopwatch(folder / "seconds.json")
     print(f"{len(dataset)} posts in {dataset.root}, {splits}")
-    share = 1.0
-    if settings.data and settings.limit:
-        share = settings.limit / len(dataset)
     prepare = partial(
         prepare_split,
         dataset,
-        share=share,
-        seed=settings.seed,
         encoders=encoders,
-        corruptions={
-            "image": ImageCorruption(),
-            "text": TextCorruption(mask_token=encoders["text"].mask_token),
-        },
-        frozen=settings.frozen,
+        settings=settings,
         cache=FeatureCache(folder.parent / "features"),
-        device=settings.device,
     )
-    train_posts = prepare(splits.train, title="training posts")
-    val_posts = prepare(splits.val, seeds=(VAL_SEED,), title="validation posts")
+    train_posts = prepare(splits.train)
+    val_posts = prepare(splits.val, seeds=(VAL_SEED,))
     test_ids = splits.open_test("final report of both models, chosen by validation")
-    test_posts = prepare(test_ids, seeds=TEST_SEEDS, title="test posts")
+    test_posts = prepare(test_ids, seeds=TEST_SEEDS)
 
-    recipe, dims = recipe_of(settings), {name: encoder.dim for name, encoder in encoders.items()}
-    validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=settings.device)
+    recipe, device = recipe_of(settings), settings.device
+    validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=device)
     reports, histories = [], {}
     watch.tick("posts")
     for kind, title in NAMES.items():
-        own = make_encoders(settings)
+        model = make_model(kind, make_encoders(settings), len(dataset.class_names), settings)
         for name in settings.frozen:
-            own[name] = Standardize(train_posts.columns[name, None][train_posts.available[name]])
-        head = make_head(kind, dims, len(dataset.class_names), settings.recipe)
-        model = DRFClassifier(own, head)
+            model.encoders[name].fit(train_posts.features[name], train_posts.available[name])
         histories[kind] = train(
             model,
             train_posts,
@@ -104,19 +97,24 @@ def run(
             recipe,
             folder / "training" / kind,
             seed=settings.seed,
-            device=settings.device,
+            device=device,
             save_every=save_every,
             title=title.split(" + ")[0],  # a bar has one line
             on_save=partial(watch.tick, kind),
         )
-        watch.tick(kind)
         config = {
-            "head": type(head).__name__,
-            "dims": dims,
+            "head": type(model.head).__name__,
+            "dims": dict(model.head.dims),
             "class_names": list(dataset.class_names),
-            **{key: asdict(settings)[key] for key in ("image_encoder", "text_encoder", "frozen")},
+            "settings": asdict(settings),
         }
+        if kind == "drf":
+            # By posts that it has not seen: what is usual for intact ones, and how sure to be.
+            calibration = calibrate(model, clean_batches(val_posts, device)).to_markdown()
+            (folder / "calibration.md").write_text(calibration + "\n", encoding="utf-8")
+            config["certainty"] = certainty(model, val_posts, device)
         save_model(model, folder / "models" / kind, config)
+        watch.tick(kind)
         reports.append(
             robustness_report(model, test_posts, seeds=TEST_SEEDS, name=title, progress=True)
         )
@@ -137,6 +135,10 @@ def run(
     write_json(folder / "run.json", record)
     write_results(folder, dict(zip(NAMES, reports, strict=True)))
     print(console(*reports))
+    for report in reports:
+        for remark in getattr(report, "remarks", ()):
+            print(f"Mind: {remark}")
+    print(f"\nDRF, calibrated by {len(val_posts.ids)} validation posts:\n\n{calibration}")
     print(f"\n{record['total_seconds']:.0f} s. Tables, figures and models are in {folder}")
 
 

@@ -4,10 +4,18 @@
 
 ``posts.csv`` (or ``.parquet``) has a column ``image`` with paths, relative to the table, and a
 column ``text``; either cell may be empty. Pictures are opened in the table's folder only, or that
-of ``--image-root``. The result has a row for each row with all its columns, and beside them the
-label, the probability of each class, how likely each modality is intact, which were missing, which
-of these the head recovered from the other, and what was wrong with the row; the exit status is 1
-if that is so for any. Needs ``robustfusion[examples]`` and, for Parquet, pyarrow.
+of ``--image-root``. The result has a row for each row, with all its columns and beside them:
+
+- ``label`` and the probability of each class; with ``--abstain 0.1`` no label for the least
+  certain tenth, by the line that is a tenth for the run's validation posts;
+- ``image_score``, ``text_score``: between 0 and 1, what the head weighs the modality by;
+- ``image_p``, ``text_p``: the p-value, the share of intact posts that look at least as odd;
+- ``alarm``: the modalities with a p-value of at most ``--alarm-rate``, as so many of the intact
+  ones have by chance;
+- which were ``missing``, which of these were ``recovered`` from the other, and the ``problem``
+  with the row. The exit status is 1 if there is one in any.
+
+Needs ``robustfusion[examples]`` and, for Parquet, pyarrow.
 """
 
 import sys
@@ -29,6 +37,7 @@ try:
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
 
+MADE_UP = "This model was trained on made-up posts: to it real ones look strange, as they should."
 SHOWN = 20  # bad rows that are told one by one
 
 
@@ -38,6 +47,27 @@ class Source(NamedTuple):
     columns: dict[str, str]  # modality to column, "" for none
     root: Path
     confined: bool
+
+
+class Rule(NamedTuple):
+    """When to warn of a row, and when to give no label."""
+
+    alarm_rate: float  # p-values up to it are an alarm
+    certainty: float  # the least probability that is answered
+
+
+def make_rule(predictor: Predictor, alarm_rate: float, abstain: float) -> Rule:
+    """Draw both lines by the validation posts of the run."""
+    least = 1 / (predictor.references + 1)
+    if alarm_rate < least:
+        print(
+            f"no alarm is possible at --alarm-rate {alarm_rate}: by {predictor.references} "
+            f"validation posts no p-value is below {least:.4f}",
+            file=sys.stderr,
+        )
+    known = predictor.certainty
+    left_out = round(abstain * len(known))
+    return Rule(alarm_rate, known[left_out] if left_out else 0.0)
 
 
 def read_row(row: dict[str, Any], source: Source) -> tuple[Any, str | None, str]:
@@ -64,26 +94,32 @@ def read_row(row: dict[str, Any], source: Source) -> tuple[Any, str | None, str]
 
 
 def predict_rows(
-    predictor: Predictor, rows: list[dict[str, Any]], source: Source
+    predictor: Predictor, rows: list[dict[str, Any]], source: Source, rule: Rule
 ) -> list[dict[str, Any]]:
     """Predict a batch of rows."""
     read = [read_row(row, source) for row in rows]
     output = predictor([r[0] for r in read], [r[1] for r in read])
-    probabilities = output.logits.softmax(1).tolist()
-    quality = {name: q.exp().tolist() for name, q in output.log_quality.items()}
+    probabilities = [[round(p, 6) for p in row] for row in output.logits.softmax(1).tolist()]
+    score = {name: q.exp().tolist() for name, q in output.log_quality.items()}
+    p_value = {name: p.tolist() for name, p in predictor.p_values(output).items()}
     results = []
     for index, (image, text, problem) in enumerate(read):
-        missing = [n for n, value in (("image", image), ("text", text)) if value is None]
-        empty = len(missing) == 2
+        here = [name for name, value in (("image", image), ("text", text)) if value is not None]
+        missing = [name for name in source.columns if name not in here]
         best = max(range(len(predictor.class_names)), key=probabilities[index].__getitem__)
-        result: dict[str, Any] = {"label": None if empty else predictor.class_names[best]}
+        certain = bool(here) and probabilities[index][best] >= rule.certainty
+        result: dict[str, Any] = {"label": predictor.class_names[best] if certain else None}
         for name, p in zip(predictor.class_names, probabilities[index], strict=True):
-            result[f"probability_{name}"] = None if empty else round(p, 6)
-        for name in source.columns:
-            result[f"quality_{name}"] = None if name in missing else round(quality[name][index], 6)
-        result["missing"] = " ".join(missing)
-        restored = [] if empty else [name for name in missing if name in output.recovered]
-        results.append({**result, "recovered": " ".join(restored), "problem": problem})
+            result[f"probability_{name}"] = p if here else None
+        for kind, values in (("score", score), ("p", p_value)):
+            for name in source.columns:
+                found = round(values[name][index], 6) if name in here else None
+                result[f"{name}_{kind}"] = found
+        odd = [name for name in here if p_value[name][index] <= rule.alarm_rate]
+        restored = [name for name in missing if here and name in output.recovered]
+        words = {"alarm": odd, "missing": missing, "recovered": restored}
+        result |= {column: " ".join(names) for column, names in words.items()}
+        results.append({**result, "problem": problem})
     return results
 
 
@@ -105,6 +141,12 @@ def main(
     image_root: Annotated[
         Path | None, typer.Option(help="What paths are relative to; by default the table.")
     ] = None,
+    alarm_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of intact posts that may alarm.")
+    ] = 0.05,
+    abstain: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of posts, the least certain, unanswered.")
+    ] = 0.0,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Also open pictures outside of that folder.")
     ] = False,
@@ -113,7 +155,7 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
 ) -> None:
     """Predict the posts of a table; a cell that is empty is a missing modality."""
-    problems, counts, done = [], Counter[str](), 0
+    problems, counts, alarms, done = [], Counter[str](), Counter[str](), 0
     try:
         check_device(device)
         rows, columns = read_table(table), {"image": image_column, "text": text_column}
@@ -132,19 +174,21 @@ def main(
             raise SetupError(f"{output} is there already: choose another, or --overwrite")
         predictor = Predictor(run, device)
         source = Source(columns, image_root or table.parent, confined=not allow_outside)
+        rule = make_rule(predictor, alarm_rate, abstain)
         # Every column of the table comes along; ours step aside where it has the name already.
-        made = ["row", *predict_rows(predictor, rows[:1], source)[0]]
+        made = ["row", *predict_rows(predictor, rows[:1], source, rule)[0]]
         ours = {name: f"predicted_{name}" if name in known else name for name in made}
         names = [ours["row"], *known, *(ours[name] for name in made[1:])]
         bar = tqdm(total=len(rows), unit="row", leave=False, disable=None)
         with catch_interrupt() as interrupted, bar, table_writer(output, names) as write:
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
-                results = predict_rows(predictor, part, source)
+                results = predict_rows(predictor, part, source, rule)
                 for number, result in enumerate(results, start + 1):
                     if result["problem"]:
                         problems.append((number, result["problem"]))
                     counts[result["label"] or "no prediction"] += 1
+                    alarms.update(result["alarm"].split())
                     result["row"] = number
                 both = zip(part, results, strict=True)
                 write({**row, **{ours[name]: own[name] for name in made}} for row, own in both)
@@ -161,6 +205,10 @@ def main(
     if problems:
         print(report(problems), file=sys.stderr)
     print(", ".join(f"{count} {label}" for label, count in counts.most_common()))
+    told = ", ".join(f"{alarms[name]} of the {name}" for name in columns)
+    print(f"alarms at {alarm_rate:.0%}: {told}")
+    if predictor.made_up:
+        print(MADE_UP)
     if done < len(rows):
         print(f"\nInterrupted: {done} of {len(rows)} rows are in {output}", file=sys.stderr)
         raise typer.Exit(130)

@@ -18,6 +18,7 @@ for _name in ("typer", "tqdm", "safetensors", "matplotlib", "PIL.Image"):
     pytest.importorskip(_name)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+CLASSES = ("positive", "neutral", "negative")
 
 
 @pytest.fixture
@@ -97,16 +98,18 @@ def test_every_row_is_answered_or_told_why_not(
     assert [row["missing"] for row in rows] == [
         "", "image", "text", "image", "image text", "image text"
     ]  # fmt: skip
-    classes = ("positive", "neutral", "negative")
     for row in rows[:4]:
-        scores = {name: float(row[f"probability_{name}"]) for name in classes}
+        scores = {name: float(row[f"probability_{name}"]) for name in CLASSES}
         assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
         assert row["label"] == max(scores, key=lambda name: scores[name])
     for row in rows:
         for name in ("image", "text"):
             there = name not in row["missing"].split()
-            assert (row[f"quality_{name}"] != "") == there
-            assert not there or 0 <= float(row[f"quality_{name}"]) <= 1
+            for column in (f"{name}_score", f"{name}_p"):
+                assert (row[column] != "") == there
+                assert not there or 0 <= float(row[column]) <= 1
+            if there:
+                assert (name in row["alarm"].split()) == (float(row[f"{name}_p"]) <= 0.05)
     assert [row["problem"] for row in rows[:3]] == [""] * 3
     assert "broken.jpg cannot be decoded" in rows[3]["problem"]
     assert "nowhere.jpg is missing; neither image nor text" in rows[4]["problem"]
@@ -120,16 +123,17 @@ def test_predictions_are_the_models_own(example: Any, run: Path, tmp_path: Path)
     """Against the test split as the main job evaluates it, by another path."""
     import torch
 
-    from robustfusion.datasets import MVSA
+    from robustfusion.datasets import MVSA, encode
 
     predictor = example("main_job.predictor").Predictor(run)
     dataset = MVSA(
         run.parent / "posts-60-seed0", image_transform=predictor.encoders["image"].resize
     )
-    made = example("main_job.prepared").prepare_posts(dataset, predictor.encoders, {})
-    inputs, available, _ = made.rows(torch.arange(len(dataset)))
+    encoding = example("main_job.encoders").encoding
+    encodings = {name: encoding(e, frozen=False) for name, e in predictor.encoders.items()}
+    made = encode(dataset, encodings)
     with torch.no_grad():
-        expected = predictor.model(inputs, available).logits.softmax(1)
+        expected = predictor.model(made.features, made.available).logits.softmax(1)
     folder = run.parent / "posts-60-seed0" / "data"
     texts = [(folder / f"{name}.txt").read_text() for name in dataset.ids]
     table = write(
@@ -158,7 +162,7 @@ def test_parquet_with_missing_values(
     made = pandas.read_parquet(out)
     assert made["missing"].tolist() == ["text", "image"]
     assert made["label"].notna().all()
-    assert made["quality_text"].isna().tolist() == [True, False]
+    assert made["text_p"].isna().tolist() == [True, False]
 
 
 def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
@@ -280,10 +284,34 @@ def test_all_columns_come_along_and_none_is_a_formula(
     first, second = read(out)
     assert list(first)[:5] == ["row", "id", "text", "label", "'=column"]
     assert list(first.values())[:5] == ["1", "'+a", "'=cmd|'/c calc'!A0", "-1.5", "'@x"]
-    assert first["predicted_label"] in ("positive", "neutral", "negative")
+    assert first["predicted_label"] in CLASSES
     assert "the text has 200,000 characters, more than 100,000" in second["problem"]
     assert (second["id"], second["missing"]) == ("8", "image text")
     assert not any(cell.startswith(("=", "@", "+")) for row in (first, second) for cell in row)
+
+
+def test_lines_are_drawn_by_validation_posts(example: Any, run: Path, tmp_path: Path) -> None:
+    predict = example("predict")
+    predictor = example("main_job.predictor").Predictor(run)
+    assert predictor.references == len(predictor.certainty) == 6
+    assert predict.make_rule(predictor, 0.2, 0.0) == (0.2, 0.0)
+    rule = predict.make_rule(predictor, 0.2, 0.5)
+    assert sum(sure < rule.certainty for sure in predictor.certainty) == 3
+    folder = run.parent / "posts-60-seed0" / "data"
+    rows = [(f"{n}.jpg", (folder / f"{n}.txt").read_text()) for n in range(1, 41)]
+    table = write(tmp_path / "posts.csv", [*rows, ("1.jpg", "0 1 1 0 1 0 0 1")])
+    out = tmp_path / "out.csv"
+    options = ("--image-root", folder, "--abstain", "0.5", "--alarm-rate", "0.2")
+    result = invoke(example, run, table, "--output", out, *options)
+    assert result.exit_code == 0, result.output
+    answered = [row["label"] != "" for row in read(out)]
+    scores = [max(float(row[f"probability_{n}"]) for n in CLASSES) for row in read(out)]
+    assert answered == [score >= rule.certainty for score in scores]
+    assert 0 < sum(answered) < 41
+    assert "made-up posts" in result.stdout
+    assert "alarms at 20%" in result.stdout
+    low = invoke(example, run, table, "--output", tmp_path / "low.csv", *options[:2])
+    assert "no alarm is possible at --alarm-rate 0.05" in low.stderr
 
 
 def test_a_disk_that_is_full_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
@@ -299,7 +327,7 @@ def test_a_disk_that_is_full_leaves_nothing_behind(run: Path, tmp_path: Path) ->
     process = start("predict.py", *arguments, preexec_fn=small_disk)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert re.fullmatch(r"error: .*out\.csv cannot be written \(.+\)", errors.strip())
+    assert re.fullmatch(r"error: .*out\.csv cannot be written \(.+\)", errors.splitlines()[-1])
     assert [path.name for path in tmp_path.iterdir()] == ["posts.csv"]
 
 

@@ -22,7 +22,6 @@ pytest.importorskip("PIL.Image")
 from typer import Typer
 from typer.testing import CliRunner, Result
 
-from robustfusion import DRFClassifier
 from robustfusion.checkpoint import save_model
 from robustfusion.datasets import MVSA, load_splits, make_posts
 from robustfusion.evaluation import RobustnessReport
@@ -80,11 +79,10 @@ def run(tmp_path: Path, example: Any) -> Path:
     }
     folder = example("main_job.run_folder").new_run(tmp_path, settings)
     names = ["positive", "neutral", "negative"]
+    given = parts.Settings(**settings)
     for kind in parts.NAMES:
-        encoders = parts.make_encoders(parts.Settings(**settings))
-        dims = {name: encoder.dim for name, encoder in encoders.items()}
-        model = DRFClassifier(encoders, parts.make_head(kind, dims, 3, "default"))
-        save_model(model, folder / "models" / kind, {"dims": dims, "class_names": names})
+        model = parts.make_model(kind, parts.make_encoders(given), 3, given)
+        save_model(model, folder / "models" / kind, {"class_names": names})
     return Path(folder)
 
 

@@ -1,16 +1,26 @@
 """The posts of a run: made or read, split, and prepared."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from main_job.encoders import SetupError
-from main_job.prepared import PreparedPosts, prepare_posts
+from main_job.encoders import SetupError, encoding
 from main_job.settings import Settings
-from robustfusion.datasets import MVSA, Splits, load_splits, make_posts, stratified_split
+from robustfusion.datasets import (
+    MVSA,
+    FeatureCache,
+    Splits,
+    encode,
+    load_splits,
+    make_posts,
+    stratified_split,
+)
+from robustfusion.disruption import ImageCorruption, TextCorruption
+from robustfusion.evaluation import CachedFeatures
 
 
 def generate_posts(settings: Settings, output_dir: Path) -> Path:
@@ -50,13 +60,30 @@ def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple
 
 
 def prepare_split(
-    dataset: MVSA, ids: tuple[str, ...], share: float, seed: int, **options: Any
-) -> PreparedPosts:
-    """Read one split, or the share of it that --limit leaves."""
+    dataset: MVSA,
+    ids: tuple[str, ...],
+    encoders: Mapping[str, Any],
+    settings: Settings,
+    *,
+    seeds: tuple[int, ...] = (),
+    cache: FeatureCache | None = None,
+) -> CachedFeatures:
+    """Make tensors of one split, or of the share of it that --limit leaves."""
     known = set(dataset.ids)
     kept = [post_id for post_id in ids if post_id in known]
-    if share < 1:
+    if settings.data and settings.limit and settings.limit < len(dataset):
         # By a draw of its own for each id: the ids of published splits are sorted by class.
+        seed, share = settings.seed, settings.limit / len(dataset)
         kept.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
         kept = kept[: max(8, round(share * len(kept)))]
-    return prepare_posts(dataset.select(kept), **options)
+    return encode(
+        dataset.select(kept),
+        {name: encoding(e, frozen=name in settings.frozen) for name, e in encoders.items()},
+        corruptions={
+            "image": ImageCorruption(),
+            "text": TextCorruption(mask_token=encoders["text"].mask_token),
+        },
+        seeds=seeds,
+        cache=cache,
+        progress=True,
+    )

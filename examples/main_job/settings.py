@@ -1,10 +1,12 @@
 """What a run depends on, and what follows from it: recipe, encoders, heads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
+from torch import nn
 
 from main_job.encoders import (
     SetupError,
@@ -14,7 +16,7 @@ from main_job.encoders import (
     text_encoder,
 )
 from main_job.training import Recipe
-from robustfusion import DRFHead
+from robustfusion import DRFClassifier, DRFHead, PaperDRFHead, Standardize
 from robustfusion.baselines import ConcatenationHead
 
 TEST_SEEDS = (0, 1, 2)
@@ -67,13 +69,6 @@ def recipe_of(settings: Settings) -> Recipe:
     )
 
 
-def make_head(kind: str, dims: dict[str, int], num_classes: int, recipe: str) -> torch.nn.Module:
-    """Build a head: features in, prediction out."""
-    if kind == "concatenation":
-        return ConcatenationHead(dims, num_classes, modality_dropout=0.3)
-    return (DRFHead.paper if recipe == "paper" else DRFHead)(dims, num_classes)
-
-
 def make_encoders(settings: Settings) -> dict[str, Any]:
     """Build both encoders, the same ones every time."""
     torch.manual_seed(settings.seed)
@@ -88,3 +83,26 @@ def make_encoders(settings: Settings) -> dict[str, Any]:
             )
         encoders[name].eval().requires_grad_(False)
     return encoders
+
+
+def make_model(
+    kind: str, encoders: Mapping[str, Any], num_classes: int, settings: Settings
+) -> DRFClassifier:
+    """Put a head behind encoders; a frozen one is not called again, its features are scaled."""
+    dims = {name: encoder.dim for name, encoder in encoders.items()}
+    paper = kind == "drf" and settings.recipe == "paper"
+    head: nn.Module
+    if kind == "drf":
+        head = PaperDRFHead(dims, num_classes) if paper else DRFHead(dims, num_classes)
+    else:
+        head = ConcatenationHead(dims, num_classes, modality_dropout=0.3)
+    own: dict[str, nn.Module] = {}
+    for name, encoder in encoders.items():
+        scale = Standardize(dims[name])
+        if paper:  # the densities (9) of features of another scale are next to nothing
+            scale = Standardize(dims[name], covariance_type="spherical", spread=0.4)
+        if name in settings.frozen:
+            own[name] = scale
+        else:
+            own[name] = nn.Sequential(encoder, scale) if paper else encoder
+    return DRFClassifier(own, head)
