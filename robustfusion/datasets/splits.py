@@ -129,7 +129,7 @@ def load_splits(path: str | os.PathLike[str]) -> Splits:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"path must be a JSON file of splits, {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object of lists, got {type(content).__name__}")
