@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from robustfusion import functional
+from robustfusion.calibration import CalibrationReport, calibrate
 from robustfusion.classifier import DRFClassifier
 from robustfusion.conversion import ModalityConverter
 from robustfusion.drf import DRFHead
@@ -17,10 +18,13 @@ from robustfusion.losses import DistributionConstraintLoss, DistributionRecovery
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput, HeadOutput
 from robustfusion.paper import PaperDRFHead
-from robustfusion.quality import GaussianQualityEstimator
+from robustfusion.quality import GaussianQualityEstimator, QualityEstimator
 from robustfusion.recovery import CrossModalRecovery
+from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
+from robustfusion.standardize import Standardize
 
 __all__ = [
+    "CalibrationReport",
     "CrossModalRecovery",
     "DRFClassifier",
     "DRFHead",
@@ -30,13 +34,19 @@ __all__ = [
     "FeatureQueue",
     "GaussianQualityEstimator",
     "HeadOutput",
+    "LearnedTokens",
     "ModalityConverter",
     "NeighborQualityEstimator",
     "PaperDRFHead",
+    "QualityEstimator",
     "QualityWeightedFusion",
+    "RecoveredFeatures",
+    "StandIn",
+    "Standardize",
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",
+    "calibrate",
     "functional",
 ]
 

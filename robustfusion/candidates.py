@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from itertools import combinations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,6 +19,20 @@ def enumerate_candidates(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     names = tuple(names)
     sizes = sorted({len(names), len(names) - 1, 1}, reverse=True)
     return tuple(subset for size in sizes for subset in combinations(names, size))
+
+
+def trusted_by(modalities: int, device: torch.device) -> Tensor:
+    """Which modalities each of the candidates above trusts, (K, M) bool.
+
+    >>> trusted_by(2, torch.device("cpu"))
+    tensor([[ True,  True],
+            [ True, False],
+            [False,  True]])
+    """
+    alone = torch.eye(modalities, dtype=torch.bool, device=device)
+    # All but one in the order of what they keep: the last modality goes first.
+    but_one = [~alone.flip(0)] if modalities > 2 else []
+    return torch.cat([torch.ones_like(alone[:1]), *but_one, alone])
 
 
 def distinct_candidates(trusted: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ SIGNATURES = {
         "(self, candidates: Tensor, log_quality: Tensor, available: Tensor | None = None) "
         "-> Tensor"
     ),
-    "DRFHead.paper": (
+    "PaperDRFHead": (
         "(dims: Mapping[str, int], num_classes: int, *, sample_recovery: bool = True, "
         "distribution_recovery: bool = True, gaussian_quality: bool = True, "
         "expansion: bool = True, distribution_constraint: bool = True) -> PaperDRFHead"
