@@ -6,6 +6,7 @@ from robustfusion.datasets.encoding import Encoding, encode
 from robustfusion.datasets.mvsa import MVSA
 from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
+from robustfusion.datasets.post_table import PostTable
 from robustfusion.datasets.posts import make_posts
 from robustfusion.datasets.reading import read_image
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
@@ -21,6 +22,7 @@ __all__ = [
     "Encoding",
     "FeatureCache",
     "PostDataset",
+    "PostTable",
     "Problem",
     "Sample",
     "Splits",

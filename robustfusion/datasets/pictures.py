@@ -112,8 +112,9 @@ def _eight_bits(image: "Image.Image") -> NDArray[np.uint8]:
         low, high = float(values.min()), float(values.max())
         if low >= 0 and high <= 255:
             low, high = 0.0, 1.0 if image.mode == "F" and high <= 1 else 255.0
-    scaled = (values - low) * (255 / max(high - low, 1e-12))
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    scaled = np.rint((values - low) * (255 / max(high - low, 1e-12)))
+    eight: NDArray[np.uint8] = scaled.clip(0, 255).astype(np.uint8)
+    return eight
 
 
 def _upright(image: "Image.Image", source: "Image.Image") -> "Image.Image":
