@@ -76,13 +76,14 @@ class FeatureCache:
         wanted = {_name(digest): digest for digest in digests}
         if not wanted:
             return {}
-        firsts = np.frombuffer(b"".join(wanted), "<u8").reshape(-1, 2)[:, 0]
+        firsts = np.sort(np.frombuffer(b"".join(wanted), "<u8")[::2])
         found: dict[str, NDArray[Any]] = {}
         for path in sorted(self._folder(key).glob("*.index.npy")):
             try:
                 index = _read_index(path)
-                at = np.flatnonzero(np.isin(index["name"][:, 0], firsts)).tolist()
-                names = {row: index["name"][row].tobytes() for row in at}
+                places = np.searchsorted(firsts[:-1], index["name"][:, 0])
+                at = np.flatnonzero(firsts[places] == index["name"][:, 0])
+                names = dict(zip(at.tolist(), map(bytes, index["name"][at]), strict=True))
                 rows = [row for row, name in names.items() if name in wanted]
                 if rows:
                     whole = _read_rows(path, index, rows)
@@ -123,7 +124,7 @@ class FeatureCache:
         index = np.empty(len(digests), _INDEX)
         names = b"".join(_name(digest) for digest in digests)
         index["name"] = np.frombuffer(names, "<u8").reshape(-1, 2)
-        index["checksum"] = [_checksum(row) for row in features]
+        index["checksum"] = _checksums(features)
         stem = hashlib.sha256(names).hexdigest()[:16]
         # The index last: where it is, so are the rows.
         _write(folder / f"{stem}.npy", features)
@@ -168,8 +169,9 @@ def _name(digest: str) -> bytes:
     return hashlib.blake2b(digest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _checksum(row: NDArray[Any]) -> int:
-    return zlib.crc32(row.tobytes(), zlib.crc32(f"{row.dtype.str} {len(row)}".encode()))
+def _checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
+    start = zlib.crc32(f"{rows.dtype.str} {rows.shape[1]}".encode())
+    return np.array([zlib.crc32(row.data, start) for row in rows], np.uint32)
 
 
 def _read_index(path: Path) -> NDArray[Any]:
@@ -187,11 +189,8 @@ def _read_rows(path: Path, index: NDArray[Any], at: list[int]) -> dict[int, NDAr
     if rows.ndim != 2 or len(rows) != len(index) or not np.issubdtype(rows.dtype, np.floating):
         raise ValueError(f"the rows beside {path} do not fit it")
     part = np.asarray(rows[at])
-    return {
-        place: row
-        for place, row in zip(at, part, strict=True)
-        if _checksum(row) == index["checksum"][place] and np.isfinite(row).all()
-    }
+    whole = np.isfinite(part).all(1) & (_checksums(part) == index["checksum"][at])
+    return {place: row for place, row, good in zip(at, part, whole, strict=True) if good}
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:
