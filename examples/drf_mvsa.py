@@ -8,7 +8,13 @@ with concatenation and modality dropout, and writes tables, a figure and both mo
     python examples/drf_mvsa.py --data MVSA_Single --image-encoder efficientnet-lite0 \
         --text-encoder minilm --freeze
 
-does the same with real posts and pretrained encoders. Needs ``robustfusion[examples]``.
+does the same with real posts and pretrained encoders. ``--data`` also takes a table of your own,
+CSV, TSV, JSON lines or Parquet, with paths of pictures, texts and labels, any number of classes,
+where an empty cell is a missing modality:
+
+    python examples/drf_mvsa.py --data posts.csv --image-column photo --text-column caption
+
+A column ``split`` with train, val and test is heeded. Needs ``robustfusion[examples]``.
 """
 
 import sys
@@ -21,7 +27,7 @@ try:
     import torch
     import typer
     from main_job.encoders import SetupError
-    from main_job.reading import generate_posts, open_data, prepare_split
+    from main_job.reading import generate_posts, labels_file, open_data, prepare_split
     from main_job.run_folder import (
         Stopwatch,
         check_device,
@@ -53,7 +59,7 @@ try:
 
     from robustfusion import calibrate
     from robustfusion.checkpoint import save_model
-    from robustfusion.datasets import MVSA, FeatureCache, Splits
+    from robustfusion.datasets import FeatureCache, PostDataset, Splits
     from robustfusion.evaluation import robustness_report
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
@@ -62,14 +68,16 @@ except ImportError as error:
 def run(
     settings: Settings,
     encoders: dict[str, Any],
-    dataset: MVSA,
+    dataset: PostDataset,
     splits: Splits,
     folder: Path,
     save_every: int,
 ) -> None:
     """Prepare the posts, train both models, evaluate them, write everything."""
     watch = Stopwatch(folder / "seconds.json")
-    print(f"{len(dataset)} posts in {dataset.root}, {splits}")
+    print(f"{len(dataset)} posts, classes {', '.join(dataset.class_names)}, {splits}")
+    if dataset.report().problems:
+        print(dataset.report())
     prepare = partial(
         prepare_split,
         dataset,
@@ -123,7 +131,7 @@ def run(
         settings=asdict(settings),
         recipe=asdict(recipe),
         posts={
-            "labels_sha256": sha256(dataset.root / "labelResultAll.txt"),
+            "labels_sha256": sha256(labels_file(dataset)),
             "splits": repr(splits),
             "used": [len(posts.ids) for posts in (train_posts, val_posts, test_posts)],
             "report": str(dataset.report()),
@@ -148,7 +156,14 @@ def main(
         Path | None, typer.Argument(help="With --resume: the folder of the run.", metavar="[RUN]")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of MVSA-Single; without it posts are made.")
+        Path | None,
+        typer.Option(help="A table, or the folder of MVSA-Single; without it posts are made."),
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Of a table: paths of pictures.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Of a table.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Of a table: classes, any number.")] = "label",
+    image_root: Annotated[
+        Path | None, typer.Option(help="What paths are relative to; by default the table.")
     ] = None,
     image_encoder: Annotated[
         str, typer.Option(help="small, efficientnet-lite0, or a transformers model or folder.")
@@ -185,6 +200,10 @@ def main(
                 raise SetupError(f"{resume_dir} stands without --resume before it")
             settings = Settings(
                 data=None if data is None else str(data.resolve()),
+                image_column=image_column,
+                text_column=text_column,
+                label_column=label_column,
+                image_root=None if image_root is None else str(image_root.resolve()),
                 image_encoder=image_encoder,
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],

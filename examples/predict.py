@@ -2,9 +2,10 @@
 
     python examples/predict.py runs/drf_mvsa-001 posts.csv --output predictions.csv
 
-``posts.csv`` (or ``.parquet``) has a column ``image`` with paths, relative to the table, and a
-column ``text``; either cell may be empty. Pictures are opened in the table's folder only, or that
-of ``--image-root``. The result has a row for each row, with all its columns and beside them:
+``posts.csv`` (or ``.tsv``, ``.jsonl``, ``.parquet``) has a column ``image`` with paths, relative
+to the table, and a column ``text``; either cell may be empty. Pictures are opened in the table's
+folder only, or that of ``--image-root``. The result has a row for each row, with all its columns
+and beside them:
 
 - ``label`` and the probability of each class; with ``--abstain 0.1`` no label for the least
   certain tenth, by the line that is a tenth for the run's validation posts;
@@ -18,6 +19,7 @@ of ``--image-root``. The result has a row for each row, with all its columns and
 Needs ``robustfusion[examples]`` and, for Parquet, pyarrow.
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -29,16 +31,31 @@ try:
     from main_job.encoders import SetupError
     from main_job.predictor import Predictor
     from main_job.run_folder import check_device
-    from main_job.tables import MAX_TEXT, read_picture, read_table, table_writer
+    from main_job.tables import table_writer
     from main_job.training import catch_interrupt
     from tqdm.auto import tqdm
 
-    from robustfusion.datasets.reading import BadFileError
+    from robustfusion.datasets import BadFileError, read_image
+    from robustfusion.datasets.pictures import decode
+    from robustfusion.datasets.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_size
+    from robustfusion.datasets.tables import is_empty, read_table
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
 
 MADE_UP = "This model was trained on made-up posts: to it real ones look strange, as they should."
 SHOWN = 20  # bad rows that are told one by one
+
+
+def open_table(path: Path) -> tuple[list[dict[str, Any] | str], tuple[str, ...]]:
+    """Return the rows of a table, or why one is none, and the names of the columns."""
+    try:
+        rows, columns = read_table(path)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise SetupError(f"{path} cannot be read as a table ({reason})") from error
+    if not columns:
+        raise SetupError(f"{path} has no rows")
+    return [row for _, row in rows], columns
 
 
 class Source(NamedTuple):
@@ -70,31 +87,43 @@ def make_rule(predictor: Predictor, alarm_rate: float, abstain: float) -> Rule:
     return Rule(alarm_rate, known[left_out] if left_out else 0.0)
 
 
-def read_row(row: dict[str, Any], source: Source) -> tuple[Any, str | None, str]:
+def read_row(row: dict[str, Any] | str, source: Source) -> tuple[Any, str | None, str]:
     """Return the picture, the text and what is wrong: an empty cell is fine, a bad file is not."""
-    cells = {}
-    for name, column in source.columns.items():
-        cell = row.get(column) if column else None
-        # In Parquet an empty number is NaN, which is not equal to itself.
-        cells[name] = "" if cell is None or cell != cell else str(cell).strip()
-    image, text, problems = None, cells["text"], []
-    if None in row:
-        problems.append("more cells than columns")
-    if len(text) > MAX_TEXT:
-        problems.append(f"the text has {len(text):,} characters, more than {MAX_TEXT:,}")
-        text = ""
-    if cells["image"]:
-        try:
-            image = read_picture(cells["image"], source.root, confined=source.confined)
-        except BadFileError as error:
-            problems.append(str(error))
-    if image is None and not text:
+    if isinstance(row, str):  # why it is none
+        return None, None, row
+    cells = {name: row.get(column) for name, column in source.columns.items()}
+    image, text, problems = None, None, []
+    try:
+        if not is_empty(cells["image"]):
+            image = read_picture(cells["image"], source)
+    except BadFileError as error:
+        problems.append(str(error))
+    try:
+        if not is_empty(cells["text"]):
+            text = str(cells["text"]).strip()
+            check_size(text.encode("utf-8", "replace"), MAX_TEXT_BYTES, "the text")
+    except BadFileError as error:
+        text = None
+        problems.append(str(error))
+    if image is None and text is None:
         problems.append("neither image nor text")
-    return image, text or None, "; ".join(problems)
+    return image, text, "; ".join(problems)
+
+
+def read_picture(cell: Any, source: Source) -> Any:
+    """Open what a cell holds: a path, or in Parquet the picture itself."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        check_size(cell, MAX_IMAGE_BYTES, "the picture")
+        return decode(cell, "the picture")
+    # Without its "..", by which a path could ask what there is outside and come back.
+    path = os.path.normpath(source.root.absolute() / str(cell).strip())
+    return read_image(path, within=source.root if source.confined else None)
 
 
 def predict_rows(
-    predictor: Predictor, rows: list[dict[str, Any]], source: Source, rule: Rule
+    predictor: Predictor, rows: list[dict[str, Any] | str], source: Source, rule: Rule
 ) -> list[dict[str, Any]]:
     """Predict a batch of rows."""
     read = [read_row(row, source) for row in rows]
@@ -134,7 +163,7 @@ def report(problems: Iterable[tuple[int, str]]) -> str:
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/drf_mvsa-001.")],
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet with images and texts.")],
+    table: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines or Parquet.")],
     output: Annotated[Path, typer.Option(help="CSV or Parquet.")] = Path("runs/predictions.csv"),
     image_column: Annotated[str, typer.Option(help='"" for none.')] = "image",
     text_column: Annotated[str, typer.Option(help='"" for none.')] = "text",
@@ -158,14 +187,12 @@ def main(
     problems, counts, alarms, done = [], Counter[str](), Counter[str](), 0
     try:
         check_device(device)
-        rows, columns = read_table(table), {"image": image_column, "text": text_column}
-        if not rows:
-            raise SetupError(f"{table} has no rows")
-        known = [column for column in rows[0] if column is not None]
+        rows, known = open_table(table)
+        columns = {"image": image_column, "text": text_column}
         for name, column in columns.items():
             if column and column not in known:
                 raise SetupError(
-                    f"{table} has no column {column!r}, only {known}: name it with "
+                    f"{table} has no column {column!r}, only {list(known)}: name it with "
                     f"--{name}-column, or give '' for none"
                 )
         if output.is_dir():
@@ -175,7 +202,7 @@ def main(
         predictor = Predictor(run, device)
         source = Source(columns, image_root or table.parent, confined=not allow_outside)
         rule = make_rule(predictor, alarm_rate, abstain)
-        # Every column of the table comes along; ours step aside where it has the name already.
+        # Every column comes along; ours step aside where it has the name already.
         made = ["row", *predict_rows(predictor, rows[:1], source, rule)[0]]
         ours = {name: f"predicted_{name}" if name in known else name for name in made}
         names = [ours["row"], *known, *(ours[name] for name in made[1:])]
@@ -191,7 +218,10 @@ def main(
                     alarms.update(result["alarm"].split())
                     result["row"] = number
                 both = zip(part, results, strict=True)
-                write({**row, **{ours[name]: own[name] for name in made}} for row, own in both)
+                write(
+                    {**(row if isinstance(row, dict) else {}), **{ours[n]: own[n] for n in made}}
+                    for row, own in both
+                )
                 done += len(part)
                 bar.update(len(part))
                 if interrupted():

@@ -106,7 +106,7 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
     root = data or (Path(settings.data) if settings.data else None)
     if root is None:
         root = folder.parent / f"posts-{settings.limit or 1500}-seed{settings.seed}"
-    if not root.is_dir():
+    if not root.exists():
         raise SetupError(f"the posts of the run are not in {root}: say with --data where they are")
     torch.set_num_threads(settings.threads)
     encoders = make_encoders(settings)

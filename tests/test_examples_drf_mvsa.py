@@ -131,7 +131,8 @@ def test_posts_that_another_run_has_just_made_are_taken(
 
     monkeypatch.setattr(module, "make_posts", late)
     settings = example("main_job.settings").Settings
-    given = settings(None, "small", "small", [], "default", 1, None, 40, 0, "cpu", 1)
+    columns = ("image", "text", "label", None)
+    given = settings(None, *columns, "small", "small", [], "default", 1, None, 40, 0, "cpu", 1)
     assert (module.generate_posts(given, tmp_path) / "splits.json").exists()
     assert len(calls) == 2
 
@@ -168,6 +169,52 @@ def check_outputs(run: Path) -> None:
     assert len(record["history"]["drf"]) == 2
     config = read_config(run / "models" / "drf")
     assert config["class_names"] == ["positive", "neutral", "negative"]
+
+
+@pytest.fixture
+def table(tmp_path: Path, posts: Path) -> Path:
+    """The posts as a user's table: four classes, empty cells, a bad picture, a bad row."""
+    path, moods = tmp_path / "own" / "table.csv", ("glad", "sad", "calm", "odd")
+    path.parent.mkdir()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("mood", "photo", "caption", "author"))
+        for n in range(1, 49):
+            text = (posts / "data" / f"{n}.txt").read_text().strip()
+            photo = {3: "", 4: "nowhere.jpg", 5: "/etc/passwd"}.get(n, f"{n}.jpg")
+            label = "" if n == 7 else moods[n % 4]
+            writer.writerow((label, photo, "" if n == 6 else text, "ann"))
+    return path
+
+
+def test_a_table_of_ones_own(
+    example: Any, tmp_path: Path, posts: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ["--image-column", "photo", "--text-column", "caption", "--label-column", "mood"]
+    options = [*columns, "--image-root", str(posts / "data"), "--output-dir", str(tmp_path)]
+    result = invoke(example, ["--data", str(table), "--epochs", "1", *options])
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "drf_mvsa-001"
+    record = json.loads((run / "run.json").read_text())
+    assert sum(record["posts"]["used"]) == 47
+    for word in ("there is no label", "nowhere", "outside of the data folder"):
+        assert word in record["posts"]["report"]
+        assert word in result.stdout
+    config = read_config(run / "models" / "drf")
+    assert config["class_names"] == ["calm", "glad", "odd", "sad"]
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    for program, arguments in (
+        ("predict", [str(table), "--image-root", str(posts / "data"), *columns[:4]]),
+        ("report", []),
+    ):
+        app = Typer()
+        app.command()(example(program).main)
+        done = CliRunner().invoke(app, [str(run), *arguments, "--output", str(tmp_path / program)])
+        assert done.exit_code == (1 if program == "predict" else 0), done.output
+    rows = list(csv.DictReader((tmp_path / "predict").read_text().splitlines()))
+    assert {row["author"] for row in rows} == {"ann"}
+    assert [row["missing"] for row in rows[2:6]] == ["image", "image", "image", "text"]
+    assert {row["label"] for row in rows} <= {"calm", "glad", "odd", "sad"}
 
 
 def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: Path) -> None:
@@ -342,6 +389,7 @@ def invoke(example: Any, arguments: list[str]) -> Any:
     [
         (["--data", "nowhere"], "root must be a folder"),
         (["--data", "."], "data' does not exist|folder 'data'"),
+        (["--data", __file__], "cannot be read as a table: path must end in one of .csv"),
         (["--freeze"], "do not freeze"),
         (["--device", "warp"], "--device warp"),
         (["--resume"], "no run to resume"),
@@ -388,6 +436,10 @@ def test_a_run_folder_is_read_with_distrust(
     folder.mkdir()
     settings: dict[str, Any] = {
         "data": None,
+        "image_column": "image",
+        "text_column": "text",
+        "label_column": "label",
+        "image_root": None,
         "image_encoder": "small",
         "text_encoder": "small",
         "frozen": [],

@@ -165,6 +165,27 @@ def test_parquet_with_missing_values(
     assert made["text_p"].isna().tolist() == [True, False]
 
 
+def test_pictures_inside_a_table_and_lines_that_are_none(
+    example: Any, run: Path, picture: str, tmp_path: Path
+) -> None:
+    pandas: Any = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    content = (tmp_path / picture).read_bytes()
+    frame = pandas.DataFrame({"image": [{"bytes": content, "path": None}], "text": ["a day"]})
+    frame.to_parquet(tmp_path / "posts.parquet")
+    out = tmp_path / "out.csv"
+    assert invoke(example, run, tmp_path / "posts.parquet", "--output", out).exit_code == 0
+    assert read(out)[0]["missing"] == ""
+    lines = ['{"image": "picture.jpg", "text": "a day", "id": 7}', "{broken", '{"text": null}']
+    (tmp_path / "posts.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "lines.csv"
+    assert invoke(example, run, tmp_path / "posts.jsonl", "--output", out).exit_code == 1
+    rows = read(out)
+    assert [row["id"] for row in rows] == ["7", "", ""]
+    assert [row["problem"] == "" for row in rows] == [True, False, False]
+    assert "the line is no JSON" in rows[1]["problem"]
+
+
 def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
     with (tmp_path / "posts.csv").open("w", encoding="utf-8") as file:
         file.write("\ufefftext\na lovely day\n")  # as a spreadsheet saves it
@@ -182,7 +203,7 @@ def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
         ({"header": ("image", "words")}, "has no column 'text', only ['image', 'words']"),
         ({"rows": []}, "has no rows"),
         ({"exists": True}, "is there already"),
-        ({"header": ("text", "text")}, "two columns have the name 'text'"),
+        ({"header": ("text", "text")}, "must not name a column twice"),
         ({"folder": True}, "is a folder"),
         ({"device": "warp"}, "--device warp"),
     ],
@@ -233,7 +254,7 @@ def test_pictures_outside_of_the_folder_are_not_looked_at(
     (folder / "stays.jpg").symlink_to("real.jpg")
     (folder / "device.jpg").symlink_to("/dev/zero")
     (folder / "up").symlink_to(tmp_path)
-    outside = "lies outside of the folder of pictures"
+    outside = "lies outside of the data folder"
     for cell in (
         f"../{picture}",
         str(tmp_path / picture),
@@ -258,25 +279,26 @@ def test_pictures_outside_of_the_folder_are_not_looked_at(
 def test_what_is_no_regular_file_of_modest_size_is_not_read(
     example: Any, run: Path, tmp_path: Path
 ) -> None:
+    special = "cannot be read: it is no regular file"
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     with (tmp_path / "large.jpg").open("wb") as file:
-        file.truncate(60_000_000)
+        file.truncate(64_000_001)
     (tmp_path / "round.jpg").symlink_to("round.jpg")
-    assert problem_of(example, run, tmp_path, "pipe.jpg") == "pipe.jpg is no regular file"
-    assert problem_of(example, run, tmp_path, "folder.jpg") == "folder.jpg is no regular file"
-    assert problem_of(example, run, tmp_path, "large.jpg") == "large.jpg has more than 50 MB"
+    assert problem_of(example, run, tmp_path, "pipe.jpg") == f"pipe.jpg {special}"
+    assert problem_of(example, run, tmp_path, "folder.jpg") == f"folder.jpg {special}"
+    assert problem_of(example, run, tmp_path, "large.jpg") == "large.jpg has more than 64 MB"
     assert "round.jpg" in problem_of(example, run, tmp_path, "round.jpg")
     assert "cannot be read" in problem_of(example, run, tmp_path, "x" * 300)
     zero = ("/dev/zero", "--allow-outside")
-    assert problem_of(example, run, tmp_path, *zero) == "zero is no regular file"
+    assert problem_of(example, run, tmp_path, *zero) == f"zero {special}"
 
 
 def test_all_columns_come_along_and_none_is_a_formula(
     example: Any, run: Path, tmp_path: Path
 ) -> None:
     header = ("id", "text", "label", "=column")
-    rows: Any = [("+a", "=cmd|'/c calc'!A0", "-1.5", "@x"), ("8", "long" * 50_000, "", "fine")]
+    rows: Any = [("+a", "=cmd|'/c calc'!A0", "-1.5", "@x"), ("8", "long" * 300_000, "", "fine")]
     table = write(tmp_path / "posts.csv", rows, header)
     out = tmp_path / "out.csv"
     result = invoke(example, run, table, "--output", out, "--image-column", "")
@@ -285,7 +307,7 @@ def test_all_columns_come_along_and_none_is_a_formula(
     assert list(first)[:5] == ["row", "id", "text", "label", "'=column"]
     assert list(first.values())[:5] == ["1", "'+a", "'=cmd|'/c calc'!A0", "-1.5", "'@x"]
     assert first["predicted_label"] in CLASSES
-    assert "the text has 200,000 characters, more than 100,000" in second["problem"]
+    assert "the text has more than 1 MB" in second["problem"]
     assert (second["id"], second["missing"]) == ("8", "image text")
     assert not any(cell.startswith(("=", "@", "+")) for row in (first, second) for cell in row)
 

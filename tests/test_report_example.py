@@ -66,6 +66,10 @@ def run(tmp_path: Path, example: Any) -> Path:
     make_posts(tmp_path / "posts-60-seed0", n=60, seed=0)
     settings: dict[str, Any] = {
         "data": None,
+        "image_column": "image",
+        "text_column": "text",
+        "label_column": "label",
+        "image_root": None,
         "image_encoder": "small",
         "text_encoder": "small",
         "frozen": [],

@@ -13,6 +13,8 @@ from main_job.settings import Settings
 from robustfusion.datasets import (
     MVSA,
     FeatureCache,
+    PostDataset,
+    PostTable,
     Splits,
     encode,
     load_splits,
@@ -42,25 +44,53 @@ def generate_posts(settings: Settings, output_dir: Path) -> Path:
             return make()
 
 
-def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple[MVSA, Splits]:
-    """Open a folder in MVSA-Single's layout; a post with one unreadable side has the other."""
+def open_data(
+    root: Path, settings: Settings, encoders: Mapping[str, Any]
+) -> tuple[PostDataset, Splits]:
+    """Open a table or a folder like MVSA-Single; of a post with a bad side the other counts."""
     print(f"reading {root}, checking every file ...", flush=True)
+    resize = encoders["image"].resize
+    dataset: PostDataset
+    splits = None
     try:
-        resize = encoders["image"].resize
-        dataset = MVSA(root, on_bad="missing", image_transform=resize)
-        if (root / "splits.json").exists():
-            splits = load_splits(root / "splits.json")
+        if root.is_file():
+            dataset = table = PostTable(
+                root,
+                image_column=settings.image_column,
+                text_column=settings.text_column,
+                label_column=settings.label_column,
+                root=settings.image_root,
+                image_transform=resize,
+            )
+            splits = table.splits
         else:
-            groups = dataset.duplicate_groups()
-            seed = settings.seed
-            splits = stratified_split(dataset.labels, seed=seed, ids=dataset.ids, groups=groups)
-    except (OSError, ValueError) as error:
-        raise SetupError(f"--data {root} cannot be read as MVSA-Single: {error}") from error
+            dataset = MVSA(root, on_bad="missing", image_transform=resize)
+            if (root / "splits.json").exists():
+                splits = load_splits(root / "splits.json")
+        if splits is None:
+            splits = stratified_split(
+                dataset.labels,
+                seed=settings.seed,
+                ids=dataset.ids,
+                groups=dataset.duplicate_groups(),
+            )
+        if not splits.val:
+            raise ValueError("no post is in the split val, by which the epoch is chosen")
+    except (OSError, ValueError, ImportError) as error:
+        what = "a table" if root.is_file() else "MVSA-Single"
+        raise SetupError(f"--data {root} cannot be read as {what}: {error}") from error
     return dataset, splits
 
 
+def labels_file(dataset: PostDataset) -> Path:
+    """Return the file with the labels."""
+    if isinstance(dataset, PostTable):
+        return dataset.path
+    return dataset.root / "labelResultAll.txt"
+
+
 def prepare_split(
-    dataset: MVSA,
+    dataset: PostDataset,
     ids: tuple[str, ...],
     encoders: Mapping[str, Any],
     settings: Settings,

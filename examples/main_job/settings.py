@@ -36,6 +36,10 @@ class Settings:
     """What a run depends on; kept in its folder, so that it can be resumed."""
 
     data: str | None
+    image_column: str
+    text_column: str
+    label_column: str
+    image_root: str | None
     image_encoder: str
     text_encoder: str
     frozen: list[str]
