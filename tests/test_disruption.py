@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from robustfusion._tree import leaves, map_tensors
 from robustfusion.disruption import (
     DisruptedCollate,
     DisruptedDataset,
@@ -871,19 +872,42 @@ def test_wrong_caches_are_named(cache: dict[str, Tensor]) -> None:
         disrupt_features(disruption, range(50), {"image": cache["image"]})
 
 
-def test_caches_must_be_floating_tensors(cache: dict[str, Tensor]) -> None:
+def test_caches_must_be_tensors_of_one_kind(cache: dict[str, Tensor]) -> None:
     disruption = Disruption(tuple(cache), setting="C", strategy="fixed", modality="image")
-    fine: Any = {"image": cache["image"] + 0.5}
-    odd: tuple[tuple[Any, str], ...] = (
-        (cache["image"].long(), r"torch\.int64"),  # would take a corruption rounded
-        (cache["image"].numpy(), "ndarray"),
-        (cache["image"].tolist(), "list"),
-    )
-    for values, found in odd:
-        with pytest.raises(TypeError, match=rf'features\["image"\] must be a .* got {found}'):
-            disrupt_features(disruption, range(50), {**cache, "image": values}, fine)
-        with pytest.raises(TypeError, match=rf'corrupted\["image"\], if no .* got {found}'):
-            disrupt_features(disruption, range(50), cache, {"image": values})
+    ids, whole = range(50), {**cache, "image": cache["image"].long()}
+    for values in (cache["image"].numpy(), cache["image"].tolist()):
+        found = type(values).__name__
+        with pytest.raises(TypeError, match=rf'features\["image"\] must be a tensor, got {found}'):
+            disrupt_features(disruption, ids, {**cache, "image": values}, cache)
+        with pytest.raises(TypeError, match=rf'corrupted\["image"\] must be .* got {found}'):
+            disrupt_features(disruption, ids, cache, {"image": values})
+    # Integers would take a corruption rounded.
+    with pytest.raises(TypeError, match=r'corrupted\["image"\] must be torch\.int64 as'):
+        disrupt_features(disruption, ids, whole, {"image": cache["image"] + 0.5})
+    with pytest.raises(TypeError, match=r'features\["image"\] must be a floating .* torch\.int64'):
+        disrupt_features(disruption, ids, whole, {"image": FeatureCorruption()})
+
+
+def test_pixels_and_token_ids_are_picked_too() -> None:
+    disruption = Disruption(("image", "text"), disruption_rate=1.0, seed=3)
+    ids = list(range(40))
+    clean: dict[str, Any] = {
+        "image": torch.ones(40, 3, 4, 4, dtype=torch.uint8),
+        "text": {"input_ids": torch.full((40, 5), 7), "attention_mask": torch.ones(40, 5)},
+    }
+    by_seed: dict[str, Any] = {
+        name: {2: map_tensors(torch.zeros_like, value), 3: map_tensors(lambda x: x + 2, value)}
+        for name, value in clean.items()
+    }
+    made = disrupt_features(disruption, ids, clean, by_seed)
+    for name, corrupted in made.plan.corrupted.items():
+        for leaf in leaves(made.inputs[name]):
+            assert leaf[corrupted].unique().tolist() in ([3], [9])
+    gone = ~made.available["text"]
+    assert bool(gone.any())
+    assert made.inputs["text"]["attention_mask"][gone].sum(1).unique().tolist() == [1]
+    assert made.inputs["image"].dtype == torch.uint8
+    assert clean["text"]["input_ids"].unique().tolist() == [7]
 
 
 # ---------------------------------------------------------------------------------------------

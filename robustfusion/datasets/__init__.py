@@ -2,10 +2,13 @@
 
 from robustfusion.datasets.cache import FeatureCache, module_fingerprint
 from robustfusion.datasets.duplicates import normalize_text
-from robustfusion.datasets.encoding import EncodedPosts, encode
+from robustfusion.datasets.encoding import Encoding, encode
 from robustfusion.datasets.mvsa import MVSA
+from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
+from robustfusion.datasets.post_table import PostTable
 from robustfusion.datasets.posts import make_posts
+from robustfusion.datasets.reading import read_image
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
 from robustfusion.datasets.samples import Sample
 from robustfusion.datasets.splits import Splits, load_splits, stratified_split
@@ -13,11 +16,13 @@ from robustfusion.datasets.tumemo import TumEmo
 
 __all__ = [
     "MVSA",
+    "BadFileError",
     "DatasetReport",
     "Duplicates",
-    "EncodedPosts",
+    "Encoding",
     "FeatureCache",
     "PostDataset",
+    "PostTable",
     "Problem",
     "Sample",
     "Splits",
@@ -27,5 +32,6 @@ __all__ = [
     "make_posts",
     "module_fingerprint",
     "normalize_text",
+    "read_image",
     "stratified_split",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustfusion.datasets.reading import import_pillow
+from robustfusion.datasets.pictures import import_pillow
 
 if TYPE_CHECKING:
     from PIL import Image

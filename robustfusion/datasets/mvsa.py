@@ -38,6 +38,7 @@ class MVSA(PostDataset):
             modality (``"missing"``).
         image_transform: applied to the decoded RGB image.
         verify: read and decode every file once at the start.
+        allow_outside: also follow links to files outside of the data folder.
 
     Raises:
         FileNotFoundError: without the folder, ``data`` or ``labelResultAll.txt``.
@@ -70,12 +71,19 @@ class MVSA(PostDataset):
         on_bad: OnBad = "skip",
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         if label_rule not in ("joint", "equal"):
             raise ValueError(f'label_rule must be "joint" or "equal", got {label_rule!r}')
         self.label_rule: LabelRule = label_rule
         self.annotators = 1
-        super().__init__(root, on_bad=on_bad, image_transform=image_transform, verify=verify)
+        super().__init__(
+            root,
+            on_bad=on_bad,
+            image_transform=image_transform,
+            verify=verify,
+            allow_outside=allow_outside,
+        )
 
     def _data_folder(self) -> Path:
         folder = self.root / "data"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
-from robustfusion.disruption.cached import PARTIAL
+from robustfusion.disruption.features import PARTIAL
 from robustfusion.disruption.images import ImageCorruption, _import_pil, _is_pil
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 from robustfusion.disruption.texts import TextCorruption
