@@ -62,7 +62,7 @@ def own(tmp_path: Path) -> str:
 @pytest.fixture
 def run(tmp_path: Path, example: Any) -> Path:
     """The folder of a run as drf_mvsa.py leaves it, its models untrained."""
-    main = example("drf_mvsa")
+    parts = example("main_job.settings")
     make_posts(tmp_path / "posts-60-seed0", n=60, seed=0)
     settings: dict[str, Any] = {
         "data": None,
@@ -77,13 +77,12 @@ def run(tmp_path: Path, example: Any) -> Path:
         "device": "cpu",
         "threads": 1,
     }
-    folder = example("run_folder").new_run(tmp_path, settings)
+    folder = example("main_job.run_folder").new_run(tmp_path, settings)
     names = ["positive", "neutral", "negative"]
-    for kind in main.NAMES:
-        encoders = main.make_encoders(main.Settings(**settings))
-        dims = {name: encoder.dim for name, encoder in encoders.items()}
-        model = main.DRFClassifier(encoders, main.make_head(kind, dims, 3, "default"))
-        save_model(model, folder / "models" / kind, {"dims": dims, "class_names": names})
+    given = parts.Settings(**settings)
+    for kind in parts.NAMES:
+        model = parts.make_model(kind, parts.make_encoders(given), 3, given)
+        save_model(model, folder / "models" / kind, {"class_names": names})
     return Path(folder)
 
 

@@ -1,0 +1,89 @@
+"""The posts of a run: made or read, split, and prepared."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from main_job.encoders import SetupError, encoding
+from main_job.settings import Settings
+from robustfusion.datasets import (
+    MVSA,
+    FeatureCache,
+    Splits,
+    encode,
+    load_splits,
+    make_posts,
+    stratified_split,
+)
+from robustfusion.disruption import ImageCorruption, TextCorruption
+from robustfusion.evaluation import CachedFeatures
+
+
+def generate_posts(settings: Settings, output_dir: Path) -> Path:
+    """Make the small data set, unless it is there."""
+    count = settings.limit or 1500
+    root = output_dir / f"posts-{count}-seed{settings.seed}"
+    with tqdm(total=count, desc="make posts", unit="post", leave=False, disable=None) as bar:
+        make = partial(
+            make_posts,
+            root,
+            n=count,
+            seed=settings.seed,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
+        try:
+            return make()
+        except OSError:
+            # Another run may have made the same posts meanwhile; if not, this says what is wrong.
+            return make()
+
+
+def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple[MVSA, Splits]:
+    """Open a folder in MVSA-Single's layout; a post with one unreadable side has the other."""
+    print(f"reading {root}, checking every file ...", flush=True)
+    try:
+        resize = encoders["image"].resize
+        dataset = MVSA(root, on_bad="missing", image_transform=resize)
+        if (root / "splits.json").exists():
+            splits = load_splits(root / "splits.json")
+        else:
+            groups = dataset.duplicate_groups()
+            seed = settings.seed
+            splits = stratified_split(dataset.labels, seed=seed, ids=dataset.ids, groups=groups)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"--data {root} cannot be read as MVSA-Single: {error}") from error
+    return dataset, splits
+
+
+def prepare_split(
+    dataset: MVSA,
+    ids: tuple[str, ...],
+    encoders: Mapping[str, Any],
+    settings: Settings,
+    *,
+    seeds: tuple[int, ...] = (),
+    cache: FeatureCache | None = None,
+) -> CachedFeatures:
+    """Make tensors of one split, or of the share of it that --limit leaves."""
+    known = set(dataset.ids)
+    kept = [post_id for post_id in ids if post_id in known]
+    if settings.data and settings.limit and settings.limit < len(dataset):
+        # By a draw of its own for each id: the ids of published splits are sorted by class.
+        seed, share = settings.seed, settings.limit / len(dataset)
+        kept.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
+        kept = kept[: max(8, round(share * len(kept)))]
+    return encode(
+        dataset.select(kept),
+        {name: encoding(e, frozen=name in settings.frozen) for name, e in encoders.items()},
+        corruptions={
+            "image": ImageCorruption(),
+            "text": TextCorruption(mask_token=encoders["text"].mask_token),
+        },
+        seeds=seeds,
+        cache=cache,
+        progress=True,
+    )
