@@ -3,7 +3,6 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from robustfusion import functional
-from robustfusion._head import DRFOutput
 from robustfusion.classifier import DRFClassifier
 from robustfusion.conversion import ModalityConverter
 from robustfusion.drf import DRFHead
@@ -16,9 +15,12 @@ from robustfusion.feature_queue import (
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
 from robustfusion.neighbor_quality import NeighborQualityEstimator
+from robustfusion.output import DRFOutput, HeadOutput
 from robustfusion.paper import PaperDRFHead
-from robustfusion.quality import GaussianQualityEstimator
+from robustfusion.quality import GaussianQualityEstimator, QualityEstimator
 from robustfusion.recovery import CrossModalRecovery
+from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
+from robustfusion.standardize import Standardize
 
 __all__ = [
     "CrossModalRecovery",
@@ -29,10 +31,16 @@ __all__ = [
     "DistributionRecoveryLoss",
     "FeatureQueue",
     "GaussianQualityEstimator",
+    "HeadOutput",
+    "LearnedTokens",
     "ModalityConverter",
     "NeighborQualityEstimator",
     "PaperDRFHead",
+    "QualityEstimator",
     "QualityWeightedFusion",
+    "RecoveredFeatures",
+    "StandIn",
+    "Standardize",
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",

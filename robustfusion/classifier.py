@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, keep_rows
+from robustfusion._tree import map_tensors, tensors
 from robustfusion._validation import check_available, check_names
 
 
@@ -67,6 +68,15 @@ class DRFClassifier(nn.Module):
         self, inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None = None
     ) -> Any:
         """Encode what is available and return the head's output."""
+        return self.head(*self.encode(inputs, available))
+
+    def encode(
+        self, inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what the head is called with: features, and availability on their devices.
+
+        Keep it to give one encoding to several heads, or to one head several times.
+        """
         check_names(inputs, self.encoders, "inputs")
         names = list(self.encoders)
         batch, device = _batch_of(inputs, available)
@@ -78,10 +88,9 @@ class DRFClassifier(nn.Module):
             if not isinstance(encoded, Tensor) or encoded.shape[:1] != (batch,):
                 got = tuple(encoded.shape) if isinstance(encoded, Tensor) else type(encoded)
                 raise ValueError(f'encoders["{name}"] must return ({batch}, D), got {got}')
-            mask = present[name].to(encoded.device)
-            features[name] = keep_rows(encoded, mask)
-            present[name] = mask
-        return self.head(features, present)
+            present[name] = present[name].to(encoded.device)
+            features[name] = keep_rows(encoded, present[name])
+        return features, present
 
     def loss(self, output: Any, labels: Tensor) -> Tensor:
         """Return the head's training objective."""
@@ -89,32 +98,22 @@ class DRFClassifier(nn.Module):
         return loss
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in _tensors(item)]
-    return []
-
-
 def _batch_of(
     inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None
 ) -> tuple[int, torch.device]:
-    for candidate in (*_tensors(inputs), *_tensors(available)):
+    for candidate in (*tensors(inputs), *tensors(available or {})):
         return candidate.shape[0], candidate.device
     return len(next(iter(inputs.values()))), torch.device("cpu")
 
 
 def _check_rows(value: Any, batch: int, where: str) -> None:
-    for tensor in _tensors(value):
+    for tensor in tensors(value):
         if tensor.shape[:1] != (batch,):
             raise ValueError(f"{where} must have {batch} rows, got shape {tuple(tensor.shape)}")
 
 
 def _blank(value: Any, present: Tensor) -> Any:
     """Zero the missing rows of floating tensors; leave ids, strings and the rest as they are."""
-    if isinstance(value, Tensor):
-        return keep_rows(value, present.to(value.device)) if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: _blank(item, present) for key, item in value.items()}
-    return value
+    return map_tensors(
+        lambda x: keep_rows(x, present.to(x.device)) if x.is_floating_point() else x, value
+    )

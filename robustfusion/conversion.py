@@ -59,10 +59,18 @@ class ModalityConverter(nn.Module):
         self.dropout = dropout
         self.layers = mlp(in_features, hidden, out_features, dropout=dropout)
 
+    def encode(self, features: Tensor) -> Tensor:
+        """Return the hidden units, (..., in_features) -> (..., hidden_features)."""
+        check_vectors(features, self.in_features, "features")
+        return cast("Tensor", self.layers[:-1](features))
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """Return features made of hidden units, (..., hidden_features) -> (..., out_features)."""
+        return cast("Tensor", self.layers[-1](hidden))
+
     def forward(self, features: Tensor) -> Tensor:
         """Convert each feature vector."""
-        check_vectors(features, self.in_features, "features")
-        return cast("Tensor", self.layers(features))
+        return self.decode(self.encode(features))
 
     def extra_repr(self) -> str:
         """Return the arguments of the constructor."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._validation import check_names, check_positive
+from robustfusion.candidates import candidate_names
 from robustfusion.feature_queue import FeatureQueue
 
 # Below these a quantity is called constant. A Gaussian log-quality of D in-distribution
@@ -343,15 +344,6 @@ class _Collected:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.detach().float().cpu() for part in parts])
-
-
-def candidate_names(model: nn.Module, count: int) -> tuple[str, ...]:
-    """The names of the `count` fusion candidates, from the model's `candidates` if it has any."""
-    for module in model.modules():
-        candidates = getattr(module, "candidates", None)
-        if isinstance(candidates, tuple) and len(candidates) == count:
-            return tuple(c if isinstance(c, str) else "+".join(c) for c in candidates)
-    return tuple(f"candidate {k}" for k in range(count))
 
 
 def _quality_health(scores: Tensor) -> QualityHealth:

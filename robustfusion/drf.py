@@ -8,16 +8,19 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfusion._head import DRFOutput, distinct_candidates, enumerate_candidates, make_safe
+from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict
 from robustfusion._recompute import refuse_recompute
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
+from robustfusion.candidates import distinct_candidates, enumerate_candidates, trusted_by
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import masked_mean
 from robustfusion.fusion import QualityWeightedFusion
-from robustfusion.neighbor_quality import Look, NeighborQualityEstimator
-from robustfusion.paper import PaperDRFHead
+from robustfusion.neighbor_quality import NeighborQualityEstimator
+from robustfusion.output import DRFOutput
+from robustfusion.quality import QualityEstimator
+from robustfusion.stand_in import RecoveredFeatures, StandIn
 
 _MEMBERS = 4
 
@@ -26,20 +29,22 @@ class DRFHead(nn.Module):
     r"""Classify from the features of several modalities, any of which may be missing or poor.
 
     The paper's idea with the parts that measurement chose. Each modality keeps a queue of its
-    features; the queue standardises them and says how likely a new one is intact
-    (:class:`~robustfusion.NeighborQualityEstimator`). A sample expands into candidates :math:`S`,
-    each of which trusts some modalities and stands a learned token in for the others:
+    features, which standardizes them, and by which a quality estimator says how far a new one can
+    be trusted. A sample expands into candidates :math:`S`, each of which trusts some modalities
+    and lets something stand in for the others: a learned token, plus what the trusted ones tell
+    of the feature in question. Fusion weighs the candidates by quality:
 
     .. math::
-        h_S = \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m + \sum_{m \notin S} t_m\Big), \qquad
-        w_S = \operatorname{softmax}_S \sum_{m \in S} \ell_m, \qquad
+        h_S = \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
+              + \sum_{m \notin S} (t_m + V_m \hat z_m)\Big), \qquad
+        w_S = \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \qquad
         \hat y = W \sum_S w_S h_S + b
 
-    with standardised features :math:`z` and log-odds :math:`\ell` of being intact. The weights are
-    the probabilities that exactly the modalities in :math:`S` are intact, so a modality whose
-    corruption shows in its features counts as a missing one. Where at least three
-    modalities are there, :math:`\ell_m` also holds how well the prediction from m alone agrees
-    with that of the others: a feature from another sample is typical, but contradicts them.
+    with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities :math:`q`
+    and that of a stand-in, :math:`q_0`. A modality whose corruption shows in its features thus
+    counts as a missing one. Where at least three modalities are there, :math:`q_m` also holds how well
+    the prediction from m alone agrees with that of the others: a feature from another sample is
+    typical, but contradicts them.
 
     Training supervises every candidate, not the fused prediction; the hidden units form four
     blocks that are supervised one by one, as an ensemble that shares its input layer. From four
@@ -47,18 +52,25 @@ class DRFHead(nn.Module):
     holds NaN, inf or a value beyond 1e9 counts as missing. A sample without any modality gets the
     classifier's bias.
 
+    After training, :func:`~robustfusion.calibrate` on held-out samples makes qualities, p-values
+    and probabilities those of samples the head has not seen.
+
     Args:
         dims: Feature width of each modality, at least two.
         num_classes: Number of classes C.
+        quality: Factory of a :class:`~robustfusion.QualityEstimator`, called with the width of a
+            modality.
+        stand_in: Factory of a :class:`~robustfusion.StandIn`, called with ``dims`` and
+            ``hidden_features``.
         hidden_features: Width F of the fused vector, a multiple of 4.
         dropout: Probability of dropping a hidden unit in training.
-        quality: Factory of a quality estimator, called with the width of a modality.
         gather_distributed: Whether queues take the rows of all ranks. Then every rank holds the
             same state and DDP's default buffer broadcast is harmless; local queues need
             ``forward_sync_buffers=False`` (``broadcast_buffers=False`` before torch 2.13).
 
     Attributes:
         candidates: The modalities that each candidate trusts: all, all but one, one alone.
+        estimators: The quality estimator of each modality.
         queues: The :class:`~robustfusion.FeatureQueue` of each modality.
 
     Shape:
@@ -70,6 +82,8 @@ class DRFHead(nn.Module):
         TypeError: If a dtype does not fit.
 
     Example:
+        >>> import torch
+        >>> from robustfusion import DRFHead
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
         >>> features = {"image": torch.randn(16, 8), "text": torch.randn(16, 4)}
         >>> available = {"image": torch.arange(16) > 3, "text": torch.ones(16, dtype=torch.bool)}
@@ -78,19 +92,19 @@ class DRFHead(nn.Module):
         >>> loss.backward()
 
     Reference:
-        After https://arxiv.org/abs/2511.18751; :meth:`paper` builds that paper's head.
+        After https://arxiv.org/abs/2511.18751; :class:`~robustfusion.PaperDRFHead` is that paper's
+        head to the letter.
     """
-
-    trusted: Tensor
 
     def __init__(
         self,
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        quality: Callable[[int], QualityEstimator] = NeighborQualityEstimator,
+        stand_in: Callable[[dict[str, int], int], StandIn] = RecoveredFeatures,
         hidden_features: int = 256,
         dropout: float = 0.5,
-        quality: Callable[[int], NeighborQualityEstimator] = NeighborQualityEstimator,
         gather_distributed: bool = True,
     ) -> None:
         super().__init__()
@@ -106,43 +120,14 @@ class DRFHead(nn.Module):
         self.hidden_features = hidden_features
         self.gather_distributed = gather_distributed
         self.candidates = enumerate_candidates(self.dims)
-        trusted = [[name in subset for name in self.dims] for subset in self.candidates]
-        # Persistent, or a head made without storage would not get it back from its state dict.
-        self.register_buffer("trusted", torch.tensor(trusted))
         self.estimators = ModuleDict({name: quality(dim) for name, dim in self.dims.items()})
         self.embed = ModuleDict(
             {name: nn.Linear(dim, hidden_features) for name, dim in self.dims.items()}
         )
-        self.tokens = nn.Parameter(torch.zeros(len(self.dims), hidden_features))
+        self.stand_in = stand_in(self.dims, hidden_features)
         self.dropout = nn.Dropout(dropout)
         self.fusion = QualityWeightedFusion()
         self.classifier = nn.Linear(hidden_features, num_classes)
-
-    @classmethod
-    def paper(
-        cls,
-        dims: Mapping[str, int],
-        num_classes: int,
-        *,
-        sample_recovery: bool = True,
-        distribution_recovery: bool = True,
-        gaussian_quality: bool = True,
-        expansion: bool = True,
-        distribution_constraint: bool = True,
-    ) -> PaperDRFHead:
-        """Build the paper's equations to the letter; see :class:`~robustfusion.PaperDRFHead`.
-
-        Each switch that is set to ``False`` is one ablation of the paper's Table 4.
-        """
-        return PaperDRFHead(
-            dims,
-            num_classes,
-            sample_recovery=sample_recovery,
-            distribution_recovery=distribution_recovery,
-            gaussian_quality=gaussian_quality,
-            expansion=expansion,
-            distribution_constraint=distribution_constraint,
-        )
 
     @property
     def queues(self) -> dict[str, FeatureQueue]:
@@ -158,46 +143,31 @@ class DRFHead(nn.Module):
         x, present = make_safe(features, available, self.dims)
         here = torch.stack(list(present.values()), dim=1)
         shown = self._drop_modalities(here) if self.training else here
-        members, usable = distinct_candidates(self.trusted, shown)
+        trusted, usable = distinct_candidates(trusted_by(len(self.dims), here.device), shown)
 
-        embedded = torch.stack(
-            [
-                self.embed[m](e.standardize(x[m]).to(self.tokens.dtype))
-                for m, e in self.estimators.items()
-            ],
-            dim=1,
-        )
-        # One matrix product per modality, shared by all candidates.
-        mixing = members.to(embedded.dtype)
-        hidden = mixing @ embedded + (1 - mixing) @ self.tokens.to(embedded.dtype)
-        hidden = self.dropout(F.relu(hidden))
-        member_logits = self._member_logits(hidden) if self.training else None
+        z = {m: queue.standardize(x[m]).to(x[m].dtype) for m, queue in self.queues.items()}
+        log_quality = self._log_quality(x, present)
+        stand_in = self.stand_in(z, here)
+        candidates = self._candidates(z, stand_in.hidden, trusted)
+
+        member_logits = self._member_logits(candidates) if self.training else None
         candidate_logits = (
-            self.classifier(hidden) if member_logits is None else member_logits.mean(2)
+            self.classifier(candidates) if member_logits is None else member_logits.mean(2)
         )
-
-        looks = {m: e.look(x[m].detach()) for m, e in self.estimators.items()}
-        odds = torch.stack([e.log_odds(looks[m].score) for m, e in self.estimators.items()], dim=1)
-        odds = odds + self._agreement(candidate_logits.detach(), shown)
-        # Not a matrix product: autocast would round log-odds to half precision.
-        log_weight = (members * odds[:, None]).sum(-1)
-        weights = self.fusion.weights(log_weight, usable)
-        fused = (weights.to(hidden.dtype)[:, None] @ hidden).squeeze(1)
-        log_quality = F.logsigmoid(odds).where(here, -torch.inf)
-        output = DRFOutput(
+        weights = self._weights(log_quality, candidate_logits, trusted, shown, usable)
+        fused = (weights.to(candidates.dtype)[:, None] @ candidates).squeeze(1)
+        return DRFOutput(
             logits=self.classifier(fused),
             fused=fused,
+            features=x,
             candidate_logits=candidate_logits,
             weights=weights,
             log_quality=dict(zip(self.dims, log_quality.unbind(1), strict=True)),
-            recovered={},
-            aux_loss=torch.zeros((), dtype=weights.dtype, device=fused.device),
+            recovered=stand_in.recovered,
+            aux_loss=stand_in.loss,
             usable=usable,
             member_logits=member_logits,
         )
-        if self.training:
-            self._observe(x, present, looks)
-        return output
 
     def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
         """Return the training objective: the mean cross-entropy of the members of candidates."""
@@ -210,6 +180,46 @@ class DRFHead(nn.Module):
         per_sample = loss.sum(1) / output.usable.sum(1).clamp_min(1)
         return masked_mean(per_sample, output.usable.any(1)) + output.aux_loss
 
+    def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
+        """Return each modality's p-values, (B,): how many intact rows look as odd; NaN if missing.
+
+        See :class:`~robustfusion.QualityEstimator`; call :func:`~robustfusion.calibrate` before.
+        """
+        return {
+            name: estimator.p_value_of(output.log_quality[name]).where(
+                output.log_quality[name] > -torch.inf, torch.nan
+            )
+            for name, estimator in self.estimators.items()
+        }
+
+    def _log_quality(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """The log-quality of each feature, (B, M), before its queue has it."""
+        scores = []
+        for name, estimator in self.estimators.items():
+            rows, mask = x[name].detach(), present[name]
+            everyone, masks = rows, mask
+            if self.training and self.gather_distributed:
+                everyone, masks = gather_rows(rows, mask)
+            if self.training and everyone is rows:
+                score = estimator.observe(rows, mask)
+            else:
+                score = estimator(rows)
+                if self.training:
+                    estimator.observe(everyone, masks)
+            scores.append(score.where(mask, -torch.inf))
+        return torch.stack(scores, dim=1)
+
+    def _candidates(self, z: Mapping[str, Tensor], stand_in: Tensor, trusted: Tensor) -> Tensor:
+        """The hidden units of each candidate, (B, K, F)."""
+        own = torch.stack([embed(z[m]) for m, embed in self.embed.items()], dim=1)
+        mixing = trusted.to(own.dtype)  # (B, K, M)
+        # What stands in for a target is averaged over the sources that the candidate trusts.
+        sources = mixing / mixing.sum(-1, keepdim=True).clamp_min(1)
+        made = einsum(1 - mixing, sources, "b k t, b k s -> b k t s")
+        # Two matrix products for all candidates at once.
+        hidden = mixing @ own + made.flatten(2) @ stand_in.flatten(1, 2).to(own.dtype)
+        return self.dropout(F.relu(hidden))
+
     def _member_logits(self, hidden: Tensor) -> Tensor:
         """The prediction of each block of hidden units alone, (B, K, F) -> (B, K, E, C)."""
         blocks = rearrange(hidden, "b k (e f) -> b k e f", e=_MEMBERS)
@@ -217,6 +227,21 @@ class DRFHead(nn.Module):
         # the members is then what the classifier says of all hidden units together.
         weight = _MEMBERS * rearrange(self.classifier.weight, "c (e f) -> c e f", e=_MEMBERS)
         return einsum(blocks, weight, "b k e f, c e f -> b k e c") + self.classifier.bias
+
+    def _weights(
+        self,
+        log_quality: Tensor,
+        candidate_logits: Tensor,
+        trusted: Tensor,
+        shown: Tensor,
+        usable: Tensor,
+    ) -> Tensor:
+        """What each candidate counts, (B, K): what it trusts by its quality, the rest by ours."""
+        evidence = log_quality + self._agreement(candidate_logits.detach(), shown)
+        stood_in = shown[:, None] & ~trusted
+        # Not matrix products: autocast would round log-qualities to half precision.
+        log_weight = evidence[:, None].where(trusted, self.stand_in.log_quality * stood_in).sum(-1)
+        return self.fusion.weights(log_weight, usable)
 
     def _drop_modalities(self, here: Tensor) -> Tensor:
         """From four modalities on, hide some of each sample, at least one stays."""
@@ -244,19 +269,3 @@ class DRFHead(nn.Module):
         others = log_prob[:, 1 : modalities + 1].flip(1)
         agreement = (alone + others).logsumexp(-1) + math.log(self.num_classes)
         return agreement.where(here & (here.sum(1, keepdim=True) > 2), 0.0)
-
-    @torch.no_grad()
-    def _observe(
-        self,
-        x: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-        looks: Mapping[str, Look],
-    ) -> None:
-        """Update queues and calibration, after this batch was scored against what they held."""
-        for name, estimator in self.estimators.items():
-            if self.gather_distributed:
-                rows, mask = gather_rows(x[name], present[name])
-                look = looks[name] if rows is x[name] else None
-            else:
-                rows, mask, look = x[name], present[name], looks[name]
-            estimator.observe(rows, mask, look=look)

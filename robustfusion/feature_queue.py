@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustfusion._recompute import inside_backward
 from robustfusion._state import snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
+from robustfusion.functional import standardize
 from robustfusion.moments import RunningMoments
 
 
@@ -27,7 +28,7 @@ class FeatureQueue(nn.Module):
     Args:
         dim: Width D of one feature vector.
         capacity: Number of rows N that are kept.
-        track_moments: Keep mean and variance of the rows up to date in ``moments``, a
+        track_moments: Keep mean and variance of about the last N rows in ``moments``, a
             :class:`~robustfusion.moments.RunningMoments`, at a cost that does not grow with N.
 
     Attributes:
@@ -69,7 +70,7 @@ class FeatureQueue(nn.Module):
         self.register_buffer("rows", torch.zeros(capacity + 1, dim))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
-        self.moments = RunningMoments(dim, capacity) if track_moments else None
+        self.moments = RunningMoments(dim, window=capacity) if track_moments else None
 
     @property
     def storage(self) -> Tensor:
@@ -86,27 +87,34 @@ class FeatureQueue(nn.Module):
     def enqueue(self, features: Tensor, available: Tensor | None = None) -> None:
         """Append the available rows, overwriting the oldest; also in evaluation mode."""
         check_vectors(features, self.dim, "features", batched=True)
-        batch = features.shape[0]
         if available is None:
-            available = torch.ones(batch, dtype=torch.bool, device=features.device)
-        check_mask(available, (batch,), "available")
-        if batch == 0:
-            return
+            available = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+        check_mask(available, (features.shape[0],), "available")
+        self.store(features, available)
+
+    def store(self, features: Tensor, available: Tensor) -> Tensor:
+        """Do what ``enqueue`` does, and return the slot of each row, (B,); N where it has none."""
+        rank = available.cumsum(0)
+        stored = rank[-1:].sum()  # of no rows it is 0
         # The n-th available row goes to the n-th slot from the cursor; what is not stored goes to
         # the spare row. So one indexed copy of fixed shape does it all.
-        rank = available.cumsum(0)
-        stored = rank[-1]
-        if batch > self.capacity:  # only the newest N have a slot
+        if features.shape[0] > self.capacity:  # only the newest N have a slot
             available = available & (rank > stored - self.capacity)
         slots = (rank + (self.cursor - 1)).remainder_(self.capacity)
         slots = torch.where(available, slots, self.capacity)
-        rows = features.to(self.rows.dtype)
-        if self.moments is not None:
-            self.moments.replace(rows, self.rows[slots], available, slots, self.cursor, stored)
-        self.rows.index_copy_(0, slots, rows)
+        self.rows.index_copy_(0, slots, features.to(self.rows.dtype))
         self.rows[-1].zero_()
         self.cursor.add_(stored).remainder_(self.capacity)
         self.count.add_(stored).clamp_max_(self.capacity)
+        if self.moments is not None:
+            self.moments.observe(features, available)
+        return slots
+
+    def standardize(self, features: Tensor) -> Tensor:
+        """Give each coordinate mean 0 and deviation 1 by the moments of the queue."""
+        if self.moments is None:
+            raise ValueError("standardize needs FeatureQueue(..., track_moments=True)")
+        return standardize(features, self.moments.gaussian("diag"))
 
     def reset(self) -> None:
         """Forget everything."""

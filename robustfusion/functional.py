@@ -15,7 +15,8 @@ from robustfusion._validation import check_between
 CovarianceType = Literal["spherical", "diag", "full"]
 
 _MAX_EXPONENT = 30.0
-_OWN_COPY = 0.9999
+_SAME = 1e-3  # relative error of a projection onto a copy of oneself
+_SAME_WAY = 0.9
 
 
 class Gaussian(NamedTuple):
@@ -254,132 +255,80 @@ def _difference(x: Tensor, y: Tensor) -> Tensor:
     return pad(x, (0, width - x.shape[-1])) - pad(y, (0, width - y.shape[-1]))
 
 
-def nearest_rows(
-    queries: Tensor,
-    rows: Tensor,
-    inverse_lengths: Tensor,
-    offset: Tensor,
-    *,
-    neighbors: int = 10,
-    chunk: int = 16384,
-) -> tuple[Tensor, Tensor]:
-    r"""Find the largest :math:`(\langle q, r_j \rangle - o) / \ell_j` over the rows, exactly.
+def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) -> Tensor:
+    r"""Shift and scale features by a Gaussian of theirs, (..., D) -> (..., D).
 
-    One matrix product per chunk of rows, so memory is bounded by ``B × chunk``. Similarities above
-    0.9999 do not count: a feature must not vouch for itself by the copy it left last epoch.
-
-    Args:
-        queries: (B, D).
-        rows: (N, D).
-        inverse_lengths: (N,), :math:`1 / \ell`; 0 where a row holds no data.
-        offset: (B,), :math:`o`, what the origin contributes to the product.
-        neighbors: How many are looked for.
-        chunk: Rows per matrix product.
-
-    Returns:
-        (B, k) similarities, −inf where fewer rows count, and (B, k) their rows.
+    :math:`s\,(f - \mu) / \sigma` with the spread :math:`s`. A "diag" Gaussian gives each
+    coordinate the deviation :math:`s`; a "spherical" one multiplies all by one number, so that
+    the root mean square distance from the mean becomes :math:`s`. A hundredth of the mean
+    deviation is added to each of a "diag" Gaussian, for coordinates that hardly vary.
 
     Example:
-        >>> query, rows = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
-        >>> nearest_rows(query, rows, torch.ones(2), torch.zeros(1), neighbors=1)
-        (tensor([[0.6000]]), tensor([[1]]))
+        >>> standardize(
+        ...     torch.tensor([[0.0], [4.0]]), Gaussian(torch.tensor([2.0]), torch.tensor(2.0))
+        ... )
+        tensor([[-1.],
+                [ 1.]])
     """
-    values, places = [], []
-    for start in range(0, rows.shape[0], chunk):
-        block = slice(start, start + chunk)
-        inverse = at_least_float32(inverse_lengths[block])
-        product = queries @ at_least_float32(rows[block]).to(queries.dtype).T
-        similarity = (product - offset[:, None]) * inverse
-        counts = (inverse > 0) & (similarity < _OWN_COPY)
-        similarity = similarity.where(counts, -torch.inf)
-        value, place = similarity.topk(min(neighbors, similarity.shape[1]), dim=-1)
-        values.append(value)
-        places.append(place + start)
-    if len(values) == 1:
-        return values[0], places[0]
-    merged = torch.cat(values, dim=-1)
-    value, order = merged.topk(min(neighbors, merged.shape[1]), dim=-1)
-    return value, torch.cat(places, dim=-1).gather(-1, order)
+    with torch.autocast(features.device.type, enabled=False):
+        mean, scale = (at_least_float32(moment) for moment in gaussian)
+        if scale.ndim:
+            scale = scale + 0.01 * scale.mean()
+        return (at_least_float32(features) - mean) * (spread / scale)
 
 
-def replace_coordinates(
+def nearest_similarity(
     features: Tensor,
-    donors: Tensor,
-    count: Tensor,
-    order: Tensor,
+    rows: Tensor,
+    inverse_lengths: Tensor,
     *,
-    shares: tuple[float, float] = (0.1, 0.6),
+    origin: Tensor,
+    scale: Tensor,
+    neighbors: int = 10,
+    chunk: int = 16384,
 ) -> Tensor:
-    """Replace a share of each feature's coordinates by those of other rows.
+    r"""Mean cosine of each feature to the rows most similar to it, all standardized.
 
-    Every coordinate keeps its marginal distribution, but no longer belongs with the rest. Which
-    ones are replaced, and by which donor, follows from ``order`` and not from random numbers, so
-    all ranks of a distributed run break the same row alike.
+    With :math:`x' = (x - o) / s` the cosine to row j is :math:`\langle x', r'_j \rangle /
+    (\lVert x' \rVert \ell_j)`, from one matrix product a chunk with the rows as they are:
+    neither are N rows standardized nor their lengths computed anew. A row onto which a feature
+    projects exactly, :math:`\langle x', r'_j \rangle = \lVert x' \rVert^2`, is a copy of it from
+    an earlier epoch, and no neighbor.
 
     Args:
         features: (B, D).
-        donors: (N, D), of which the first ``count`` rows are used.
-        count: ().
-        order: (B,) long, a running number of each row.
-        shares: Smallest and largest share of coordinates replaced.
+        rows: (N, D).
+        inverse_lengths: (N,), :math:`1 / \ell`; 0 where a row holds no data.
+        origin: (D,), :math:`o`.
+        scale: (D,), :math:`s`.
+        neighbors: How many are averaged; all, where there are fewer.
+        chunk: Rows per matrix product, which bounds memory.
+
+    Returns:
+        (B,), 0 without a neighbor.
 
     Example:
-        >>> features, donors = torch.zeros(1, 1000), torch.ones(4, 1000)
-        >>> broken = replace_coordinates(features, donors, torch.tensor(4), torch.tensor([7]))
-        >>> 0.1 <= broken.mean().item() <= 0.6
-        True
+        >>> features, rows = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
+        >>> zero, one = torch.zeros(2), torch.ones(2)
+        >>> nearest_similarity(features, rows, one, origin=zero, scale=one, neighbors=1)
+        tensor([0.6000])
     """
-    row = order[:, None]
-    column = torch.arange(features.shape[1], device=features.device)[None]
-    # Multiples of irrational numbers modulo 1 spread evenly over [0, 1).
-    place = (row * 0.7548776662466927 % 1 + column * 0.6180339887498949 % 1) % 1
-    share = shares[0] + (shares[1] - shares[0]) * (row * 0.5698402909980532 % 1)
-    donor = (row * 7919 + column * 104729 + 1) % count.clamp_min(1)
-    return torch.where(place < share, donors.gather(0, donor).to(features.dtype), features)
-
-
-def fit_logistic(
-    scores: Tensor,
-    valid: Tensor,
-    start: tuple[Tensor, Tensor] | None = None,
-    *,
-    ridge: float = 0.01,
-    steps: int = 6,
-) -> tuple[Tensor, Tensor]:
-    r"""Fit :math:`\sigma(a s + b)` to tell the first column of scores (N, 2) from the second.
-
-    Newton's method on standardised scores, from ``start`` or from 0, with a ridge on the
-    standardised slope so that separable scores give a finite curve; the slope is never negative.
-    Without a valid row both numbers are 0.
-
-    Example:
-        >>> scores = torch.tensor([[2.0, 0.0], [3.0, 1.0], [1.0, -1.0]])
-        >>> a, b = fit_logistic(scores, torch.ones(3, dtype=torch.bool))
-        >>> a > 0, torch.allclose(-b / a, torch.tensor(1.0), atol=1e-3)
-        (tensor(True), True)
-
-    Reference:
-        Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
-    """
-    x = at_least_float32(scores).where(valid[:, None], 0.0)
-    share = valid.to(x.dtype) / (2 * valid.sum()).clamp_min(1)
-    centre = (share @ x).sum()
-    spread = (share @ (x - centre).square()).sum().sqrt().clamp_min(1e-6)
-    u = (x - centre) / spread
-    design = torch.stack([u.flatten(), torch.ones_like(u).flatten()])  # (2, 2 N)
-    weight = share[:, None].expand_as(u).flatten()
-    label = weight * torch.tensor([1.0, 0.0], device=x.device).repeat(x.shape[0])
-    penalty = torch.tensor([ridge, 1e-6], dtype=x.dtype, device=x.device)
-    lowest = torch.tensor([0.0, -torch.inf], dtype=x.dtype, device=x.device)
-    a, b = (x.new_zeros(()), x.new_zeros(())) if start is None else start
-    beta = torch.stack([a * spread, b + a * centre]).to(x.dtype)
-    for _ in range(steps):
-        p = torch.sigmoid(beta @ design)
-        weighted = p * weight
-        gradient = design @ (weighted - label) + penalty * beta
-        hessian = (design * (weighted * (1 - p))) @ design.T + penalty.diag()
-        newton, _ = torch.linalg.solve_ex(hessian, gradient)
-        # Far from the solution the curvature vanishes; a bounded step cannot overshoot for ever.
-        beta = (beta - newton.clamp(-2, 2)).maximum(lowest)
-    slope = (beta[0] / spread).where(valid.any(), 0.0)
-    return slope, (beta[1] - slope * centre).where(valid.any(), 0.0)
+    with torch.autocast(features.device.type, enabled=False):
+        x = (at_least_float32(features) - origin) / scale
+        length = torch.linalg.vector_norm(x, dim=-1)
+        direction = x / (length[:, None].clamp_min(1e-12) * scale)
+        offset = direction @ origin
+        best = []
+        for start in range(0, rows.shape[0], chunk):
+            block = at_least_float32(rows[start : start + chunk]).to(x.dtype)
+            inverse = at_least_float32(inverse_lengths[start : start + chunk])
+            projection = direction @ block.T - offset[:, None]
+            cosine = projection * inverse
+            copied = (cosine > _SAME_WAY) & ((projection / length[:, None] - 1).abs() < _SAME)
+            counts = (inverse > 0) & ~copied
+            cosine = cosine.where(counts, -torch.inf)
+            best.append(cosine.topk(min(neighbors, cosine.shape[1]), dim=-1).values)
+        top = best[0] if len(best) == 1 else torch.cat(best, -1).topk(neighbors, dim=-1).values
+        found = top > -torch.inf
+        mean = top.where(found, 0.0).sum(-1) / found.sum(-1).clamp_min(1)
+        return mean.clamp(-1, 1)

@@ -6,22 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfusion._head import DRFOutput, all_of, enumerate_candidates, make_safe
+from robustfusion._inputs import all_of, make_safe
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._recompute import refuse_recompute
 from robustfusion._state import snapshot
 from robustfusion._validation import check_dims, check_labels, check_positive
+from robustfusion.candidates import enumerate_candidates
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue, admit_above_mean, admit_all
 from robustfusion.functional import Gaussian, fit_gaussian, masked_softmax
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
+from robustfusion.output import DRFOutput
 from robustfusion.quality import GaussianQualityEstimator
 from robustfusion.recovery import CrossModalRecovery
 
+_QUEUED = 512  # the paper's L
+
 
 class PaperDRFHead(nn.Module):
-    r"""The DRF head as the paper states it; :meth:`DRFHead.paper` builds it.
+    r"""The DRF head as the paper states it.
 
     Each sample expands into candidates: the complete sample, and each smaller set of modalities
     with the rest recovered. A candidate's weight is the product of the densities (9) of its real
@@ -35,8 +39,11 @@ class PaperDRFHead(nn.Module):
     sources are averaged; from four on, candidates are limited (``head.candidates``). A row that
     holds NaN, inf or a value beyond 1e9 counts as missing.
 
-    Use it to reproduce or study the paper. With frozen encoders its unnormalised weights vanish
-    and it learns the class prior; :class:`~robustfusion.DRFHead` is the default that works.
+    Use it to reproduce or study the paper, with features of the scale that (9) is made for: its
+    peak is :math:`1 / (\sqrt{2\pi}\,\sigma)`, so at σ = 14, usual for frozen encoders, all weights
+    (12) vanish and the class prior is all that is learned; near σ = 0.4 they are near 1.
+    ``Standardize(dim, covariance_type="spherical", spread=0.4)`` behind each encoder does that.
+    :class:`~robustfusion.DRFHead` is the default, which needs no such care.
 
     Args:
         dims: Feature width of each modality, at least two.
@@ -58,8 +65,9 @@ class PaperDRFHead(nn.Module):
         TypeError: If a dtype does not fit.
 
     Example:
-        >>> from robustfusion import DRFHead
-        >>> head = DRFHead.paper({"image": 8, "text": 4}, num_classes=3)
+        >>> import torch
+        >>> from robustfusion import PaperDRFHead
+        >>> head = PaperDRFHead({"image": 8, "text": 4}, num_classes=3)
         >>> out = head({"image": torch.randn(16, 8), "text": torch.randn(16, 4)})
         >>> loss = head.loss(out, torch.randint(3, (16,)))
         >>> loss.backward()
@@ -87,9 +95,8 @@ class PaperDRFHead(nn.Module):
         self.expansion = expansion
         names = tuple(self.dims)
         self.candidates = enumerate_candidates(names) if expansion else (names,)
-        self.queues = ModuleDict({m: FeatureQueue(dim) for m, dim in self.dims.items()})
         self.estimators = ModuleDict(
-            {m: GaussianQualityEstimator(dim) for m, dim in self.dims.items()}
+            {m: GaussianQualityEstimator(dim, capacity=_QUEUED) for m, dim in self.dims.items()}
         )
         self.recovery = CrossModalRecovery(self.dims, detach=False)
         self.fusion = QualityWeightedFusion(normalize=False)
@@ -99,6 +106,11 @@ class PaperDRFHead(nn.Module):
             sample_weight=float(sample_recovery), distribution_weight=float(distribution_recovery)
         )
         self.constraint_loss = DistributionConstraintLoss() if distribution_constraint else None
+
+    @property
+    def queues(self) -> dict[str, FeatureQueue]:
+        """The queue of each modality."""
+        return {name: estimator.queue for name, estimator in self.estimators.items()}
 
     def forward(
         self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
@@ -128,6 +140,7 @@ class PaperDRFHead(nn.Module):
         output = DRFOutput(
             logits=self.classifier(fused),
             fused=fused,
+            features=x,
             candidate_logits=self.classifier(candidates),
             weights=self.fusion.weights(log_quality, mask),
             log_quality={
@@ -208,7 +221,7 @@ class PaperDRFHead(nn.Module):
         """(5), (6); the reference itself, so no loss, while the source's queue is too thin."""
         if not self.recovery_loss.distribution_weight:
             return reference
-        queue = self.queues[source]
+        queue = self.estimators[source].queue
         stored, valid = snapshot(queue.storage, training=self.training), queue.valid
         generated = fit_gaussian(self.recovery.convert(source, target, stored), valid)
         enough = valid.sum() >= self.estimators[source].min_samples
@@ -221,12 +234,11 @@ class PaperDRFHead(nn.Module):
     def _update(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
         """(13), then (1) and (2) for the next step: no sample scores against itself."""
         admit = admit_above_mean if self.gaussian_quality else admit_all
-        for name, queue in self.queues.items():
+        for name, estimator in self.estimators.items():
             rows, mask = gather_rows(x[name], present[name])
-            estimator = self.estimators[name]
+            queue = estimator.queue
             accepted = admit(
                 estimator.log_prob(rows), estimator.log_prob(queue.storage), queue.valid
             )
             thin = queue.count < estimator.min_samples
-            queue.enqueue(rows, mask & (accepted | thin))
-            estimator.fit(queue.storage, queue.valid)
+            estimator.observe(rows, mask & (accepted | thin))

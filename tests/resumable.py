@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustfusion import DRFClassifier, DRFHead, NeighborQualityEstimator
+from robustfusion import DRFClassifier, DRFHead, NeighborQualityEstimator, PaperDRFHead
 from robustfusion.checkpoint import (
     load_checkpoint,
     random_state,
@@ -25,7 +25,7 @@ def make_model(kind: str) -> DRFClassifier:
         m: nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Dropout(0.2)) for m, d in DIMS.items()
     }
     if kind == "paper":
-        return DRFClassifier(encoders, DRFHead.paper(DIMS, 3))
+        return DRFClassifier(encoders, PaperDRFHead(DIMS, 3))
     head = DRFHead(DIMS, 3, hidden_features=16, quality=small_quality)
     return DRFClassifier(encoders, head)
 

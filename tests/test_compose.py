@@ -1,4 +1,4 @@
-"""The hand-built example equals ``DRFHead.paper`` bit for bit."""
+"""The hand-built example equals ``PaperDRFHead`` bit for bit."""
 
 import runpy
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustfusion import DRFHead, PaperDRFHead
+from robustfusion import PaperDRFHead
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "compose_drf.py"
 # The example's names for the head's parts.
@@ -48,7 +48,7 @@ def test_is_short() -> None:
 
 
 def test_equals_the_paper_head_bit_for_bit(example: dict[str, object]) -> None:
-    head: PaperDRFHead = DRFHead.paper({"image": 6, "text": 5}, 3)
+    head: PaperDRFHead = PaperDRFHead({"image": 6, "text": 5}, 3)
     composed: nn.Module = example["ImageTextDRF"](6, 5, 3)  # type: ignore[operator]
     with torch.no_grad():
         for _, mine, his in pairs(composed, head):

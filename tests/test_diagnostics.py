@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustfusion import DRFClassifier, DRFHead, FeatureQueue
+from robustfusion import DRFClassifier, DRFHead, FeatureQueue, PaperDRFHead
 from robustfusion.diagnostics import Diagnosis, diagnose
 
 NAMES = ("image", "text")
@@ -223,7 +223,7 @@ def test_starving_empty_collapsed_and_shifted_queues_are_told() -> None:
 def test_a_drf_head_can_be_diagnosed(variant: str) -> None:
     torch.manual_seed(0)
     dims = {"image": 16, "text": 8}
-    head: nn.Module = DRFHead.paper(dims, 3) if variant == "paper" else DRFHead(dims, 3)
+    head: nn.Module = PaperDRFHead(dims, 3) if variant == "paper" else DRFHead(dims, 3)
     before = {k: v.clone() for k, v in head.state_dict().items()}
     features = {m: torch.randn(100, d) for m, d in dims.items()}
     found = diagnose(head, features)
@@ -251,7 +251,7 @@ def test_diagnose_refuses() -> None:
         diagnose(Head(), rows(), batch_size=0)
 
 
-@pytest.mark.parametrize("build", [DRFHead, DRFHead.paper])
+@pytest.mark.parametrize("build", [DRFHead, PaperDRFHead])
 def test_constant_features_are_told(build: Any) -> None:
     head = build({"image": 4, "text": 4}, 3)
     features = rows(width=4)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustfusion import DRFHead
+from robustfusion import DRFHead, PaperDRFHead
 from robustfusion.baselines import MajorityHead
 from robustfusion.disruption import (
     DisruptedDataset,
@@ -442,7 +442,7 @@ def test_a_model_with_logits_only_is_enough(tmp_path: Path) -> None:
 def test_report_of_a_drf_head(variant: str) -> None:
     torch.manual_seed(0)
     dims = {"image": 6, "text": 6}
-    head: nn.Module = DRFHead.paper(dims, 3) if variant == "paper" else DRFHead(dims, 3)
+    head: nn.Module = PaperDRFHead(dims, 3) if variant == "paper" else DRFHead(dims, 3)
     data = make_data(names=("image", "text"))
     before = {k: v.clone() for k, v in head.state_dict().items()}
     found = robustness_report(head, data, seeds=(0,), replicates=10)

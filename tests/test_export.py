@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustfusion import DRFHead
+from robustfusion import DRFHead, PaperDRFHead
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TWO = {"image": 6, "text": 4}
@@ -18,8 +18,8 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
     "default": lambda: DRFHead(TWO, 3, hidden_features=16),
     "default, three": lambda: DRFHead({**TWO, "audio": 5}, 3, hidden_features=16),
     "default, four": lambda: DRFHead({**TWO, "audio": 5, "depth": 3}, 3, hidden_features=16),
-    "paper": lambda: DRFHead.paper(TWO, 3),
-    "paper, three": lambda: DRFHead.paper({**TWO, "audio": 5}, 3),
+    "paper": lambda: PaperDRFHead(TWO, 3),
+    "paper, three": lambda: PaperDRFHead({**TWO, "audio": 5}, 3),
 }
 Pair = tuple[dict[str, Tensor], dict[str, Tensor]]
 

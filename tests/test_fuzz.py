@@ -14,6 +14,7 @@ from robustfusion import (
     FeatureQueue,
     GaussianQualityEstimator,
     NeighborQualityEstimator,
+    PaperDRFHead,
     QualityWeightedFusion,
 )
 from robustfusion._modules import mlp
@@ -153,7 +154,7 @@ def test_fusion_of_anything_that_is_available_is_finite(
 def make_head(kind: str, dims: dict[str, int], **options: Any) -> Any:
     torch.manual_seed(0)
     if kind == "paper":
-        head = DRFHead.paper(dims, 3)
+        head = PaperDRFHead(dims, 3)
         head.network = mlp(sum(dims.values()), 8, 8, 768)  # the same code, a narrower network
         for name, dim in dims.items():
             head.queues[name] = FeatureQueue(dim, 24)

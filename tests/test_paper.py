@@ -14,7 +14,6 @@ from robustfusion import (
     CrossModalRecovery,
     DistributionConstraintLoss,
     DistributionRecoveryLoss,
-    DRFHead,
     DRFOutput,
     GaussianQualityEstimator,
     PaperDRFHead,
@@ -52,7 +51,7 @@ def train(steps: int = 6, *, without: str = "", head: PaperDRFHead | None = None
     """Run the paper's head and the oracle side by side on random rows, some missing."""
     options = {switch: switch != without for switch in SWITCHES}
     if head is None:
-        head = DRFHead.paper(DIMS, 3, **options).double()
+        head = PaperDRFHead(DIMS, 3, **options).double()
     oracle = PaperOracle(head, **options)
     traces = []
     for _ in range(steps):
@@ -166,7 +165,7 @@ def test_equation_09_gaussian_density() -> None:
 
 def check_qualities(real: str, source: str) -> None:
     """(10) and (11): a modality's queue scores its real and its recovered features."""
-    head = DRFHead.paper(DIMS, 3).double()
+    head = PaperDRFHead(DIMS, 3).double()
     train(head=head)
     head.eval()
     features = {m: torch.randn(8, d).double() / 4 for m, d in DIMS.items()}
@@ -194,7 +193,7 @@ def test_equation_11_text_qualities() -> None:
 
 
 def test_equation_12_fusion() -> None:
-    head = DRFHead.paper(DIMS, 3).double()
+    head = PaperDRFHead(DIMS, 3).double()
     assert head.candidates == (("v", "t"), ("v",), ("t",))
     for trace in train(head=head):
         expected = torch.tensor(trace.expected.weights).double()
@@ -223,7 +222,7 @@ def test_equation_13_admission() -> None:
     assert any(expected)
     assert not all(expected)
     # In the head: `train` compares the queues with the oracle's after every step.
-    head = DRFHead.paper(DIMS, 3).double()
+    head = PaperDRFHead(DIMS, 3).double()
     traces = train(12, head=head)
     offered = sum(int(trace.output.log_quality["v"].isfinite().sum()) for trace in traces)
     assert 2 < len(head.queues["v"]) < offered
@@ -266,7 +265,7 @@ def test_table_4_switches_matter() -> None:
 
 def test_three_modalities_sum_over_all_directions() -> None:
     dims = {"a": 2, "b": 3, "c": 4}
-    head = DRFHead.paper(dims, 3).double()
+    head = PaperDRFHead(dims, 3).double()
     for _ in range(4):
         head({m: torch.randn(5, d).double() for m, d in dims.items()})
     head.eval()

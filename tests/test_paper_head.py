@@ -23,7 +23,7 @@ def batch(**changes: Any) -> dict[str, Any]:
 
 
 def test_paper_builds_the_paper_s_head() -> None:
-    head = DRFHead.paper(DIMS, 3)
+    head = PaperDRFHead(DIMS, 3)
     assert type(head) is PaperDRFHead
     assert head.candidates == (("image", "text"), ("image",), ("text",))
     assert {q.capacity for q in head.queues.values()} == {512}

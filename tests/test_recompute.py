@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustfusion import DRFClassifier, DRFHead, FeatureQueue
+from robustfusion import DRFClassifier, DRFHead, FeatureQueue, PaperDRFHead
 from robustfusion._recompute import inside_backward, refuse_recompute
 
 DIMS = {"image": 6, "text": 4}
@@ -62,7 +62,7 @@ def test_a_checkpointed_queue_stores_its_rows_once(reentrant: bool) -> None:
 @REENTRANT
 @pytest.mark.parametrize("kind", ["default", "paper"])
 def test_a_checkpointed_head_is_refused(kind: str, reentrant: bool) -> None:
-    head = DRFHead(DIMS, 3) if kind == "default" else DRFHead.paper(DIMS, 3)
+    head = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
 
     def logits(image: Tensor, text: Tensor) -> Tensor:
         out: Tensor = head({"image": image, "text": text}).logits
@@ -76,7 +76,7 @@ def test_a_checkpointed_head_is_refused(kind: str, reentrant: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["default", "paper"])
 def test_a_compiled_head_is_refused_too(kind: str) -> None:
-    head: Any = DRFHead(DIMS, 3) if kind == "default" else DRFHead.paper(DIMS, 3)
+    head: Any = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
     compiled: Any = torch.compile(head, backend="aot_eager")
 
     def logits(image: Tensor, text: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def test_a_compiled_head_is_refused_too(kind: str) -> None:
 @REENTRANT
 @pytest.mark.parametrize("kind", ["default", "paper"])
 def test_an_evaluated_head_may_be_checkpointed(kind: str, reentrant: bool) -> None:
-    head = (DRFHead(DIMS, 3) if kind == "default" else DRFHead.paper(DIMS, 3)).eval()
+    head = (DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)).eval()
     image, text = torch.randn(5, 6, requires_grad=True), torch.randn(5, 4)
 
     def logits(image: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def test_checkpointed_encoders_change_nothing(kind: str) -> None:
     for wrapper in (lambda inner: inner, Checkpointed):
         torch.manual_seed(0)
         encoders = {m: nn.Sequential(nn.Linear(d, d), nn.ReLU()) for m, d in DIMS.items()}
-        head = DRFHead(DIMS, 3, dropout=0.0) if kind == "default" else DRFHead.paper(DIMS, 3)
+        head = DRFHead(DIMS, 3, dropout=0.0) if kind == "default" else PaperDRFHead(DIMS, 3)
         model = DRFClassifier({m: wrapper(e) for m, e in encoders.items()}, head)
         for _ in range(2):
             inputs = {m: torch.randn(8, d) for m, d in DIMS.items()}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfusion import DRFHead
+from robustfusion import DRFHead, PaperDRFHead
 from robustfusion.testing import assert_ignores_missing
 
 
@@ -297,7 +297,7 @@ def test_half_precision_poison_is_finite(batch: dict[str, Any]) -> None:
     assert_ignores_missing(half, {**batch, "inputs": inputs})
 
 
-@pytest.mark.parametrize("build_head", [DRFHead, DRFHead.paper])
+@pytest.mark.parametrize("build_head", [DRFHead, PaperDRFHead])
 def test_the_heads_of_this_package_pass(batch: dict[str, Any], build_head: Any) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

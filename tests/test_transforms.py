@@ -12,6 +12,7 @@ from robustfusion import (
     GaussianQualityEstimator,
     ModalityConverter,
     NeighborQualityEstimator,
+    PaperDRFHead,
     QualityWeightedFusion,
 )
 
@@ -20,7 +21,7 @@ KINDS = pytest.mark.parametrize("kind", ["default", "paper"])
 
 
 def make_head(kind: str) -> Any:
-    return DRFHead(DIMS, 3, dropout=0.0) if kind == "default" else DRFHead.paper(DIMS, 3)
+    return DRFHead(DIMS, 3, dropout=0.0) if kind == "default" else PaperDRFHead(DIMS, 3)
 
 
 def trained(kind: str) -> Any:

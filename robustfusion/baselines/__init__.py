@@ -5,7 +5,6 @@
 (or token) that holds NaN, infinity or a value beyond 1e9 counts as missing.
 """
 
-from robustfusion.baselines._output import HeadOutput
 from robustfusion.baselines.clmlf import CLMLFHead, CLMLFOutput
 from robustfusion.baselines.concatenation import ConcatenationHead
 from robustfusion.baselines.ecml import ECMLHead
@@ -23,6 +22,7 @@ from robustfusion.baselines.pdf import PDFHead, PDFOutput
 from robustfusion.baselines.qmf import QMFHead, QMFOutput
 from robustfusion.baselines.tmc import EvidentialOutput, TMCHead
 from robustfusion.baselines.unimodal import UnimodalHead
+from robustfusion.output import HeadOutput
 
 __all__ = [
     "CLMLFHead",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from robustfusion._head import make_safe
+from robustfusion._inputs import make_safe
 
 
 def masked_inputs(

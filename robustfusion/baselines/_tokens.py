@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robustfusion._head import LARGEST
+from robustfusion._inputs import LARGEST
 from robustfusion._modules import ModuleDict
 from robustfusion._validation import check_available, check_mask, check_names, check_vectors
 

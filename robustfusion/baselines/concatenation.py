@@ -9,7 +9,7 @@ from robustfusion._validation import check_between, check_dims, check_positive
 from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._inputs import drop_modalities, masked_inputs
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._output import HeadOutput
+from robustfusion.output import HeadOutput
 
 
 class ConcatenationHead(nn.Module):

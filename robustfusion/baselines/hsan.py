@@ -10,8 +10,8 @@ from robustfusion._validation import check_dims, check_positive
 from robustfusion.baselines._attention import AttentionPool
 from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._output import HeadOutput
 from robustfusion.baselines._tokens import masked_tokens, pick_text, projections
+from robustfusion.output import HeadOutput
 
 
 class HSANHead(nn.Module):

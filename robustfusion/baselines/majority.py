@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustfusion._validation import check_dims, check_labels, check_positive
 from robustfusion.baselines._inputs import masked_inputs
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._output import HeadOutput
+from robustfusion.output import HeadOutput
 
 
 class MajorityHead(nn.Module):

@@ -11,9 +11,9 @@ from robustfusion._validation import check_dims, check_positive
 from robustfusion.baselines._attention import MultiHeadAttention, masked_token_mean
 from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._output import HeadOutput
 from robustfusion.baselines._tokens import masked_tokens, projections
 from robustfusion.functional import at_least_float32
+from robustfusion.output import HeadOutput
 
 MOMENTUM = 0.1
 

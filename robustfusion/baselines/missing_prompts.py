@@ -10,8 +10,8 @@ from robustfusion._validation import check_between, check_dims, check_positive
 from robustfusion.baselines._attention import TransformerBlock
 from robustfusion.baselines._inputs import drop_modalities
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines._output import HeadOutput
 from robustfusion.baselines._tokens import masked_tokens, projections
+from robustfusion.output import HeadOutput
 
 
 class MissingPromptsHead(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustfusion.diagnostics import candidate_names
+from robustfusion.candidates import candidate_names
 from robustfusion.disruption import Disruption
 from robustfusion.evaluation.data import EvaluationData, Rows
 from robustfusion.evaluation.results import Recovered

@@ -67,7 +67,7 @@ def make_head(kind: str, **options: Any) -> nn.Module:
         head.queues["text"] = FeatureQueue(DIMS["text"], 20)  # so that the ring closes
         return head
     if kind == "paper-small":
-        return DRFHead.paper(DIMS, num_classes=3)
+        return PaperDRFHead(DIMS, num_classes=3)
     return DRFHead(
         DIMS,
         num_classes=3,

@@ -1,0 +1,77 @@
+"""Which modalities each candidate of a sample trusts."""
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+
+def enumerate_candidates(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """List which modalities each candidate trusts: all, all but one, one alone.
+
+    Up to three modalities these are all subsets. Beyond, they stay 2M + 1 in number where all
+    subsets would be 2^M − 1, so that cost is quadratic in M.
+
+    >>> enumerate_candidates(["image", "text"])
+    (('image', 'text'), ('image',), ('text',))
+    """
+    names = tuple(names)
+    sizes = sorted({len(names), len(names) - 1, 1}, reverse=True)
+    return tuple(subset for size in sizes for subset in combinations(names, size))
+
+
+def trusted_by(modalities: int, device: torch.device) -> Tensor:
+    """Which modalities each of the candidates above trusts, (K, M) bool.
+
+    >>> trusted_by(2, torch.device("cpu"))
+    tensor([[ True,  True],
+            [ True, False],
+            [False,  True]])
+    """
+    alone = torch.eye(modalities, dtype=torch.bool, device=device)
+    # All but one in the order of what they keep: the last modality goes first.
+    but_one = [~alone.flip(0)] if modalities > 2 else []
+    return torch.cat([torch.ones_like(alone[:1]), *but_one, alone])
+
+
+def distinct_candidates(trusted: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Restrict candidates to what is present, and keep one of those that become the same.
+
+    Args:
+        trusted: (K, M) bool, which modalities each candidate trusts: all, all but one, one alone.
+        present: (B, M) bool.
+
+    Returns:
+        (B, K, M) bool, the modalities that a candidate still trusts, and (B, K) bool, False for a
+        candidate that trusts nothing or what a smaller one trusts too.
+    """
+    modalities = trusted.shape[1]
+    size, here = trusted.sum(1), present.sum(1, keepdim=True)
+    trusts_all_here = ~(present[:, None] & ~trusted).any(-1)
+    trusts_absent = (trusted & ~present[:, None]).any(-1)
+    alone = ~trusts_absent
+    # It equals one of the smaller candidates unless nothing is absent, or too much.
+    complete = (here == modalities) | ((here > 1) & (here < modalities - 1))
+    # Without a modality that is absent anyway it stands for the complete rest.
+    but_one = (trusts_all_here & (here > 1) & (here == modalities - 1)) | (
+        ~trusts_all_here & (here > 2)
+    )
+    # Not torch.where: ONNX runtimes have none for bool.
+    every, one = size == modalities, size == 1
+    usable = (every & complete) | (one & alone) | (~every & ~one & but_one)
+    return trusted & present[:, None], usable
+
+
+def candidate_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Name the ``count`` candidates of a model: those of its ``candidates``, if it has so many.
+
+    >>> from robustfusion import DRFHead
+    >>> candidate_names(DRFHead({"image": 8, "text": 4}, num_classes=3), 3)
+    ('image+text', 'image', 'text')
+    """
+    for module in model.modules():
+        candidates = getattr(module, "candidates", None)
+        if isinstance(candidates, tuple) and len(candidates) == count:
+            return tuple(c if isinstance(c, str) else "+".join(c) for c in candidates)
+    return tuple(f"candidate {k}" for k in range(count))
