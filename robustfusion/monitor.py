@@ -238,21 +238,12 @@ class DriftMonitor:
         cell = self._cell(p[here], self.names[m])
         n = int(self._available[m])
         q = self._rank(m, cell, n)
-        seen = torch.arange(n, n + len(cell) + 1, dtype=torch.float64)
-        reserve = 1 / (1 + (1 + seen / _HALF_LIFE).log())
-        staked = ((reserve[:-1] - reserve[1:]) / len(_BETS)).log()
-        gain = torch.stack([_log_density(q, *bet) for bet in _BETS], dim=1)
-        total = gain.cumsum(0)
-        # stakes_n = f(q_n) (stakes_(n-1) + staked_n), for all rows at once
-        joined = staked[:, None] - (total - gain)
-        joined = torch.cat([self._stakes[m][None], joined]).logcumsumexp(0)[1:]
-        stakes = joined + total
-        capital = torch.logaddexp(stakes.logsumexp(1), reserve[1:].log()) / math.log(10)
+        stakes, evidence = wager(q, n, self._stakes[m])
         if len(cell):
             self._stakes[m] = stakes[-1]
             self._cells[m] += cell.bincount(minlength=_CELLS)
             self._available[m] += len(cell)
-        return torch.cat([self._evidence[m][None], capital])[here.cumsum(0)]
+        return torch.cat([self._evidence[m][None], evidence])[here.cumsum(0)]
 
     def _rank(self, m: int, cell: Tensor, n: int) -> Tensor:
         """Smoothed conformal p-values of rows n, n + 1, ... of one name, (B,) in (0, 1]."""
@@ -318,6 +309,25 @@ class DriftMonitor:
             f"DriftMonitor({list(self.names)}, delta={self.delta}, references={self.references}, "
             f"seed={self.seed})"
         )
+
+
+def wager(
+    q: Tensor, rows: int, stakes: Tensor, bets: Sequence[tuple[float, float, int]] = _BETS
+) -> tuple[Tensor, Tensor]:
+    """Bet on uniform numbers, (B,); return the log-stakes (B, E) and log10 of the capital (B,).
+
+    ``rows`` is how many were bet on before, ``stakes`` (E,) what that left.
+    """
+    seen = torch.arange(rows, rows + len(q) + 1, dtype=torch.float64)
+    reserve = 1 / (1 + (1 + seen / _HALF_LIFE).log())
+    staked = ((reserve[:-1] - reserve[1:]) / len(bets)).log()
+    gain = torch.stack([_log_density(q, *bet) for bet in bets], dim=1)
+    total = gain.cumsum(0)
+    # stake_n = f(q_n) (stake_(n-1) + staked_n), for all rows at once.
+    joined = torch.cat([stakes[None], staked[:, None] - (total - gain)])
+    stakes = joined.logcumsumexp(0)[1:] + total
+    capital = torch.logaddexp(stakes.logsumexp(1), reserve[1:].log())
+    return stakes, capital / math.log(10)
 
 
 def _log_density(q: Tensor, share: float, power: float, end: int) -> Tensor:
