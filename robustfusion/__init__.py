@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from robustfusion import functional
+from robustfusion.calibration import CalibrationReport, calibrate
 from robustfusion.classifier import DRFClassifier
 from robustfusion.conversion import ModalityConverter
 from robustfusion.drf import DRFHead
@@ -23,6 +24,7 @@ from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
 from robustfusion.standardize import Standardize
 
 __all__ = [
+    "CalibrationReport",
     "CrossModalRecovery",
     "DRFClassifier",
     "DRFHead",
@@ -44,6 +46,7 @@ __all__ = [
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",
+    "calibrate",
     "functional",
 ]
 

@@ -1,6 +1,7 @@
 """Typed containers and the small network that several heads share."""
 
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Generic
 
@@ -39,6 +40,21 @@ def mlp(*widths: int, dropout: float = 0.0) -> nn.Sequential:
             layers += [nn.ReLU(), nn.Dropout(dropout)]
         layers.append(nn.Linear(fan_in, fan_out))
     return nn.Sequential(*layers)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode that each module was in.
+
+    One by one: a frozen encoder inside a training model stays in evaluation mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def keep_rows(features: Tensor, available: Tensor) -> Tensor:

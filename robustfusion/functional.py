@@ -271,10 +271,27 @@ def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) ->
                 [ 1.]])
     """
     with torch.autocast(features.device.type, enabled=False):
-        mean, scale = (at_least_float32(moment) for moment in gaussian)
-        if scale.ndim:
-            scale = scale + 0.01 * scale.mean()
+        mean, scale = _center_and_scale(gaussian)
         return (at_least_float32(features) - mean) * (spread / scale)
+
+
+def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) -> Tensor:
+    """Undo :func:`standardize`, (..., D) -> (..., D).
+
+    Example:
+        >>> gaussian = Gaussian(torch.tensor([2.0]), torch.tensor(2.0))
+        >>> destandardize(torch.tensor([[-1.0], [1.0]]), gaussian)
+        tensor([[0.],
+                [4.]])
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        mean, scale = _center_and_scale(gaussian)
+        return at_least_float32(features) * (scale / spread) + mean
+
+
+def _center_and_scale(gaussian: Gaussian) -> tuple[Tensor, Tensor]:
+    mean, scale = (at_least_float32(moment) for moment in gaussian)
+    return mean, scale + 0.01 * scale.mean() if scale.ndim else scale
 
 
 def nearest_similarity(

@@ -60,8 +60,10 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def observe(self, rows: Tensor, available: Tensor) -> None:
+    def observe(self, rows: Tensor, available: Tensor | None = None) -> None:
         """Take in the available rows of (B, D); the others may hold anything."""
+        if available is None:
+            available = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
         with torch.autocast(rows.device.type, enabled=False):
             x = at_least_float32(rows)
             number = available.sum()

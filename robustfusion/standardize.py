@@ -16,10 +16,10 @@ class Standardize(nn.Module):
     r"""Center the features of one modality and scale them to a given spread.
 
     :math:`s\,(f - \mu) / \sigma`. "diag" gives each coordinate the deviation :math:`s`;
-    "spherical" multiplies all of them by one number, so that the root mean square distance from
-    the mean, the paper's σ (2), becomes :math:`s`. It has no parameters. For frozen encoders ``fit``
-    it to the training features; else it follows them in training mode, about the last ``window`` rows, and
-    what it did not see yet passes as it is.
+    "spherical" multiplies all of them by one number, so that the root mean square distance
+    from the mean, the paper's σ (2), becomes :math:`s`. It has no parameters. For frozen
+    encoders ``fit`` it to the training features; else it follows them in training mode, about
+    the last ``window`` rows, and what it did not see yet passes as it is.
 
     Args:
         dim: Width D of one feature vector.
