@@ -16,7 +16,7 @@ CovarianceType = Literal["spherical", "diag", "full"]
 
 _MAX_EXPONENT = 30.0
 _SAME = 1e-3  # relative error of a projection onto a copy of oneself
-_SAME_WAY = 0.9
+_SAME_WAY = 0.5
 
 
 class Gaussian(NamedTuple):
