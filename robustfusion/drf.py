@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,14 +15,14 @@ from robustfusion._validation import check_between, check_dims, check_labels, ch
 from robustfusion.candidates import distinct_candidates, enumerate_candidates, trusted_by
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue
-from robustfusion.functional import masked_mean
+from robustfusion.functional import destandardize, masked_mean, standardize
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput
 from robustfusion.quality import QualityEstimator
 from robustfusion.stand_in import RecoveredFeatures, StandIn
 
-_MEMBERS = 4
+_FARTHEST = 10.0  # of a standardized coordinate: a pixel that is hardly ever ink reaches 100
 
 
 class DRFHead(nn.Module):
@@ -36,9 +36,10 @@ class DRFHead(nn.Module):
 
     .. math::
         h_S = \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
-              + \sum_{m \notin S} (t_m + V_m \hat z_m)\Big), \qquad
+              + \sum_{m \notin S} (t_m + W_m \hat z_m)\Big), \qquad
+        g_S = \operatorname{ReLU}(U h_S + u), \\
         w_S = \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \qquad
-        \hat y = W \sum_S w_S h_S + b
+        \hat y = W \sum_S w_S g_S + b
 
     with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities
     :math:`q` and that of a stand-in, :math:`q_0`. A modality whose corruption shows in its
@@ -46,11 +47,10 @@ class DRFHead(nn.Module):
     :math:`q_m` also holds how well the prediction from m alone agrees with that of the others:
     a feature from another sample is typical, but contradicts them.
 
-    Training supervises every candidate, not the fused prediction; the hidden units form four
-    blocks that are supervised one by one, as an ensemble that shares its input layer. From four
-    modalities on, some are dropped at random, since not every subset is a candidate. A row that
-    holds NaN, inf or a value beyond 1e9 counts as missing. A sample without any modality gets the
-    classifier's bias.
+    Training supervises every candidate, not the fused prediction. From four modalities on, some
+    are dropped at random, since not every subset is a candidate. A row that holds NaN, inf or a
+    value beyond 1e9 counts as missing; a coordinate more than ten deviations from its mean counts
+    as ten. A sample without any modality gets the classifier's bias.
 
     After training, :func:`~robustfusion.calibrate` on held-out samples makes qualities, p-values
     and probabilities those of samples the head has not seen.
@@ -62,7 +62,7 @@ class DRFHead(nn.Module):
             modality.
         stand_in: Factory of a :class:`~robustfusion.StandIn`, called with ``dims`` and
             ``hidden_features``.
-        hidden_features: Width F of the fused vector, a multiple of 4.
+        hidden_features: Width F of both hidden layers, so of the fused vector.
         dropout: Probability of dropping a hidden unit in training.
         gather_distributed: Whether queues take the rows of all ranks. Then every rank holds the
             same state and DDP's default buffer broadcast is harmless; local queues need
@@ -114,10 +114,6 @@ class DRFHead(nn.Module):
         check_positive(num_classes, "num_classes")
         check_positive(hidden_features, "hidden_features")
         check_between(dropout, 0.0, 1.0, "dropout")
-        if hidden_features % _MEMBERS:
-            raise ValueError(
-                f"hidden_features must be a multiple of {_MEMBERS}, got {hidden_features}"
-            )
         self.num_classes = num_classes
         self.hidden_features = hidden_features
         self.gather_distributed = gather_distributed
@@ -127,6 +123,7 @@ class DRFHead(nn.Module):
             {name: nn.Linear(dim, hidden_features) for name, dim in self.dims.items()}
         )
         self.stand_in = stand_in(self.dims, hidden_features)
+        self.trunk = nn.Linear(hidden_features, hidden_features)
         self.dropout = nn.Dropout(dropout)
         self.fusion = QualityWeightedFusion()
         self.classifier = nn.Linear(hidden_features, num_classes)
@@ -147,42 +144,44 @@ class DRFHead(nn.Module):
         x, present = make_safe(features, available, self.dims)
         here = torch.stack(list(present.values()), dim=1)
         shown = self._drop_modalities(here) if self.training else here
-        trusted, usable = distinct_candidates(trusted_by(len(self.dims), here.device), shown)
+        every = trusted_by(len(self.dims), here.device)
+        trusted, usable = distinct_candidates(every, shown)
 
+        frames = {name: queue.gaussian() for name, queue in self.queues.items()}
         dtype = self.classifier.weight.dtype
-        z = {m: queue.standardize(x[m]).to(dtype) for m, queue in self.queues.items()}
+        z = {
+            name: standardize(x[name], frame).clamp(-_FARTHEST, _FARTHEST).to(dtype)
+            for name, frame in frames.items()
+        }
         log_quality = self._log_quality(x, present)
-        stand_in = self.stand_in(z, here)
+        stand_in = self.stand_in(z, here, self.embed)
         candidates = self._candidates(z, stand_in.hidden, trusted)
-
-        member_logits = self._member_logits(candidates) if self.training else None
-        candidate_logits = (
-            self.classifier(candidates) if member_logits is None else member_logits.mean(2)
-        )
+        candidate_logits = self.classifier(candidates)
         weights = self._weights(log_quality, candidate_logits, trusted, shown, usable)
         fused = (weights.to(candidates.dtype)[:, None] @ candidates).squeeze(1)
         logits = self.classifier(fused)
         return DRFOutput(
-            logits=logits if self.training else logits / self._temperature(here),
+            logits=logits if self.training else logits / self._temperature(here, every),
             fused=fused,
             features=x,
             candidate_logits=candidate_logits,
             weights=weights,
             log_quality=dict(zip(self.dims, log_quality.unbind(1), strict=True)),
-            recovered=stand_in.recovered,
+            recovered={
+                target: self._by_source(target, destandardize(made, frames[target]))
+                for target, made in stand_in.recovered.items()
+            },
             aux_loss=stand_in.loss,
             usable=usable,
-            member_logits=member_logits,
         )
 
     def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
-        """Return the training objective: the mean cross-entropy of the members of candidates."""
+        """Return the training objective: the mean cross-entropy of the candidates."""
         check_labels(labels, output.usable.shape[0], self.num_classes)
-        members = output.member_logits
-        logits = output.candidate_logits[:, :, None] if members is None else members
-        target = labels[:, None, None].expand(logits.shape[:3])
-        loss = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
-        loss = loss.view(target.shape).mean(2).where(output.usable, 0.0)
+        logits = output.candidate_logits
+        target = labels[:, None].expand(logits.shape[:2])
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        loss = loss.view(target.shape).where(output.usable, 0.0)
         per_sample = loss.sum(1) / output.usable.sum(1).clamp_min(1)
         return masked_mean(per_sample, output.usable.any(1)) + output.aux_loss
 
@@ -215,6 +214,11 @@ class DRFHead(nn.Module):
             scores.append(score.where(mask, -torch.inf))
         return torch.stack(scores, dim=1)
 
+    def _by_source(self, target: str, made: Tensor) -> dict[str, Tensor]:
+        """What was recovered, (B, M, D), from each other modality."""
+        sources = zip(self.dims, made.unbind(1), strict=True)
+        return {source: rows for source, rows in sources if source != target}
+
     def _candidates(self, z: Mapping[str, Tensor], stand_in: Tensor, trusted: Tensor) -> Tensor:
         """The hidden units of each candidate, (B, K, F)."""
         own = torch.stack([embed(z[m]) for m, embed in self.embed.items()], dim=1)
@@ -224,15 +228,8 @@ class DRFHead(nn.Module):
         made = einsum(1 - mixing, sources, "b k t, b k s -> b k t s")
         # Two matrix products for all candidates at once.
         hidden = mixing @ own + made.flatten(2) @ stand_in.flatten(1, 2).to(own.dtype)
-        return self.dropout(F.relu(hidden))
-
-    def _member_logits(self, hidden: Tensor) -> Tensor:
-        """The prediction of each block of hidden units alone, (B, K, F) -> (B, K, E, C)."""
-        blocks = rearrange(hidden, "b k (e f) -> b k e f", e=_MEMBERS)
-        # Each block stands for the whole, so its share of the weights is scaled up; the mean of
-        # the members is then what the classifier says of all hidden units together.
-        weight = _MEMBERS * rearrange(self.classifier.weight, "c (e f) -> c e f", e=_MEMBERS)
-        return einsum(blocks, weight, "b k e f, c e f -> b k e c") + self.classifier.bias
+        hidden = self.dropout(F.relu(hidden))
+        return self.dropout(F.relu(self.trunk(hidden)))
 
     def _weights(
         self,
@@ -249,9 +246,9 @@ class DRFHead(nn.Module):
         log_weight = evidence[:, None].where(trusted, self.stand_in.log_quality * stood_in).sum(-1)
         return self.fusion.weights(log_weight, usable)
 
-    def _temperature(self, here: Tensor) -> Tensor:
-        """What logits are divided by, (B, M) -> (B, 1), by which modalities are there."""
-        same = (trusted_by(len(self.dims), here.device) == here[:, None]).all(-1)
+    def _temperature(self, here: Tensor, every: Tensor) -> Tensor:
+        """What logits are divided by, (B, M) and (K, M) -> (B, 1), by what is there."""
+        same = (every == here[:, None]).all(-1)
         own = (same * self.temperature[:-1]).sum(-1, keepdim=True)
         return own.where(same.any(-1, keepdim=True), self.temperature[-1])
 

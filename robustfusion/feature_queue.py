@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robustfusion._recompute import inside_backward
 from robustfusion._state import snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
-from robustfusion.functional import standardize
+from robustfusion.functional import Gaussian, standardize
 from robustfusion.moments import RunningMoments
 
 
@@ -110,11 +110,15 @@ class FeatureQueue(nn.Module):
             self.moments.observe(features, available)
         return slots
 
+    def gaussian(self) -> Gaussian:
+        """Return mean and deviation of each coordinate, by the moments of the queue."""
+        if self.moments is None:
+            raise ValueError("moments are kept by FeatureQueue(..., track_moments=True) only")
+        return self.moments.gaussian("diag")
+
     def standardize(self, features: Tensor) -> Tensor:
         """Give each coordinate mean 0 and deviation 1 by the moments of the queue."""
-        if self.moments is None:
-            raise ValueError("standardize needs FeatureQueue(..., track_moments=True)")
-        return standardize(features, self.moments.gaussian("diag"))
+        return standardize(features, self.gaussian())
 
     def reset(self) -> None:
         """Forget everything."""

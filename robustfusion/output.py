@@ -51,8 +51,6 @@ class DRFOutput(NamedTuple):
         recovered: ``recovered[target][source]``, (B, D_target); empty where nothing is.
         aux_loss: Scalar, the loss terms that need no labels.
         usable: (B, K) bool, True where a candidate exists for the sample.
-        member_logits: (B, K, E, C), what ``head.loss`` supervises; their mean over E is
-            ``candidate_logits``. ``None`` in evaluation and where candidates have no members.
 
     Example:
         >>> import torch
@@ -79,4 +77,3 @@ class DRFOutput(NamedTuple):
     recovered: dict[str, dict[str, Tensor]]
     aux_loss: Tensor
     usable: Tensor
-    member_logits: Tensor | None = None
