@@ -11,6 +11,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FRAMEWORKS = {
     "train_ddp.py": ("sklearn", "typer", "accelerate", "safetensors"),
+    "train_fsdp.py": ("sklearn", "typer"),
     "train_lightning.py": ("sklearn", "typer", "lightning"),
     "train_trainer.py": ("sklearn", "typer", "accelerate", "transformers"),
 }
@@ -52,12 +53,13 @@ def test_each_example_has_fewer_than_a_hundred_lines() -> None:
     [
         ("train_ddp.py", (), TORCHRUN),
         ("train_ddp.py", (), ()),
+        ("train_fsdp.py", (), TORCHRUN),
         ("train_lightning.py", (), ()),
         ("train_lightning.py", ("--devices", "2"), ()),
         ("train_trainer.py", (), ()),
         ("train_trainer.py", (), TORCHRUN),
     ],
-    ids=["ddp-2", "ddp-1", "lightning-1", "lightning-2", "trainer-1", "trainer-2"],
+    ids=["ddp-2", "ddp-1", "fsdp-2", "lightning-1", "lightning-2", "trainer-1", "trainer-2"],
 )
 def test_the_example_learns(
     example: str,
@@ -69,7 +71,7 @@ def test_the_example_learns(
     for module in FRAMEWORKS[example]:
         pytest.importorskip(module)
     ranks = 2 if launcher or arguments else 1
-    short = {"train_ddp.py": 2, "train_lightning.py": 1, "train_trainer.py": 1}
+    short = {"train_ddp.py": 2, "train_fsdp.py": 2, "train_lightning.py": 1, "train_trainer.py": 1}
     if ranks != short[example] and not request.config.getoption("--long"):
         pytest.skip("a second number of ranks: with --long")
     output = run(tmp_path, *launcher, str(EXAMPLES / example), "--epochs", "3", *arguments)

@@ -2,22 +2,15 @@
 
 from robustfusion.disruption._draws import SampleId, Severity, canonical_id, sample_generator
 from robustfusion.disruption.cached import DisruptedFeatures, disrupt_features
-from robustfusion.disruption.data import (
-    DisruptedCollate,
-    DisruptedDataset,
-    collate,
-    placeholder,
-)
+from robustfusion.disruption.data import DisruptedDataset, collate, placeholder
 from robustfusion.disruption.features import FeatureCorruption
 from robustfusion.disruption.grid import Condition, robustness_grid
 from robustfusion.disruption.images import ImageCorruption
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 from robustfusion.disruption.texts import TextCorruption
-from robustfusion.disruption.tokens import TokenCorruption
 
 __all__ = [
     "Condition",
-    "DisruptedCollate",
     "DisruptedDataset",
     "DisruptedFeatures",
     "Disruption",
@@ -27,7 +20,6 @@ __all__ = [
     "SampleId",
     "Severity",
     "TextCorruption",
-    "TokenCorruption",
     "canonical_id",
     "collate",
     "disrupt_features",

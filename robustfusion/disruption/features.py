@@ -119,3 +119,7 @@ class FeatureCorruption:
             for row, sample_id in zip(features, ids, strict=True)
         ]
         return torch.stack(corrupted)
+
+
+# What setting "P" does to features.
+PARTIAL = FeatureCorruption(kind="gap")

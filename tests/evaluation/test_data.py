@@ -85,10 +85,10 @@ def test_cached_features_refuse(change: dict[str, Any], message: str) -> None:
         ({"labels": [0, 1, 0, 1]}, "labels must be a tensor, got list"),
         ({"features": {"image": np.zeros((4, 2)), "text": torch.zeros(4, 2)}}, "got ndarray"),
         (
-            {"features": {"image": torch.zeros(4, 2), "text": torch.zeros(4, 2).long()}},
-            r'features\["text"\] must be a floating tensor, got torch.int64',
+            {"corrupted": {"image": torch.zeros(4, 2).long()}},
+            r'corrupted\["image"\] must be torch.float32 as the features, got torch.int64',
         ),
-        ({"corrupted": {"image": None}}, r'corrupted\["image"\], .* got NoneType'),
+        ({"corrupted": {"image": None}}, r'corrupted\["image"\] must be .* got NoneType'),
         ({"available": {"image": torch.ones(4)}}, r'available\["image"\] must be a bool tensor'),
         ({"available": {"image": [True] * 4}}, r'available\["image"\] must .* got list'),
         ({"ids": ["a", 0.5, "b", "c"]}, "a sample id must be a str or an int, got 0.5"),
