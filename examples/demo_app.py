@@ -15,10 +15,10 @@ from typing import Any, get_args
 try:
     import numpy as np
     import streamlit as st
+    from main_job.drawing import draw_post
     from main_job.predictor import Predictor
     from streamlit import runtime
 
-    from robustfusion.datasets.drawing import draw_post
     from robustfusion.datasets.reading import BadFileError, read_image
     from robustfusion.disruption import ImageCorruption, TextCorruption, sample_generator
     from robustfusion.disruption.images import ImageKind

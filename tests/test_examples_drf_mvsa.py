@@ -22,12 +22,13 @@ pytest.importorskip("tqdm")
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
+from main_job.posts import make_posts
 from typer import Typer
 from typer.testing import CliRunner
 
 from robustfusion import DRFClassifier, DRFHead
 from robustfusion.checkpoint import load_checkpoint, load_model, read_config, save_checkpoint
-from robustfusion.datasets import MVSA, FeatureCache, encode, make_posts
+from robustfusion.datasets import MVSA, FeatureCache, encode
 from robustfusion.disruption import ImageCorruption, TextCorruption
 from robustfusion.evaluation import RawSamples, robustness_report
 

@@ -19,11 +19,12 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 pytest.importorskip("PIL.Image")
 
+from main_job.posts import make_posts
 from typer import Typer
 from typer.testing import CliRunner, Result
 
 from robustfusion.checkpoint import save_model
-from robustfusion.datasets import MVSA, load_splits, make_posts
+from robustfusion.datasets import MVSA, load_splits
 from robustfusion.evaluation import RobustnessReport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
+from main_job.posts import make_posts
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from robustfusion.baselines import ConcatenationHead
-from robustfusion.datasets import MVSA, make_posts
+from robustfusion.datasets import MVSA
 from robustfusion.integrations.sklearn import RobustFusionClassifier
 
 Features = dict[str, np.ndarray]

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from _gallery import BLUE, new_figure, save
 from _tiny_models import make_tiny_models
+from main_job.posts import make_posts
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from robustfusion import DRFClassifier, DRFHead
-from robustfusion.datasets import MVSA, make_posts
+from robustfusion.datasets import MVSA
 from robustfusion.integrations.transformers import TransformersCollate, TransformersEncoder
 
 

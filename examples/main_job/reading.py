@@ -9,6 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from main_job.encoders import SetupError, encoding
+from main_job.posts import make_posts
 from main_job.settings import Settings
 from robustfusion.datasets import (
     MVSA,
@@ -18,7 +19,6 @@ from robustfusion.datasets import (
     Splits,
     encode,
     load_splits,
-    make_posts,
     stratified_split,
 )
 from robustfusion.disruption import ImageCorruption, TextCorruption

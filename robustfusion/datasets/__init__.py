@@ -1,4 +1,4 @@
-"""Data sets of image-text posts: readers, splits, reports, a feature cache and a generator."""
+"""Data sets of image-text posts: readers, splits, reports, features computed once."""
 
 from robustfusion.datasets.cache import FeatureCache, module_fingerprint
 from robustfusion.datasets.duplicates import normalize_text
@@ -7,7 +7,6 @@ from robustfusion.datasets.mvsa import MVSA
 from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
 from robustfusion.datasets.post_table import PostTable
-from robustfusion.datasets.posts import make_posts
 from robustfusion.datasets.reading import read_image
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
 from robustfusion.datasets.samples import Sample
@@ -29,7 +28,6 @@ __all__ = [
     "TumEmo",
     "encode",
     "load_splits",
-    "make_posts",
     "module_fingerprint",
     "normalize_text",
     "read_image",

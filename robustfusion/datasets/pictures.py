@@ -66,7 +66,7 @@ def decode(content: bytes, name: str, *, small: bool = False) -> "Image.Image":
                 # JPEG decodes at an eighth of the size, still reading the file to its end.
                 image.draft("RGB", (64, 64))
             image.load()
-            return _upright(_to_rgb(image), image)
+            return _upright(to_rgb(image), image)
     except BadFileError:
         raise
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
@@ -90,7 +90,8 @@ def fingerprint(image: "Image.Image") -> NDArray[np.bool_] | None:
     return rises
 
 
-def _to_rgb(image: "Image.Image") -> "Image.Image":
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """Bring a picture of any mode to 8-bit RGB, what is transparent on white."""
     pillow = import_pillow()
     if image.mode.startswith("I") or image.mode == "F":
         return pillow.fromarray(_eight_bits(image)).convert("RGB")  # type: ignore[no-any-return]

@@ -2,20 +2,13 @@
 
 from robustfusion.disruption._draws import SampleId, Severity, sample_generator
 from robustfusion.disruption.cached import DisruptedFeatures, disrupt_features
-from robustfusion.disruption.data import (
-    DisruptedCollate,
-    DisruptedDataset,
-    collate,
-    placeholder,
-)
+from robustfusion.disruption.data import DisruptedDataset, collate, placeholder
 from robustfusion.disruption.features import FeatureCorruption
 from robustfusion.disruption.images import ImageCorruption
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 from robustfusion.disruption.texts import TextCorruption
-from robustfusion.disruption.tokens import TokenCorruption
 
 __all__ = [
-    "DisruptedCollate",
     "DisruptedDataset",
     "DisruptedFeatures",
     "Disruption",
@@ -25,7 +18,6 @@ __all__ = [
     "SampleId",
     "Severity",
     "TextCorruption",
-    "TokenCorruption",
     "collate",
     "disrupt_features",
     "placeholder",

@@ -1,4 +1,5 @@
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -198,3 +199,11 @@ def test_digests_do_not_depend_on_verification(three_posts: Path, modality: str)
         else:
             assert digest == early.content_digest(index, modality)
     assert early.content_digest(1, "image") is early.content_digest(2, "text") is None
+
+
+def test_without_pillow_the_extra_is_named(
+    three_posts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r'pip install "robustfusion\[data\]"'):
+        MVSA(three_posts)
