@@ -62,9 +62,8 @@ class Watch:
 
     def p_values(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         """P-values of the modalities and of the pairing."""
-        pairing = self.pairing.p_value(image, text)
         alone = {"image": self.image.p_value(image), "text": self.text.p_value(text)}
-        return {**alone, "pairing": pairing}
+        return {**alone, "pairing": self.pairing.p_value(image, text)}
 
 
 def main(folder: Path, features: Path | None = None, good_rows: int = 10_000) -> dict[str, int]:
