@@ -1,10 +1,13 @@
 """Mean, variance and skew of a stream of rows, at a cost that does not grow with its length."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import keep_rows
-from robustfusion._state import snapshot
+from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
 
@@ -65,6 +68,9 @@ class RunningMoments(nn.Module):
         self.register_buffer("diagonal", torch.stack([torch.zeros(dim), torch.ones(dim)]))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keep_float32(fn, self.moments, self.diagonal), recurse)
+
     @torch.no_grad()
     def observe(self, rows: Tensor, available: Tensor | None = None) -> None:
         """Take in the available rows of (B, D); the others may hold anything."""
@@ -74,9 +80,10 @@ class RunningMoments(nn.Module):
             number = available.sum()
             self.count.add_(number).clamp_max_(self.window)
             x = keep_rows(at_least_float32(rows), available)
+            x = x.to(torch.promote_types(x.dtype, self.moments.dtype))
             share = (number / self.count.clamp_min(1)).clamp_max(1).to(x.dtype)
             weight = (available / number.clamp_min(1)).to(x.dtype)
-            mean, variance, third = at_least_float32(self.moments)
+            mean, variance, third = self.moments.to(x.dtype)
             batch_mean = weight @ x
             centered = x - batch_mean
             square = centered.square()

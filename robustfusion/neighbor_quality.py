@@ -1,8 +1,12 @@
 """How odd a feature is, from its neighbors in a queue of its modality."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor
 
+from robustfusion._state import keep_float32
 from robustfusion._validation import check_positive
 from robustfusion.functional import at_least_float32, nearest_similarity
 from robustfusion.quality import QualityEstimator
@@ -65,6 +69,9 @@ class NeighborQualityEstimator(QualityEstimator):
         self.register_buffer("origin", torch.zeros(dim))
         # Of each row as it was standardized when it came, in the slots of the queue.
         self.register_buffer("inverse_lengths", torch.zeros(capacity + 1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keep_float32(fn, self.inverse_lengths), recurse)
 
     @torch.no_grad()
     def measure(self, features: Tensor) -> Tensor:

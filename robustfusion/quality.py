@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Self, cast, get_args
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfusion._modules import keep_rows
-from robustfusion._state import snapshot
+from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import (
@@ -114,6 +115,11 @@ class QualityEstimator(nn.Module, ABC):
         self.register_buffer("usual", _UNKNOWN.clone())
         self.register_buffer("held_out", torch.zeros(_REFERENCES))
         self.register_buffer("held_out_count", torch.zeros((), dtype=torch.long))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(
+            keep_float32(fn, self.usual, self.held_out, self.recent.rows), recurse
+        )
 
     @abstractmethod
     def measure(self, features: Tensor) -> Tensor:
@@ -337,6 +343,9 @@ class GaussianQualityEstimator(QualityEstimator):
         born = self._standard_normal()
         self.register_buffer("mean", born.mean)
         self.register_buffer("scale", born.scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keep_float32(fn, self.mean, self.scale), recurse)
 
     @property
     def distribution(self) -> Gaussian:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from reproductions._pooling import masked_token_mean
 from reproductions._tokens import masked_tokens, projections
 from robustfusion._modules import ModuleDict, ModuleList, mlp
-from robustfusion._recompute import refuse_recompute
+from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_dims, check_positive
 from robustfusion.baselines._attention import MultiHeadAttention
 from robustfusion.baselines._objectives import cross_entropy, zero_loss

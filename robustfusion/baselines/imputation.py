@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion._recompute import refuse_recompute
-from robustfusion._state import snapshot
+from robustfusion._state import refuse_recompute, snapshot
 from robustfusion._validation import check_dims, check_positive
 from robustfusion.baselines._inputs import masked_inputs
 from robustfusion.baselines._neighbors import (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from robustfusion.datasets.drawing import draw_post
+from main_job.drawing import draw_post
+from main_job.wording import write_post
+from robustfusion.datasets import stratified_split
 from robustfusion.datasets.labels import SENTIMENTS, combine
-from robustfusion.datasets.splits import stratified_split
-from robustfusion.datasets.wording import write_post
 
 SHARES = {"positive": 0.45, "neutral": 0.25, "negative": 0.30}
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -27,7 +27,7 @@ def make_posts(
     size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a small data set of drawn images and made-up texts that :class:`MVSA` reads.
+    """Write a small data set of drawn images and made-up texts that ``datasets.MVSA`` reads.
 
     Each post has a sentiment: 45 % positive, 25 % neutral, 30 % negative. Its image (a face,
     weather or a heart) and its text (a few clauses, with negations and contrasts) say so, except
@@ -57,6 +57,8 @@ def make_posts(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from main_job.posts import make_posts
         >>> root = make_posts(Path(tempfile.mkdtemp()) / "posts", n=20)
         >>> sorted(path.name for path in root.iterdir())
         ['data', 'labelResultAll.txt', 'posts.json', 'splits.json']
@@ -69,7 +71,11 @@ def make_posts(
         raise ValueError(f"size must be in [32, 512], got {size}")
     root = Path(root)
     stamp = json.dumps({"n": n, "seed": seed, "mismatch": mismatch, "size": size, "version": 1})
-    if (root / "posts.json").is_file() and (root / "posts.json").read_text() == stamp:
+
+    def made() -> bool:
+        return (root / "posts.json").is_file() and (root / "posts.json").read_text() == stamp
+
+    if made():
         return root
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"root must be empty or hold the same posts, {root} holds other files")
@@ -80,9 +86,13 @@ def make_posts(
         _write(scratch, n, seed, mismatch, size, progress)
         (scratch / "posts.json").write_text(stamp)
         scratch.chmod(0o755)
-        if root.exists():
-            root.rmdir()
-        scratch.rename(root)
+        try:
+            if root.exists():
+                root.rmdir()
+            scratch.rename(root)
+        except OSError:
+            if not made():  # else another process was faster
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root

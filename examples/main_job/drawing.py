@@ -2,14 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-from robustfusion.datasets.reading import import_pillow
-
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image, ImageDraw
 
 Color = tuple[int, int, int]
 
@@ -20,8 +16,6 @@ class _Canvas:
     """A drawing surface in units of the image's side, with its own source of choices."""
 
     def __init__(self, image: Any, random: np.random.Generator) -> None:
-        from PIL import ImageDraw
-
         self.pen = ImageDraw.Draw(image)
         self.side = image.size[0]
         self.random = random
@@ -46,7 +40,7 @@ class _Canvas:
         self.pen.polygon([(x * self.side, y * self.side) for x, y in points], fill=color)
 
 
-def draw_post(sentiment: str, size: int, random: np.random.Generator) -> "Image.Image":
+def draw_post(sentiment: str, size: int, random: np.random.Generator) -> Image.Image:
     """Draw an image that a human reads as positive, neutral or negative.
 
     Args:
@@ -57,25 +51,22 @@ def draw_post(sentiment: str, size: int, random: np.random.Generator) -> "Image.
     Returns:
         An RGB image.
     """
-    pillow = import_pillow()
     large = size * OVERSAMPLING
     motifs: tuple[Callable[[_Canvas, str], None], ...] = (_face, _weather, _heart)
     # Backgrounds lean towards the sentiment, weakly: colour alone does not tell.
     lean = {"positive": 32, "neutral": 0, "negative": -35}[sentiment]
     base = [int(value) for value in random.integers(70 + lean, 215 + lean, 3)]
-    image = pillow.new("RGB", (large, large), tuple(base))
+    image = Image.new("RGB", (large, large), tuple(base))
     canvas = _Canvas(image, random)
     _clutter(canvas, 2)
     motifs[int(random.integers(len(motifs)))](canvas, sentiment)
     if random.random() < 0.35:
         _clutter(canvas, 1)
-    image = image.resize((size, size), pillow.Resampling.BOX)
+    image = image.resize((size, size), Image.Resampling.BOX)
     pixels = np.asarray(image, np.float32)
     light = np.float32(random.uniform(0.8, 1.1))
     noise = random.standard_normal(pixels.shape, np.float32) * np.float32(random.uniform(3, 16))
-    result: Image.Image = pillow.fromarray(
-        np.clip(pixels * light + noise, 0, 255).astype(np.uint8)
-    )
+    result: Image.Image = Image.fromarray(np.clip(pixels * light + noise, 0, 255).astype(np.uint8))
     return result
 
 

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from robustfusion.datasets import Encoding
 
 
 class SetupError(Exception):
@@ -38,6 +41,10 @@ class ImageEncoder(nn.Module):
     def resize(self, image: Image.Image) -> Image.Image:
         """Bring an image to the encoder's size."""
         return image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
+
+    def blank(self) -> Image.Image:
+        """Return what stands for a missing image."""
+        return Image.new("RGB", (self.size, self.size))
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Return an image that has been resized, as uint8 (3, size, size)."""
@@ -187,17 +194,15 @@ class TransformersTextEncoder(nn.Module):
         return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-class Standardize(nn.Module):
-    """Frozen features, each dimension with mean 0 and deviation 1 over the training posts."""
+def encoding(encoder: Any, *, frozen: bool) -> Encoding:
+    """Say how inputs of a modality become features, or what a trained encoder is to take."""
 
-    def __init__(self, features: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("scale", features.std(0, correction=0).clamp_min(1e-4))
+    def prepare(values: list[Any]) -> Any:
+        return default_collate([encoder.prepare(value) for value in values])
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Shift and scale (B, D)."""
-        return (features - self.mean) / self.scale
+    if not frozen:
+        return Encoding(prepare)
+    return Encoding(prepare, encoder, encoder.preprocessing)
 
 
 def image_encoder(name: str) -> ImageEncoder:

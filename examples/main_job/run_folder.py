@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from encoders import SetupError
+
+from main_job.encoders import SetupError
 
 PACKAGES = ("robustfusion", "torch", "numpy", "pillow", "safetensors", "transformers")
 
@@ -63,6 +65,30 @@ def kept_settings(folder: Path, kept: Any, expected: type, context: Any) -> dict
         if not isinstance(value, types[name].__origin__ if name == "frozen" else types[name]):
             raise SetupError(f"{folder / 'settings.json'}: {name} cannot be {value!r}")
     return dict(kept)
+
+
+class Stopwatch:
+    """How long each stage of a run has taken, over all the processes that worked on it.
+
+    Args:
+        path: of the file that keeps the seconds; written at each tick.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = time.perf_counter()
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            self.seconds = {str(stage): float(value) for stage, value in kept.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            self.seconds = {}
+
+    def tick(self, stage: str) -> None:
+        """Count the time since the last tick for a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self.last, 3)
+        self.last = now
+        write_json(self.path, self.seconds)
 
 
 def run_record(**extra: Any) -> dict[str, Any]:
@@ -116,8 +142,10 @@ def commit() -> str | None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON for readers."""
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """Write JSON for readers, beside and renamed."""
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def _version(name: str) -> str | None:

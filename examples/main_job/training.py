@@ -2,25 +2,25 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from encoders import SetupError
-from prepared import PreparedPosts, to
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from main_job.encoders import SetupError
 from robustfusion.checkpoint import (
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
-from robustfusion.evaluation import robustness_grid
+from robustfusion.evaluation import CachedFeatures, robustness_grid
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Interrupted(Exception):
 
 def train(
     model: nn.Module,
-    posts: PreparedPosts,
+    posts: CachedFeatures,
     validate: Callable[[nn.Module], float],
     recipe: Recipe,
     directory: Path,
@@ -50,6 +50,7 @@ def train(
     device: str = "cpu",
     save_every: int = 200,
     title: str = "model",
+    on_save: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
     """Train, choose the epoch by ``validate``, and leave the model as it was then.
 
@@ -67,6 +68,7 @@ def train(
         device: where.
         save_every: steps.
         title: of the progress bar.
+        on_save: called with each checkpoint.
 
     Returns:
         For each epoch its number, mean training loss and validation score.
@@ -97,8 +99,16 @@ def train(
     def save() -> None:
         parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         save_checkpoint(last, {**parts, "random": random_state(), "state": state})
+        on_save()
 
-    bar = tqdm(total=total, initial=state["step"], desc=f"train {title}", unit="step", leave=False)
+    bar = tqdm(
+        total=total,
+        initial=state["step"],
+        desc=f"train {title}",
+        unit="step",
+        leave=False,
+        disable=None,
+    )
     with bar, catch_interrupt() as interrupted:
         while state["step"] < total:
             epoch, place = divmod(state["step"], per_epoch)
@@ -131,16 +141,15 @@ def train(
 def step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    posts: PreparedPosts,
+    posts: CachedFeatures,
     rows: Tensor,
     device: str,
 ) -> float:
     """Make one step and return its loss."""
     model.train()
-    inputs, available, labels = posts.rows(rows)
-    inputs = {name: to(value, device) for name, value in inputs.items()}
-    out = model(inputs, to(available, device))
-    loss = model.loss(out, labels.to(device))
+    inputs = take(posts.features, rows, device)
+    out = model(inputs, take(posts.available, rows, device))
+    loss = model.loss(out, posts.labels[rows].to(device))
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -149,7 +158,7 @@ def step(
 
 
 @torch.no_grad()
-def validation_score(model: nn.Module, posts: PreparedPosts, seed: int, device: str) -> float:
+def validation_score(model: nn.Module, posts: CachedFeatures, seed: int, device: str) -> float:
     """Return the mean accuracy over clean posts and each modality corrupted and discarded."""
     mode = model.training
     model.eval()
@@ -157,13 +166,32 @@ def validation_score(model: nn.Module, posts: PreparedPosts, seed: int, device: 
     for condition in robustness_grid(posts.modalities, settings=("C", "D"), rates=()):
         disruption = condition.disruption(posts.modalities, seed)
         right = 0
-        for batch in posts.batches(disruption, range(len(posts.ids)), 256):
-            inputs = {name: to(value, device) for name, value in batch["inputs"].items()}
-            logits = model(inputs, to(batch["available"], device)).logits
+        for batch in posts.batches(disruption, np.arange(len(posts.ids)), 256):
+            inputs, available = to(batch["inputs"], device), to(batch["available"], device)
+            logits = model(inputs, available).logits
             right += int((logits.argmax(1).cpu() == batch["label"]).sum())
         scores.append(right / len(posts.ids))
     model.train(mode)
     return sum(scores) / len(scores)
+
+
+def clean_batches(posts: CachedFeatures, device: str) -> Iterator[dict[str, Any]]:
+    """Yield posts as they are, in order."""
+    for rows in torch.arange(len(posts.ids)).split(256):
+        yield {
+            "inputs": take(posts.features, rows, device),
+            "available": take(posts.available, rows, device),
+            "label": posts.labels[rows].to(device),
+        }
+
+
+@torch.no_grad()
+def certainty(model: nn.Module, posts: CachedFeatures, device: str) -> list[float]:
+    """Return the largest probability of each post, sorted: where to draw a line is read there."""
+    model.eval()
+    logits = [model(b["inputs"], b["available"]).logits for b in clean_batches(posts, device)]
+    sure = torch.cat(logits).softmax(1).amax(1).sort().values
+    return [round(value, 6) for value in sure.tolist()]
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
@@ -176,6 +204,20 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, progress: float, final_
     for group in optimizer.param_groups:
         span = max(group["base_lr"] - final_lr, 0.0)
         group["lr"] = final_lr + 0.5 * span * (1 + math.cos(math.pi * progress))
+
+
+def take(value: Any, rows: Tensor, device: str) -> Any:
+    """Pick rows of a tensor, or of a mapping of such values, and move them."""
+    if isinstance(value, Mapping):
+        return {key: take(entry, rows, device) for key, entry in value.items()}
+    return value[rows].to(device)
+
+
+def to(value: Any, device: str) -> Any:
+    """Move a tensor, or a mapping of such values."""
+    if isinstance(value, Mapping):
+        return {key: to(entry, device) for key, entry in value.items()}
+    return value.to(device)
 
 
 @contextmanager

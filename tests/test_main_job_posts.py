@@ -1,14 +1,15 @@
+"""The posts that the main job makes for itself."""
+
 import hashlib
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from main_job.drawing import draw_post
+from main_job.posts import make_posts, plan_posts
+from main_job.wording import BAD, GOOD, write_post
 
-from robustfusion.datasets import MVSA, load_splits, make_posts
-from robustfusion.datasets.drawing import draw_post
-from robustfusion.datasets.posts import plan_posts
-from robustfusion.datasets.wording import BAD, GOOD, write_post
+from robustfusion.datasets import MVSA, load_splits
 
 
 def digest(root: Path) -> str:
@@ -112,9 +113,13 @@ def test_plan_is_exact() -> None:
     assert sum(text != image for text, image in pairs) == 200
 
 
-def test_without_pillow_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r'pip install "robustfusion\[data\]"'):
-        make_posts(tmp_path / "posts", n=20)
+def test_two_runs_may_make_the_same_posts(tmp_path: Path) -> None:
+    root = tmp_path / "posts"
+
+    def other(done: int, total: int) -> None:
+        if not root.exists():
+            make_posts(root, n=60)
+
+    assert make_posts(root, n=60, progress=other) == root
+    assert len(MVSA(root)) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["posts"]
