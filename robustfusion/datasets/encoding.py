@@ -207,9 +207,8 @@ class _Column:
 
     def read(self, cache: FeatureCache) -> None:
         """Take over what the cache has."""
-        found = cache.lookup(self.key, self.todo)
-        if found:
-            self.keep(list(found), torch.from_numpy(np.stack(list(found.values()))))
+        for digests, rows in cache.stream(self.key, self.todo):
+            self.keep(digests, torch.from_numpy(rows))
 
     def value(self, sample: Mapping[str, Any]) -> Any:
         """The input of one sample, corrupted if this column is."""
