@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import robustfusion.datasets.encoding as encoding
-import robustfusion.datasets.post_dataset as post_dataset
 from robustfusion.datasets import MVSA, Encoding, FeatureCache, encode
+from robustfusion.datasets.reading import read_bytes
 from robustfusion.disruption import Disruption, ImageCorruption, TextCorruption
 from robustfusion.evaluation.data import CachedFeatures, RawSamples
 
@@ -112,13 +112,12 @@ def test_each_post_is_read_once_whatever_is_made_of_it(three_posts: Path, tmp_pa
 def test_each_file_is_read_once(three_posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = MVSA(three_posts, verify=False)
     opened: list[str] = []
-    read = post_dataset.read_bytes
 
     def counted(path: Path, *arguments: Any) -> bytes:
         opened.append(path.name)
-        return read(path, *arguments)
+        return read_bytes(path, *arguments)
 
-    monkeypatch.setattr(post_dataset, "read_bytes", counted)
+    monkeypatch.setattr("robustfusion.datasets.post_dataset.read_bytes", counted)
     encoders: Any = {"text": Counting(), "image": brightness}
     encode(dataset, encoders, corruptions=CORRUPTIONS, seeds=(0, 1, 2))
     assert sorted(opened) == ["1.jpg", "1.txt", "2.jpg", "2.txt", "3.jpg", "3.txt"]
