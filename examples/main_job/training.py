@@ -20,7 +20,8 @@ from robustfusion.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from robustfusion.evaluation import CachedFeatures, robustness_grid
+from robustfusion.disruption import robustness_grid
+from robustfusion.evaluation import CachedFeatures
 
 
 @dataclass(frozen=True)
