@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 try:
+    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import safetensors  # noqa: F401
     import torch
     import typer
     from main_job.encoders import SetupError

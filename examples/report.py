@@ -13,6 +13,8 @@ returns the trained model and the data to measure it on. A whole ``my_model.py``
 
     from types import SimpleNamespace
 
+    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import safetensors  # noqa: F401
     import torch
     from torch import nn
 
@@ -51,6 +53,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 try:
+    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import safetensors  # noqa: F401
     import torch
     import typer
     from main_job.encoders import SetupError
