@@ -82,7 +82,7 @@ def test_copies_of_a_row_in_the_queue_are_passed_over(center: float, drift: floa
     seen = estimator.measure(rows[:40])
     alone = [without(estimator, (k, 300 + k)).measure(rows[k : k + 1]) for k in range(40)]
     difference = seen - torch.cat(alone)
-    assert difference.min() > -1e-3  # a copy would be a neighbor at cosine 1
+    assert difference.min() > -1e-2  # a copy would be a neighbor at cosine 1
     # Now and then another row is taken for a copy, for it projects onto the feature as one would.
     assert difference.max() < 0.3
     assert (difference < 1e-3).float().mean() > 0.6
