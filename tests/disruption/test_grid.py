@@ -67,7 +67,7 @@ def test_both_may_be_corrupted_but_one_is_never_discarded() -> None:
     both = Disruption(BOTH, "C", strategy="independent").plan(IDS)
     assert all(mask.all() for mask in both.corrupted.values())
     for setting in ("D", "C+D"):
-        plan = Disruption(BOTH, setting, strategy="independent").plan(IDS)  # type: ignore[arg-type]
+        plan = Disruption(BOTH, setting, strategy="independent").plan(IDS)
         assert torch.stack(list(plan.available.values())).any(0).all()
         if setting == "D":
             assert plan.spared.all()
