@@ -126,7 +126,7 @@ def run(
         save_model(model, folder / "models" / kind, config)
         watch.tick(kind)
         reports.append(
-            robustness_report(model, test_posts, seeds=TEST_SEEDS, name=title, progress=True)
+            robustness_report(model, test_posts, seeds=TEST_SEEDS, progress=True).named(title)
         )
         watch.tick("reports")
     record = run_record(
