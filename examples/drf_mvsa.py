@@ -145,9 +145,6 @@ def run(
     write_json(folder / "run.json", record)
     write_results(folder, dict(zip(NAMES, reports, strict=True)))
     print(console(*reports))
-    for report in reports:
-        for remark in getattr(report, "remarks", ()):
-            print(f"Mind: {remark}")
     print(f"\nDRF, calibrated by {len(val_posts.ids)} validation posts:\n\n{calibration}")
     print(f"\n{record['total_seconds']:.0f} s. Tables, figures and models are in {folder}")
 

@@ -1,8 +1,11 @@
 """Gather feature rows over the ranks of a distributed run."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 @torch.no_grad()
@@ -15,7 +18,8 @@ def gather_rows(
     behind each other: not a row more, so that whatever is computed from them has the same bits.
     Without an initialised process group, or with one rank, the input is returned.
 
-    It is a collective call: every rank must make it equally often.
+    It is a collective call: every rank must make it equally often. DDP's ``join()`` does not see
+    to that, so under it this is an error unless ``throw_on_early_termination=True``.
 
     Args:
         features: (B, D); B may differ between ranks and be 0.
@@ -25,7 +29,12 @@ def gather_rows(
     Returns:
         (R, D) rows and their (R,) mask, with R the sum of B over ranks.
 
+    Raises:
+        RuntimeError: Within ``DistributedDataParallel.join()``.
+
     Example:
+        >>> import torch
+        >>> from robustfusion.distributed import gather_rows
         >>> rows, mask = gather_rows(torch.ones(2, 3), torch.tensor([True, False]))
         >>> rows.shape
         torch.Size([2, 3])
@@ -39,6 +48,7 @@ def gather_rows(
     ranks = dist.get_world_size(group)
     if ranks == 1:
         return features, available
+    _refuse_join()
     size = torch.tensor([features.shape[0]], device=features.device)
     gathered = [torch.zeros_like(size) for _ in range(ranks)]
     dist.all_gather(gathered, size, group=group)
@@ -52,3 +62,18 @@ def gather_rows(
         dist.all_gather(parts, padded.contiguous(), group=group)
     rows = torch.cat([part[:count] for part, count in zip(parts, sizes, strict=True)])
     return rows[:, :-1].contiguous(), rows[:, -1] != 0
+
+
+def _refuse_join() -> None:
+    """Raise at once where a rank that ran out of batches would leave the others waiting."""
+    if torch.compiler.is_compiling():
+        return
+    ddp: Any = DistributedDataParallel._active_ddp_module  # whose forward this is part of
+    config = getattr(ddp, "_join_config", None)
+    if config is not None and config.enable and not config.throw_on_early_termination:
+        raise RuntimeError(
+            "a head that gathers rows cannot train within DistributedDataParallel.join(): a rank "
+            "without batches does not answer, and the others wait until they time out. Give every "
+            "rank as many batches, as DistributedSampler does, or join with "
+            "throw_on_early_termination=True, or build the head with gather_distributed=False"
+        )

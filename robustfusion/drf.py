@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict
-from robustfusion._recompute import refuse_recompute
+from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
 from robustfusion.candidates import distinct_candidates, enumerate_candidates, trusted_by
 from robustfusion.distributed import gather_rows
@@ -144,7 +144,8 @@ class DRFHead(nn.Module):
         x, present = make_safe(features, available, self.dims)
         here = torch.stack(list(present.values()), dim=1)
         shown = self._drop_modalities(here) if self.training else here
-        trusted, usable = distinct_candidates(trusted_by(len(self.dims), here.device), shown)
+        every = trusted_by(len(self.dims), here.device)
+        trusted, usable = distinct_candidates(every, shown)
 
         frames = {name: queue.gaussian() for name, queue in self.queues.items()}
         dtype = self.classifier.weight.dtype
@@ -160,7 +161,7 @@ class DRFHead(nn.Module):
         fused = (weights.to(candidates.dtype)[:, None] @ candidates).squeeze(1)
         logits = self.classifier(fused)
         return DRFOutput(
-            logits=logits if self.training else logits / self._temperature(here),
+            logits=logits if self.training else logits / self._temperature(here, every),
             fused=fused,
             features=x,
             candidate_logits=candidate_logits,
@@ -245,9 +246,9 @@ class DRFHead(nn.Module):
         log_weight = evidence[:, None].where(trusted, self.stand_in.log_quality * stood_in).sum(-1)
         return self.fusion.weights(log_weight, usable)
 
-    def _temperature(self, here: Tensor) -> Tensor:
-        """What logits are divided by, (B, M) -> (B, 1), by which modalities are there."""
-        same = (trusted_by(len(self.dims), here.device) == here[:, None]).all(-1)
+    def _temperature(self, here: Tensor, every: Tensor) -> Tensor:
+        """What logits are divided by, (B, M) and (K, M) -> (B, 1), by what is there."""
+        same = (every == here[:, None]).all(-1)
         own = (same * self.temperature[:-1]).sum(-1, keepdim=True)
         return own.where(same.any(-1, keepdim=True), self.temperature[-1])
 

@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robustfusion._recompute import inside_backward
-from robustfusion._state import snapshot
+from robustfusion._state import inside_backward, snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
 from robustfusion.functional import Gaussian, standardize
 from robustfusion.moments import RunningMoments

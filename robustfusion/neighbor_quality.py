@@ -1,14 +1,14 @@
 """How odd a feature is, from its neighbors in a queue of its modality."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from robustfusion._state import snapshot
+from robustfusion._state import keep_float32
 from robustfusion._validation import check_positive
 from robustfusion.functional import at_least_float32, nearest_similarity
-from robustfusion.moments import RunningMoments
 from robustfusion.quality import QualityEstimator
 
 # Of a standard deviation. At the mean itself angles would ignore lengths, and nothing points
@@ -59,48 +59,48 @@ class NeighborQualityEstimator(QualityEstimator):
         Neighbors as a score: Sun et al., ICML 2022, https://arxiv.org/abs/2204.06507.
     """
 
+    origin: Tensor
     inverse_lengths: Tensor
 
     def __init__(self, dim: int, *, capacity: int = 2048, neighbors: int = 10) -> None:
         super().__init__(dim, capacity)
         check_positive(neighbors, "neighbors")
         self.neighbors = neighbors
+        self.register_buffer("origin", torch.zeros(dim))
         # Of each row as it was standardized when it came, in the slots of the queue.
         self.register_buffer("inverse_lengths", torch.zeros(capacity + 1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keep_float32(fn, self.inverse_lengths), recurse)
 
     @torch.no_grad()
     def measure(self, features: Tensor) -> Tensor:
         """Return log(1 - mean cosine to the nearest rows)."""
-        origin, scale = self._frame()
         cosine = nearest_similarity(
             features,
             self.queue.storage,
             self.inverse_lengths[:-1],
-            origin=origin,
-            scale=scale,
+            origin=at_least_float32(self.origin),
+            scale=self.moments.gaussian().scale,
             neighbors=self.neighbors,
         )
         return (1 - cosine).clamp_min(1e-6).log()
 
     def adapt(self, features: Tensor, available: Tensor, slots: Tensor) -> None:
-        """Keep the lengths of the new rows."""
-        origin, scale = self._frame()
+        """Move the origin, and keep the lengths of the new rows."""
+        mean, scale = self.moments.gaussian()
+        skew = at_least_float32(self.moments.moments)[2].sign()
+        origin = mean - _OFFSET * skew * scale
+        self.origin.copy_(origin)
         length = torch.linalg.vector_norm((at_least_float32(features) - origin) / scale, dim=-1)
-        inverse = (1 / length.clamp_min(1e-6)).where(available, 0.0)
-        self.inverse_lengths.index_copy_(0, slots, inverse.to(self.inverse_lengths.dtype))
+        inverse = (available / length.clamp_min(1e-6)).to(self.inverse_lengths.dtype)
+        self.inverse_lengths.index_copy_(0, slots, inverse)
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
+        self.origin.zero_()
         self.inverse_lengths.zero_()
-
-    def _frame(self) -> tuple[Tensor, Tensor]:
-        """The point that angles are taken at, and the scale of each coordinate."""
-        moments = cast("RunningMoments", self.queue.moments)
-        mean, scale = moments.gaussian("diag")
-        scale = scale + 0.01 * scale.mean()
-        third = snapshot(moments.moments[2], training=self.training)
-        return mean - _OFFSET * third.sign() * scale, scale
 
     def extra_repr(self) -> str:
         """Return the arguments of the constructor."""

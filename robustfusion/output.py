@@ -53,6 +53,7 @@ class DRFOutput(NamedTuple):
         usable: (B, K) bool, True where a candidate exists for the sample.
 
     Example:
+        >>> import torch
         >>> from robustfusion import DRFHead
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
         >>> available = {"image": torch.arange(5) > 0, "text": torch.ones(5, dtype=torch.bool)}

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from robustfusion._inputs import all_of, make_safe
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion._recompute import refuse_recompute
-from robustfusion._state import snapshot
+from robustfusion._state import refuse_recompute, snapshot
 from robustfusion._validation import check_dims, check_labels, check_positive
 from robustfusion.candidates import enumerate_candidates
 from robustfusion.distributed import gather_rows

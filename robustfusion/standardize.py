@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import keep_rows
-from robustfusion._recompute import inside_backward
+from robustfusion._state import inside_backward
 from robustfusion._validation import check_mask, check_positive, check_vectors
 from robustfusion.functional import CovarianceType, standardize
 from robustfusion.moments import RunningMoments

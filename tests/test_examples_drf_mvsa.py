@@ -273,11 +273,11 @@ def test_encoded_posts_say_what_raw_samples_say(example: Any, tmp_path: Path) ->
     )
     options: dict[str, Any] = {"seeds": (0, 1), "rates": (0.5,), "replicates": 0}
     ours, theirs = (robustness_report(model, data, **options) for data in (made, raw))
-    assert ours.context.fingerprint.disruptions == theirs.context.fingerprint.disruptions
+    assert ours.fingerprint.disruptions == theirs.fingerprint.disruptions
     for key, cell in ours.cells.items():
-        expected = theirs[key].samples
-        assert (cell.samples.predictions == expected.predictions).all(), key
-        assert cell.samples.confidence == pytest.approx(expected.confidence, abs=2e-3)
+        expected = theirs[key]
+        assert (cell.predictions == expected.predictions).all(), key
+        assert cell.confidence == pytest.approx(expected.confidence, abs=2e-3)
 
 
 def test_frozen_features_are_computed_once(

@@ -13,6 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 FRAMEWORKS = {
     "digits.py": ("sklearn", "typer"),
     "train_ddp.py": ("sklearn", "typer", "accelerate", "safetensors"),
+    "train_fsdp.py": ("sklearn", "typer"),
     "train_lightning.py": ("sklearn", "typer", "lightning"),
     "train_trainer.py": ("sklearn", "typer", "accelerate", "transformers"),
 }
@@ -92,12 +93,22 @@ def test_what_is_not_installed_is_told_in_a_sentence(
         ("digits.py", (), ()),
         ("train_ddp.py", (), TORCHRUN),
         ("train_ddp.py", (), ()),
+        ("train_fsdp.py", (), TORCHRUN),
         ("train_lightning.py", (), ()),
         ("train_lightning.py", ("--devices", "2"), ()),
         ("train_trainer.py", (), ()),
         ("train_trainer.py", (), TORCHRUN),
     ],
-    ids=["digits", "ddp-2", "ddp-1", "lightning-1", "lightning-2", "trainer-1", "trainer-2"],
+    ids=[
+        "digits",
+        "ddp-2",
+        "ddp-1",
+        "fsdp-2",
+        "lightning-1",
+        "lightning-2",
+        "trainer-1",
+        "trainer-2",
+    ],  # fmt: skip
 )
 def test_the_example_learns(
     example: str,
@@ -109,8 +120,8 @@ def test_the_example_learns(
     for module in FRAMEWORKS[example]:
         pytest.importorskip(module)
     ranks = 2 if launcher or arguments else 1
-    short = {"digits.py": 1, "train_ddp.py": 2, "train_lightning.py": 1, "train_trainer.py": 1}
-    if ranks != short[example] and not request.config.getoption("--long"):
+    short = 2 if example in ("train_ddp.py", "train_fsdp.py") else 1
+    if ranks != short and not request.config.getoption("--long"):
         pytest.skip("a second number of ranks: with --long")
     output = run(tmp_path, *launcher, str(EXAMPLES / example), "--epochs", "3", *arguments)
     scores = accuracies(output)

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustfusion._tree import leaves, map_leaves, map_tensors
 from robustfusion.disruption._draws import SampleId, uniforms
 from robustfusion.disruption.data import placeholder
-from robustfusion.disruption.features import FeatureCorruption
+from robustfusion.disruption.features import PARTIAL, FeatureCorruption
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 
 
@@ -98,9 +98,8 @@ def disrupt_features(
         observed[name] = plan.available[name].to(device)
         result = map_leaves(_choose(observed[name]), values, placeholder(values))
         if len(rows):
-            made = _corrupted_rows(
-                corrupted.get(name), values, rows, plan.ids, disruption.seed, name
-            )
+            source = PARTIAL if disruption.setting == "P" else corrupted.get(name)
+            made = _corrupted_rows(source, values, rows, plan.ids, disruption.seed, name)
             map_leaves(_put(rows.to(device)), result, made)
         inputs[name] = result
     return DisruptedFeatures(inputs, observed, plan)

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
-from robustfusion.disruption.images import _import_pil, _is_pil
+from robustfusion.disruption.features import PARTIAL
+from robustfusion.disruption.images import ImageCorruption, _import_pil, _is_pil
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
+from robustfusion.disruption.texts import TextCorruption
 
 Corruption: TypeAlias = Callable[[Any, np.random.Generator], Any]
 Sample: TypeAlias = dict[str, Any]
@@ -228,7 +230,7 @@ class DisruptedDataset(Dataset[Sample]):
             raise ValueError(f"ids must name {len(dataset)} samples, got {len(ids)}")
         self.plan: DisruptionPlan = disruption.plan(ids, available)
         _check_unique(self.plan.ids)
-        _check_corruptions(self.plan, self.corruptions)
+        _check_corruptions(disruption, self.plan, self.corruptions)
 
     def __len__(self) -> int:
         return len(self.plan.ids)
@@ -278,13 +280,24 @@ def _disrupt(
         if not available[name]:
             value = placeholder(value)
         elif corrupted[name]:
-            if name not in corruptions:
+            corrupt = _partial(name, value) if disruption.setting == "P" else corruptions.get(name)
+            if corrupt is None:
                 raise ValueError(f'corruptions["{name}"] is needed: the sample is to be corrupted')
-            generator = sample_generator(disruption.seed, plan.ids[row], name)
-            value = corruptions[name](value, generator)
+            value = corrupt(value, sample_generator(disruption.seed, plan.ids[row], name))
         inputs[name] = transforms[name](value) if name in transforms else value
     changed = {"inputs": inputs, "available": available, "corrupted": corrupted}
     return {**sample, **changed, "id": plan.ids[row]}
+
+
+def _partial(name: str, value: Any) -> Corruption:
+    """What setting "P" does to an input."""
+    if isinstance(value, str):
+        return TextCorruption(kind="truncate")
+    if _is_pil(value) or (isinstance(value, Tensor) and value.ndim == 3):
+        return ImageCorruption(kind="occlusion")
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return PARTIAL
+    raise TypeError(f'inputs["{name}"]: setting "P" has no part of a {type(value).__name__}')
 
 
 def _check_names(disruption: Disruption, **mappings: Mapping[str, object]) -> None:
@@ -296,7 +309,11 @@ def _check_names(disruption: Disruption, **mappings: Mapping[str, object]) -> No
                 )
 
 
-def _check_corruptions(plan: DisruptionPlan, corruptions: Mapping[str, Corruption]) -> None:
+def _check_corruptions(
+    disruption: Disruption, plan: DisruptionPlan, corruptions: Mapping[str, Corruption]
+) -> None:
+    if disruption.setting == "P":
+        return
     for name, mask in plan.corrupted.items():
         if name not in corruptions and bool(mask.any()):
             raise ValueError(

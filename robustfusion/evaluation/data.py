@@ -13,10 +13,10 @@ from robustfusion.disruption import (
     DisruptedDataset,
     Disruption,
     SampleId,
+    canonical_id,
     collate,
     disrupt_features,
 )
-from robustfusion.disruption._draws import canonical_id
 from robustfusion.disruption.cached import check_rows, check_source, is_fresh, take_rows
 
 Rows = NDArray[np.int64]
@@ -60,7 +60,7 @@ class EvaluationData(Protocol):
         ...             }
         >>> head = ConcatenationHead({"image": 3, "text": 2}, num_classes=2)
         >>> report = robustness_report(head, Stored(), seeds=(0,), batch_size=4)
-        >>> report["clean"].samples.predictions.shape
+        >>> report["clean"].predictions.shape
         (1, 6)
     """
 
@@ -73,8 +73,8 @@ class EvaluationData(Protocol):
         """The `rows` under `disruption`, in their order.
 
         Each batch maps `inputs` and `available` to mappings by modality, and `label` to long
-        `(B,)`. What is given for a row may depend on the disruption's seed, the row's id and what
-        is done to each of its modalities, and on nothing else.
+        `(B,)`. What is given for a modality of a row may depend on the disruption's seed, the
+        row's id and what is done to that modality, and on nothing else.
         """
         ...
 

@@ -1,88 +1,96 @@
 """Heads and classifiers in a folder or on the Hugging Face hub, with a card of measurements."""
 
 import inspect
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from robustfusion.checkpoint import CONFIG, WEIGHTS, load_model, read_config, save_model
+from robustfusion import checkpoint
 from robustfusion.classifier import DRFClassifier
 from robustfusion.drf import DRFHead
 from robustfusion.evaluation import RobustnessReport
 from robustfusion.paper import PaperDRFHead
 
 try:
-    from huggingface_hub import (
-        EvalResult,
-        ModelCard,
-        ModelCardData,
-        ModelHubMixin,
-        snapshot_download,
-    )
+    from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, snapshot_download
 except ImportError as error:
     raise ImportError(
-        'saving to the hub needs huggingface_hub: pip install "robustfusion[hf]"'
+        'saving to the hub needs huggingface_hub: pip install "robustfusion[hub]"'
     ) from error
 
 PAPER = "https://arxiv.org/abs/2511.18751"
-TASK = ("multimodal-classification", "Classification with missing or poor modalities")
+FILES = [checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.DIGESTS]
 
 
-class _HubModule(nn.Module, ModelHubMixin, library_name="robustfusion"):
-    """What head and classifier share: the card, and loading that refuses what does not fit."""
+class _HubModule(nn.Module):
+    # Not huggingface_hub's mixin: it deletes the old config before it knows whether the new can be
+    # written, drops arguments that JSON cannot hold, and builds from a config that nobody checked.
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, model_card_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write weights, config, digests and, unless there is one, a :func:`model_card`."""
+        checkpoint.save_model(self, save_directory, self._config())
+        card = Path(save_directory) / "README.md"
+        if not card.exists():
+            model_card(self, **(model_card_kwargs or {})).save(card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        **commit: Any,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes, with ``HfApi.upload_folder(**commit)``."""
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **commit))
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **arguments: Any,
-    ) -> Self:
-        folder = Path(model_id)
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
+        """Return the model of a folder or a repository, in evaluation mode.
+
+        Args:
+            name_or_path: Folder, or name of a repository.
+            options: ``encoders`` and ``head`` of a classifier, the rest as of
+                ``huggingface_hub.snapshot_download``, say ``revision``.
+        """
+        parts = {name: options.pop(name) for name in ("encoders", "head") if name in options}
+        folder = Path(name_or_path)
         if not folder.is_dir():
-            fetched = snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=[CONFIG, WEIGHTS],
-            )
+            fetched = snapshot_download(str(name_or_path), allow_patterns=FILES, **options)
             folder = Path(fetched)
-        model = cls._build(folder, **arguments)
-        load_model(model, folder)
+        config, weights = checkpoint.read_config(folder), checkpoint.read_weights(folder)
+        try:
+            model = cls._build(config, weights, **parts)
+            checkpoint.load_model(model, folder)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{folder} holds no such {cls.__name__}: {error}") from error
         return model.eval()
 
-    @classmethod
-    def _build(cls, folder: Path, **arguments: Any) -> Self:
-        """Return a model of the saved form, with weights of its own."""
+    def _config(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def generate_model_card(
-        self,
-        *,
-        report: RobustnessReport | None = None,
-        dataset: str | None = None,
-        license: str | None = None,
-    ) -> ModelCard:
-        """Return the card; see :func:`model_card`."""
-        return model_card(self, report, dataset=dataset, license=license)
+    @classmethod
+    def _build(cls, config: Any, weights: Mapping[str, Tensor], **parts: Any) -> Self:
+        raise NotImplementedError
 
 
 class HubDRFHead(DRFHead, _HubModule):
     r"""A :class:`~robustfusion.DRFHead` with ``save_pretrained`` and ``from_pretrained``.
 
     The folder holds ``model.safetensors`` with weights, queues and calibration, ``config.json``
-    with the constructor's arguments and the digest of the weights, and ``README.md``, the model
-    card. Reading it runs no code, and refuses what does not fit.
+    with the constructor's arguments, ``SHA256SUMS`` with the digests of both, and ``README.md``,
+    the model card. Reading it runs no code, and refuses what does not fit.
 
     ``save_pretrained(folder, model_card_kwargs={"report": report, "dataset": "MVSA-Single"})``
     writes the card from a :class:`~robustfusion.evaluation.RobustnessReport`; without one the card
@@ -92,6 +100,7 @@ class HubDRFHead(DRFHead, _HubModule):
     Args:
         dims: As of :class:`~robustfusion.DRFHead`; so is every further argument.
         num_classes: Number of classes C.
+        options: The further arguments.
 
     Raises:
         TypeError: On saving, if an argument cannot be written as JSON, such as a factory.
@@ -99,9 +108,10 @@ class HubDRFHead(DRFHead, _HubModule):
 
     Example:
         >>> import tempfile
+        >>> from robustfusion.integrations.hub import HubDRFHead
         >>> head = HubDRFHead({"image": 8, "text": 4}, num_classes=3)
         >>> folder = tempfile.mkdtemp()
-        >>> _ = head.save_pretrained(folder)
+        >>> head.save_pretrained(folder)
         >>> HubDRFHead.from_pretrained(folder).dims
         {'image': 8, 'text': 4}
 
@@ -109,21 +119,27 @@ class HubDRFHead(DRFHead, _HubModule):
         https://huggingface.co/docs/huggingface_hub/package_reference/mixins
     """
 
-    unsaved: tuple[str, ...]
+    def __init__(self, dims: Mapping[str, int], num_classes: int, **options: Any) -> None:
+        super().__init__(dims, num_classes, **options)
+        given = inspect.signature(DRFHead).bind(dict(dims), num_classes, **options)
+        given.apply_defaults()
+        self.arguments = dict(given.arguments)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember which arguments the mixin leaves out of the config, because JSON cannot."""
-        made = super().__new__(cls, *args, **kwargs)
-        given = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs).arguments
-        made.unsaved = tuple(name for name, value in given.items() if not cls._is_jsonable(value))
-        return made
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_model(self, save_directory, {"head": arguments_of(self)})
+    def _config(self) -> dict[str, Any]:
+        for name, parameter in inspect.signature(DRFHead).parameters.items():
+            value = self.arguments[name]
+            if callable(value) and value is not parameter.default:
+                raise TypeError(
+                    f"{name} cannot be written as JSON, so the head could not be built again: use "
+                    "robustfusion.checkpoint.save_model, which leaves building to your code"
+                )
+        return {name: value for name, value in self.arguments.items() if not callable(value)}
 
     @classmethod
-    def _build(cls, folder: Path, **arguments: Any) -> Self:
-        return cls(**{**_section(folder, "head"), **arguments})
+    def _build(cls, config: Any, weights: Mapping[str, Tensor], **parts: Any) -> Self:
+        with torch.device("meta"):  # a foreign config may ask for terabytes
+            checkpoint.check_fit(cls(**config), weights)
+        return cls(**config, **parts)
 
 
 class HubDRFClassifier(DRFClassifier, _HubModule):
@@ -139,42 +155,35 @@ class HubDRFClassifier(DRFClassifier, _HubModule):
 
     Raises:
         ValueError: On loading, if encoders or head are not of the saved form, or files are
-            damaged.
+            damaged or foreign.
 
     Example:
         >>> import tempfile
+        >>> from torch import nn
+        >>> from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead
         >>> def build():
         ...     return {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
         >>> model = HubDRFClassifier(build(), HubDRFHead({"image": 8, "text": 4}, num_classes=3))
         >>> folder = tempfile.mkdtemp()
-        >>> _ = model.save_pretrained(folder)
+        >>> model.save_pretrained(folder)
         >>> type(HubDRFClassifier.from_pretrained(folder, encoders=build()).head).__name__
         'HubDRFHead'
-
-    Reference:
-        https://huggingface.co/docs/huggingface_hub/package_reference/mixins
     """
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        config: dict[str, Any] = {"encoders": list(self.encoders)}
-        if isinstance(self.head, HubDRFHead):
-            config["head"] = arguments_of(self.head)
-        save_model(self, save_directory, config)
+    def _config(self) -> dict[str, Any]:
+        head = {"head": self.head._config()} if isinstance(self.head, HubDRFHead) else {}
+        return {"encoders": list(self.encoders), **head}
 
     @classmethod
-    def _build(  # type: ignore[override]
-        cls,
-        folder: Path,
-        *,
-        encoders: Mapping[str, nn.Module] | None = None,
-        head: nn.Module | None = None,
-    ) -> Self:
-        if encoders is None:
-            named = _section(folder, "encoders")
-            raise ValueError(f"from_pretrained needs encoders=, one module for each of {named}")
-        if head is None:
-            head = HubDRFHead(**_section(folder, "head"))
-        return cls(encoders, head)
+    def _build(cls, config: Any, weights: Mapping[str, Tensor], **parts: Any) -> Self:
+        if "encoders" not in parts:
+            raise ValueError(f"pass encoders=, one module for each of {config['encoders']}")
+        if "head" not in parts:
+            if "head" not in config:
+                raise ValueError(f"{checkpoint.CONFIG} says nothing of the head: pass head=")
+            own = {k[5:]: tensor for k, tensor in weights.items() if k.startswith("head.")}
+            parts["head"] = HubDRFHead._build(config["head"], own)
+        return cls(**parts)
 
 
 def model_card(
@@ -196,6 +205,8 @@ def model_card(
         The card.
 
     Example:
+        >>> from robustfusion import DRFHead
+        >>> from robustfusion.integrations.hub import model_card
         >>> card = model_card(DRFHead({"image": 8, "text": 4}, num_classes=3), license="mit")
         >>> card.data.license, card.text.strip().splitlines()[0]
         ('mit', '# DRFHead')
@@ -214,54 +225,31 @@ def model_card(
     )
     head = getattr(model, "head", model)
     widths = ", ".join(f"{m} ({dim})" for m, dim in getattr(head, "dims", {}).items())
-    ours = isinstance(head, DRFHead | PaperDRFHead)
-    method = f"; the method is that of {PAPER}" if ours else ""
-    lines = [
-        "---",
-        data.to_yaml(),
-        "---",
-        "",
-        f"# {title}",
-        "",
-        "Predicts from several modalities, each of which may be missing or of low quality. Made "
-        f"with `robustfusion`{method}.",
-        "",
-        f"- Head: `{type(head).__name__}`" + (f", feature widths: {widths}" if widths else ""),
-    ]
-    arguments = ["folder_or_repo"]
-    if isinstance(model, HubDRFClassifier):
-        arguments += ["encoders=your_encoders"]
-        arguments += [] if isinstance(head, HubDRFHead) else ["head=your_head"]
-    if isinstance(model, ModelHubMixin):
-        loading = f"{name}.from_pretrained({', '.join(arguments)})"
-        code = ["```python", f"from {__name__} import {name}", "", f"model = {loading}", "```"]
-        lines += ["", *code]
-    if report is None:
-        lines += ["", "No robustness report came with this model: nothing is known of its errors."]
-    else:
+    method = f"; the method is that of {PAPER}" if isinstance(head, DRFHead | PaperDRFHead) else ""
+    loading = ""
+    if isinstance(model, _HubModule):
+        parts = ", encoders=your_encoders" if isinstance(model, HubDRFClassifier) else ""
+        parts += "" if isinstance(head, HubDRFHead) else ", head=your_head"
+        loading = f"```python\nfrom {__name__} import {name}\n\n"
+        loading += f'model = {name}.from_pretrained("folder or repository"{parts})\n```\n\n'
+    measured = "No robustness report came with this model: nothing is known of its errors."
+    if report is not None:
         where = f" on {dataset}" if dataset else ""
-        body = report.to_markdown().replace("\n#", "\n##")
-        lines += ["", f"Measured{where}:", "", "#" + body]
-    return ModelCard("\n".join(lines).rstrip() + "\n")
-
-
-def arguments_of(head: HubDRFHead) -> dict[str, Any]:
-    """Return the constructor's arguments of a hub head, all of which JSON must hold."""
-    if head.unsaved:
-        raise TypeError(
-            f"{head.unsaved[0]} cannot be written as JSON, so the head could not be built again: "
-            "use robustfusion.checkpoint.save_model, which leaves building to your code"
-        )
-    return dict(head._hub_mixin_config or {})  # type: ignore[arg-type]
+        measured = f"Measured{where}:\n\n#" + report.to_markdown().replace("\n#", "\n##")
+    return ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n"
+        "Predicts from several modalities, each of which may be missing or of low quality. Made "
+        f"with `robustfusion`{method}.\n\n- Head: `{type(head).__name__}`"
+        f"{', feature widths: ' if widths else ''}{widths}\n\n{loading}{measured.rstrip()}\n"
+    )
 
 
 def _results(report: RobustnessReport, dataset: str) -> list[EvalResult]:
     """Return every accuracy and macro-F1 for the card's metadata."""
-    task, title = TASK
     return [
         EvalResult(
-            task_type=task,
-            task_name=title,
+            task_type="multimodal-classification",
+            task_name="Classification with missing or poor modalities",
             dataset_type=dataset.lower().replace(" ", "-"),
             dataset_name=f"{dataset}, {cell.samples.condition.title}",
             dataset_config=key,
@@ -272,10 +260,3 @@ def _results(report: RobustnessReport, dataset: str) -> list[EvalResult]:
         for key, cell in report.cells.items()
         for metric, score in (("accuracy", cell.accuracy), ("macro_f1", cell.macro_f1))
     ]
-
-
-def _section(folder: Path, name: str) -> Any:
-    config = read_config(folder)
-    if name not in config:
-        raise ValueError(f"{folder / CONFIG} says nothing of the {name}: pass {name}=")
-    return config[name]

@@ -133,6 +133,34 @@ def test_two_forwards_before_one_backward(kind: str) -> None:
         assert torch.equal(second[name], gradient), name
 
 
+def joining_worker(rank: int, world: int, throw: bool, gather: bool) -> tuple[str, int]:
+    model: Any = wrap(make_head("default", gather_distributed=gather), sync_buffers=gather)
+    steps = 0
+    try:
+        with model.join(throw_on_early_termination=throw):
+            for step in range(2 + 2 * rank):
+                train_step(model, None, shard(10 + step, rank))
+                steps += 1
+    except RuntimeError as error:
+        return str(error), steps
+    return "", steps
+
+
+def test_join_is_refused_at_once_on_every_rank() -> None:
+    for message, steps in run_ranks(2, joining_worker, False, True):
+        assert message.startswith("a head that gathers rows cannot train within")
+        assert steps == 0
+
+
+def test_join_that_ends_for_all_and_join_of_local_queues_work() -> None:
+    (_, one), (message, two) = run_ranks(2, joining_worker, True, True)
+    assert one == two == 2
+    assert "exhausted inputs" in message
+    (no_error, one), (none_either, two) = run_ranks(2, joining_worker, False, False)
+    assert (one, two) == (2, 4)
+    assert no_error == none_either == ""
+
+
 class Remembering(nn.Module):
     """A user's model: a queue behind an encoder, the rows of this rank only."""
 

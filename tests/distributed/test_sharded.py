@@ -7,7 +7,13 @@ import pytest
 import torch
 from ranks import DIMS, buffers, make_head, run_ranks, shard, train_step, wrap
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -15,16 +21,24 @@ from robustfusion import DRFClassifier
 from robustfusion.checkpoint import load_checkpoint, save_checkpoint
 
 
+def make_model(kind: str) -> Any:
+    head = make_head(kind)
+    return DRFClassifier({name: nn.Linear(dim, dim) for name, dim in DIMS.items()}, head)
+
+
+def shard_over(model: Any, world: int) -> Any:
+    mesh = init_device_mesh("cpu", (world,))
+    for module in (*model.encoders.values(), model.head, model):
+        fully_shard(module, mesh=mesh)
+    return model
+
+
 def sharded_worker(
     rank: int, world: int, kind: str, sharded: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    head = make_head(kind)
-    model: Any = DRFClassifier({name: nn.Linear(dim, dim) for name, dim in DIMS.items()}, head)
+    model = make_model(kind)
     if sharded:
-        mesh = init_device_mesh("cpu", (world,))
-        for module in (*model.encoders.values(), model.head, model):
-            fully_shard(module, mesh=mesh)
-        trained: Any = model
+        trained: Any = shard_over(model, world)
     else:
         trained = wrap(model)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
@@ -70,3 +84,55 @@ def test_sharded_state_is_refused_and_its_full_state_is_saved(tmp_path: Path) ->
     assert set(saved) == {"weight", "bias"}
     for name, parameter in expected.items():
         torch.testing.assert_close(saved[name], parameter)
+
+
+def whole(model: Any, optimizer: Any) -> dict[str, Tensor]:
+    """Parameters, buffers and the optimizer's moments, none of them in parts."""
+    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+    weights, moments = get_state_dict(model, optimizer, options=options)
+    both = {**weights, **moments}
+    return {name: value.clone() for name, value in both.items() if isinstance(value, Tensor)}
+
+
+def writing_worker(rank: int, world: int, kind: str, folder: str) -> dict[str, Tensor]:
+    model = shard_over(make_model(kind), world)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(3):
+        train_step(model, optimizer, shard(step, rank))
+    weights, moments = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+    return whole(model, optimizer)
+
+
+def reading_worker(
+    rank: int, world: int, kind: str, folder: str
+) -> tuple[dict[str, Tensor], Tensor]:
+    torch.manual_seed(1 + rank)  # nothing of what it starts with may be left
+    model = make_model(kind)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter)
+    model = shard_over(model, world)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    weights, moments = get_state_dict(model, optimizer)
+    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    loaded = whole(model, optimizer)
+    features, available, _ = shard(9, 0)
+    logits = model.eval()(features, available).logits.detach()
+    train_step(model, optimizer, shard(9, rank))  # and it trains on
+    return loaded, logits
+
+
+@pytest.mark.parametrize("kind", ["paper", "default"])
+def test_what_two_ranks_save_one_and_three_load(kind: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "checkpoint")
+    expected, _ = run_ranks(2, writing_worker, kind, folder)
+    assert any(name.endswith("exp_avg") for name in expected)
+    logits = None
+    for world in (1, 3):
+        for loaded, seen in run_ranks(world, reading_worker, kind, folder):
+            assert loaded.keys() == expected.keys()
+            for name, value in expected.items():
+                assert torch.equal(loaded[name], value), name
+            logits = seen if logits is None else logits
+            torch.testing.assert_close(seen, logits)

@@ -1,7 +1,10 @@
-"""Heads and classifiers through huggingface_hub's mixin, without the hub."""
+"""Heads and classifiers in folders and repositories, without the hub."""
 
 import copy
+import hashlib
+import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ def test_a_head_comes_back_with_its_queues(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.safetensors",
         "config.json",
+        "SHA256SUMS",
         "README.md",
     }
     back = HubDRFHead.from_pretrained(tmp_path)
@@ -54,7 +58,7 @@ def test_a_head_comes_back_with_its_queues(tmp_path: Path) -> None:
     one, two = head(given), back(given)
     assert torch.equal(one.logits, two.logits)
     assert torch.equal(one.log_quality["image"], two.log_quality["image"])
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["head"]["dims"] == DIMS
+    assert json.loads((tmp_path / "config.json").read_text())["dims"] == DIMS
 
 
 def test_it_is_the_head_and_can_be_copied() -> None:
@@ -64,7 +68,7 @@ def test_it_is_the_head_and_can_be_copied() -> None:
     head = HubDRFHead(DIMS, 3).eval()
     given = features()
     assert torch.equal(plain(given).logits, head(given).logits)
-    assert copy.deepcopy(head)._hub_mixin_config == head._hub_mixin_config
+    assert copy.deepcopy(head).arguments == head.arguments
 
 
 def test_a_classifier_comes_back_into_fresh_encoders(tmp_path: Path) -> None:
@@ -81,16 +85,19 @@ def test_a_classifier_comes_back_into_fresh_encoders(tmp_path: Path) -> None:
         tmp_path / "other", encoders=encoders(), head=ConcatenationHead(DIMS, 3)
     )
     assert torch.equal(other(given).logits, back(given).logits)
-    with pytest.raises(ValueError, match=r"needs encoders=, one module for each of \['image'"):
+    with pytest.raises(ValueError, match=r"pass encoders=, one module for each of \['image'"):
         HubDRFClassifier.from_pretrained(tmp_path / "own")
 
 
 def test_what_json_cannot_hold_is_not_dropped_in_silence(tmp_path: Path) -> None:
-    def few(dim: int) -> NeighborQualityEstimator:
-        return NeighborQualityEstimator(dim, neighbors=3)
-
+    HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(TypeError, match="quality cannot be written as JSON"):
         HubDRFHead(DIMS, 3, quality=few).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    default = inspect.signature(DRFHead).parameters["quality"].default
+    HubDRFHead(DIMS, 3, quality=default).save_pretrained(tmp_path)
+    HubDRFHead.from_pretrained(tmp_path)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -102,8 +109,65 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         HubDRFHead.from_pretrained(tmp_path.parent)
     (tmp_path / "config.json").write_text('{"dims": {"image": 2}}')
-    with pytest.raises(ValueError, match="not a config that save_model wrote"):
+    with pytest.raises(ValueError, match="of another library"):
         HubDRFHead.from_pretrained(tmp_path)
+
+
+def few(dim: int) -> NeighborQualityEstimator:
+    return NeighborQualityEstimator(dim, neighbors=3)
+
+
+HOSTILE: list[Any] = [
+    {},
+    [],
+    None,
+    {"dims": DIMS},
+    {"dims": DIMS, "num_classes": 3, "os": "system"},
+    {"dims": DIMS, "num_classes": 3, "quality": "os.system"},
+    {"dims": DIMS, "num_classes": "3"},
+    {"dims": DIMS, "num_classes": 3, "dropout": "high"},
+    {"dims": [["image", 6]], "num_classes": 3},
+    {"dims": DIMS, "num_classes": 3, "hidden_features": 512},
+    {"dims": {"image": 10**9, "text": 10**9}, "num_classes": 3},
+    {"dims": {"image": 10**30, "text": 4}, "num_classes": 3},
+    {"dims": DIMS, "num_classes": 10**12},
+    {"dims": DIMS, "num_classes": 3, "hidden_features": 4 * 10**11},
+]
+
+
+@pytest.mark.parametrize("config", HOSTILE, ids=lambda config: str(config)[:60])
+@pytest.mark.parametrize("kind", ["head", "classifier"])
+def test_hostile_configs_are_refused_before_anything_is_built(
+    tmp_path: Path, kind: str, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: list[Any] = []
+    kaiming = torch.nn.init.kaiming_uniform_
+
+    def spy(tensor: Tensor, **options: Any) -> Tensor:
+        real.extend([] if tensor.is_meta else [tensor])
+        return kaiming(tensor, **options)
+
+    if kind == "head":
+        HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
+        load, given = HubDRFHead.from_pretrained, {}
+    else:
+        HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)).save_pretrained(tmp_path)
+        load, given = HubDRFClassifier.from_pretrained, {"encoders": encoders()}
+        config = {"encoders": [], "head": config}
+    sign(tmp_path, config)
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", spy)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load(tmp_path, **given)
+    assert not real
+
+
+def sign(folder: Path, config: Any) -> None:
+    """Write a config as save_model would have, digests included."""
+    (folder / "config.json").write_text(json.dumps(config))
+    names = ("config.json", "model.safetensors")
+    digests = (hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names)
+    lines = [f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True)]
+    (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 @pytest.fixture
@@ -148,13 +212,13 @@ def test_the_card_says_what_was_measured(tmp_path: Path, report: Any) -> None:
 
 
 def test_a_card_without_a_report_says_so() -> None:
-    text = str(HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)).generate_model_card())
+    text = str(hub.model_card(HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3))))
     assert "No robustness report came with this model" in text
     assert "image (6), text (4)" in text
-    assert "(folder_or_repo, encoders=your_encoders)" in text
+    assert '("folder or repository", encoders=your_encoders)' in text
     assert "the method is that of" in text
-    other = str(HubDRFClassifier(encoders(), ConcatenationHead(DIMS, 3)).generate_model_card())
-    assert "(folder_or_repo, encoders=your_encoders, head=your_head)" in other
+    other = str(hub.model_card(HubDRFClassifier(encoders(), ConcatenationHead(DIMS, 3))))
+    assert '("folder or repository", encoders=your_encoders, head=your_head)' in other
     assert "the method is that of" not in other
 
 
@@ -172,15 +236,15 @@ def test_push_uploads_the_folder(monkeypatch: pytest.MonkeyPatch, report: Any) -
             seen.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
             return f"pushed {repo_id}"
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr(hub, "HfApi", Api)
     head = HubDRFHead(DIMS, 3)
     said = head.push_to_hub("me/tiny", model_card_kwargs={"report": report})
     assert said == "pushed me/tiny"
-    assert set(seen) == {"model.safetensors", "config.json", "README.md"}
+    assert set(seen) == {"model.safetensors", "config.json", "SHA256SUMS", "README.md"}
     assert b"tiny DRF" in seen["README.md"]
 
 
-def test_from_the_hub_only_two_files_are_fetched(
+def test_from_the_hub_only_three_files_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = HubDRFHead(DIMS, 3).eval()
@@ -192,12 +256,9 @@ def test_from_the_hub_only_two_files_are_fetched(
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    monkeypatch.setattr(
-        "huggingface_hub.hub_mixin.hf_hub_download", lambda **_: str(tmp_path / "config.json")
-    )
     back = HubDRFHead.from_pretrained("me/tiny", revision="abc")
     assert asked["repo_id"] == "me/tiny"
     assert asked["revision"] == "abc"
-    assert asked["allow_patterns"] == ["config.json", "model.safetensors"]
+    assert asked["allow_patterns"] == ["config.json", "model.safetensors", "SHA256SUMS"]
     given = features()
     assert torch.equal(back(given).logits, head(given).logits)

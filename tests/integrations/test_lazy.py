@@ -23,7 +23,7 @@ def test_the_package_imports_nothing_optional() -> None:
 @pytest.mark.parametrize(
     ("module", "without", "extra"),
     [
-        ("hub", "huggingface_hub", "hf"),
+        ("hub", "huggingface_hub", "hub"),
         ("sklearn", "sklearn.base", "sklearn"),
     ],
 )
