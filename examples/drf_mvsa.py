@@ -125,9 +125,8 @@ def run(
             config["certainty"] = certainty(model, val_posts, device)
         save_model(model, folder / "models" / kind, config)
         watch.tick(kind)
-        reports.append(
-            robustness_report(model, test_posts, seeds=TEST_SEEDS, name=title, progress=True)
-        )
+        report = robustness_report(model, test_posts, seeds=TEST_SEEDS, progress=True)
+        reports.append(report.named(title))
         watch.tick("reports")
     record = run_record(
         settings=asdict(settings),

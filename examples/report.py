@@ -201,7 +201,7 @@ def main(
             disruption_seeds = tuple(range(seeds))
         measure = partial(robustness_report, data=posts, seeds=disruption_seeds, progress=True)
         try:
-            reports = [measure(net.to(device), name=name) for name, net in models.items()]
+            reports = [measure(net.to(device)).named(name) for name, net in models.items()]
         except (ValueError, TypeError, AttributeError) as error:
             raise SetupError(f"the model cannot be measured: {error}") from error
     except SetupError as error:

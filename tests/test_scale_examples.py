@@ -108,7 +108,7 @@ def test_what_is_not_installed_is_told_in_a_sentence(
         "lightning-2",
         "trainer-1",
         "trainer-2",
-    ],  # fmt: skip
+    ],
 )
 def test_the_example_learns(
     example: str,
