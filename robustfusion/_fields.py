@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def field(output: Any, name: str) -> Any:
@@ -29,3 +29,13 @@ def logits_of(output: Any, rows: int) -> Tensor:
             '.logits and ["logits"] are read'
         )
     return logits
+
+
+def p_values_of(model: nn.Module, output: Any) -> dict[str, Tensor]:
+    """The p-values of an output by modality, from the head or the model, whichever offers them."""
+    if field(output, "log_quality"):
+        for part in (getattr(model, "head", None), model):
+            made = getattr(part, "p_values", None)
+            if callable(made):
+                return dict(made(output))
+    return {}

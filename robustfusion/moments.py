@@ -80,9 +80,10 @@ class RunningMoments(nn.Module):
             number = available.sum()
             self.count.add_(number).clamp_max_(self.window)
             x = keep_rows(at_least_float32(rows), available)
+            x = x.to(torch.promote_types(x.dtype, self.moments.dtype))
             share = (number / self.count.clamp_min(1)).clamp_max(1).to(x.dtype)
             weight = (available / number.clamp_min(1)).to(x.dtype)
-            mean, variance, third = at_least_float32(self.moments)
+            mean, variance, third = self.moments.to(x.dtype)
             batch_mean = weight @ x
             centered = x - batch_mean
             square = centered.square()

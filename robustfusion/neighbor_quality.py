@@ -25,8 +25,8 @@ class NeighborQualityEstimator(QualityEstimator):
     feature itself, left in the queue by earlier epochs, are passed over.
 
     Angles are taken at a point half a standard deviation from the mean, on the side where each
-    coordinate rests, against its skew: so features after a ReLU are seen from near their zero, and
-    nothing depends on how features were shifted, scaled or flipped.
+    coordinate rests, against its skew (less where it has hardly any): so features after a ReLU
+    are seen from near their zero, and it does not matter how features were shifted or flipped.
 
     See :class:`~robustfusion.QualityEstimator` for what is made of it.
 
@@ -89,8 +89,8 @@ class NeighborQualityEstimator(QualityEstimator):
     def adapt(self, features: Tensor, available: Tensor, slots: Tensor) -> None:
         """Move the origin, and keep the lengths of the new rows."""
         mean, scale = self.moments.gaussian()
-        skew = at_least_float32(self.moments.moments)[2].sign()
-        origin = mean - _OFFSET * skew * scale
+        skew = at_least_float32(self.moments.moments)[2] / scale**3
+        origin = mean - _OFFSET * (10 * skew).clamp(-1, 1) * scale
         self.origin.copy_(origin)
         length = torch.linalg.vector_norm((at_least_float32(features) - origin) / scale, dim=-1)
         inverse = (available / length.clamp_min(1e-6)).to(self.inverse_lengths.dtype)

@@ -51,6 +51,9 @@ class DRFOutput(NamedTuple):
         recovered: ``recovered[target][source]``, (B, D_target); empty where nothing is.
         aux_loss: Scalar, the loss terms that need no labels.
         usable: (B, K) bool, True where a candidate exists for the sample.
+        member_logits: (B, K, 2, C), what fused features and what fused decisions say, which
+            ``head.loss`` supervises one by one and ``candidate_logits`` averages; ``None`` for a
+            head without.
 
     Example:
         >>> import torch
@@ -77,3 +80,4 @@ class DRFOutput(NamedTuple):
     recovered: dict[str, dict[str, Tensor]]
     aux_loss: Tensor
     usable: Tensor
+    member_logits: Tensor | None = None

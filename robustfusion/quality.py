@@ -37,7 +37,7 @@ class QualityEstimator(nn.Module, ABC):
     r"""Say how odd the features of one modality look beside intact ones, without any label.
 
     An implementation says how unlike the queue a feature is, :math:`u` (:meth:`measure`). To that
-    come two lengths, :math:`v` from zero and :math:`v'` from the queue's mean, standardized.
+    come the logarithms of two lengths, :math:`v` from zero and :math:`v'` from the queue's mean.
     A feature is odd if it looks like nothing known, or if a length is unusual, too long or too
     short, as that of a blank, a constant or an average is, which have no direction to look at:
 
@@ -62,7 +62,8 @@ class QualityEstimator(nn.Module, ABC):
     encoder that trains on a row also makes it look more usual than a new one, and then p-values
     of new rows are too small.
 
-    A row with NaN, inf or a value beyond 1e9 has log-quality −inf and the smallest p-value.
+    A row with NaN or inf has log-quality −inf and the smallest p-value; one with a value beyond
+    1e9 is never learned from.
 
     To write your own: implement :meth:`measure`, and :meth:`adapt` where something has to follow
     the queue. :class:`~robustfusion.NeighborQualityEstimator` and
@@ -234,10 +235,12 @@ class QualityEstimator(nn.Module, ABC):
         self.adapt(features, available, self.queue.store(features, available))
 
     def _statistics(self, features: Tensor, unlike: Tensor) -> Tensor:
-        """Unlikeness and the two lengths, (B, 3)."""
+        """Unlikeness and the logarithms of two lengths, (B, 3)."""
         centered = standardize(features, self.moments.gaussian())
-        lengths = (torch.linalg.vector_norm(x, dim=1) for x in (features.to(centered), centered))
-        return torch.stack([unlike, *lengths], dim=1)
+        lengths = torch.stack(
+            [torch.linalg.vector_norm(x, dim=1) for x in (features.to(centered), centered)], dim=1
+        )
+        return torch.cat([unlike[:, None], lengths.clamp_min(1e-6).log()], dim=1)
 
     def _score(self, statistics: Tensor) -> Tensor:
         """How odd, from (B, 3)."""

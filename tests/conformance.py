@@ -113,14 +113,6 @@ def masked_vectors(width: int, batch: int) -> Inputs:
     return {**vectors(width, batch), "available": torch.arange(batch) % 3 > 0}
 
 
-def stand_in_inputs(batch: int) -> Inputs:
-    given = head_inputs(DIMS[3], batch)
-    mask = given["available"]
-    # As the head hands them over: what is not available is zero.
-    features = {m: x.where(mask[m][:, None], 0.0) for m, x in given["features"].items()}
-    return {"features": features, "available": torch.stack(list(mask.values()), dim=1)}
-
-
 # -------------------------------------------------------------------------------------- cases
 
 
@@ -194,10 +186,6 @@ PARTS = {
         )
         for kind in ("diag", "spherical")
     },
-    **{
-        cls.__name__: part(partial(cls, DIMS[3], 8), stand_in_inputs, masked=False, smooth=False)
-        for cls in (rf.LearnedTokens, rf.RecoveredFeatures)
-    },
     "ModalityConverter": part(
         lambda: rf.ModalityConverter(4, 3), partial(vectors, 4), masked=False
     ),
@@ -219,13 +207,30 @@ QUALITIES: dict[str, Callable[[int], rf.QualityEstimator]] = {
     **{
         kind: partial(
             rf.GaussianQualityEstimator,
-            covariance_type=kind,  # type: ignore[arg-type]
+            covariance_type=kind,
             shrinkage=0.1,
         )
         for kind in ("spherical", "diag", "full")
     },
 }
 STAND_INS = {"tokens": rf.LearnedTokens, "recovered": rf.RecoveredFeatures}
+
+COMBINATIONS = {
+    f"DRFHead-{quality}-{stand_in}-{size}": drf(
+        rf.DRFHead,
+        dims,
+        parts={
+            "quality": QUALITIES[quality],
+            "stand_in": STAND_INS[stand_in],
+            "hidden_features": 16,
+        },
+        compiled=TRAIN if (quality, stand_in, size) == ("full", "tokens", 2) else (),
+        own_evaluation=size > 3,
+    )
+    for quality in QUALITIES
+    for stand_in in STAND_INS
+    for size, dims in DIMS.items()
+}
 
 DRF = {
     **{
@@ -237,22 +242,7 @@ DRF = {
         )
         for size, dims in DIMS.items()
     },
-    **{
-        f"DRFHead-{quality}-{stand_in}-{size}": drf(
-            rf.DRFHead,
-            dims,
-            parts={
-                "quality": QUALITIES[quality],
-                "stand_in": STAND_INS[stand_in],
-                "hidden_features": 16,
-            },
-            compiled=TRAIN if (quality, stand_in, size) == ("full", "tokens", 2) else (),
-            own_evaluation=size > 3,
-        )
-        for quality in QUALITIES
-        for stand_in in STAND_INS
-        for size, dims in DIMS.items()
-    },
+    **COMBINATIONS,
     **{
         f"PaperDRFHead-{size}": drf(
             rf.PaperDRFHead,

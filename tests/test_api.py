@@ -67,12 +67,13 @@ SIGNATURES = {
         "spread: float = 1.0, window: int = 2048) -> None"
     ),
     "StandIn.forward": (
-        "(self, features: Mapping[str, Tensor], available: Tensor) -> StandInOutput"
+        "(self, features: Mapping[str, Tensor], available: Tensor, embed: Mapping[str, Module]) "
+        "-> StandInOutput"
     ),
     "LearnedTokens": "(dims: Mapping[str, int], out_features: int) -> None",
     "RecoveredFeatures": (
         "(dims: Mapping[str, int], out_features: int, *, hidden_features: int = 128, "
-        "distribution_weight: float = 0.1) -> None"
+        "distribution_weight: float = 0.0) -> None"
     ),
     "ModalityConverter": (
         "(in_features: int, out_features: int, *, hidden_features: int | None = None, "

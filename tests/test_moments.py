@@ -15,8 +15,10 @@ def assert_moments_of(running: RunningMoments, rows: Tensor, rtol: float = 1e-4)
     mean, scale = running.gaussian("diag")
     spread = rows.std(0, unbiased=False)
     torch.testing.assert_close(mean.double(), rows.mean(0), rtol=rtol, atol=rtol)
-    expected = spread.clamp_min(1e-3) if len(rows) > 1 else torch.ones_like(spread)
-    torch.testing.assert_close(scale.double(), expected, rtol=10 * rtol, atol=1e-3)
+    expected = spread if len(rows) > 1 else torch.ones_like(spread)
+    # A hundredth of the mean deviation is added, for coordinates that hardly vary.
+    added = 0.01 * expected.mean() if len(rows) > 1 else 0.0
+    torch.testing.assert_close(scale.double(), expected + added, rtol=10 * rtol, atol=1e-3)
     _, radius = running.gaussian("spherical")
     total = expected.square().sum().sqrt()
     torch.testing.assert_close(radius.double(), total, rtol=10 * rtol, atol=2e-3)
@@ -128,7 +130,7 @@ def test_reset_forgets_and_so_does_that_of_a_queue() -> None:
     assert queue.moments is not None
     mean, scale = queue.moments.gaussian("diag")
     assert mean.tolist() == [2.0, 3.0]
-    assert scale.tolist() == [1.0, 1.0]
+    assert scale.tolist() == pytest.approx([1.01, 1.01])
 
 
 def test_options_are_checked() -> None:

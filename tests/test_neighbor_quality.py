@@ -19,11 +19,10 @@ def slow_similarity(
         cosines = []
         for row, keep in zip(rows, valid.tolist(), strict=True):
             r = ((row - origin) / scale).tolist()
-            if keep and not torch.equal(row, query):
-                dot = sum(a * b for a, b in zip(x, r, strict=True))
-                cosines.append(dot / math.hypot(*x) / math.hypot(*r))
-        nearest = sorted(cosines, reverse=True)[:neighbors]
-        means.append(sum(nearest) / len(nearest) if nearest else 0.0)
+            dot = sum(a * b for a, b in zip(x, r, strict=True))
+            counts = keep and not torch.equal(row, query)
+            cosines.append(dot / math.hypot(*x) / math.hypot(*r) if counts else 0.0)
+        means.append(sum(sorted(cosines, reverse=True)[:neighbors]) / neighbors)
     return torch.tensor(means)
 
 
@@ -48,7 +47,9 @@ def test_a_row_of_the_same_direction_but_another_length_is_a_neighbor() -> None:
     zero, one = torch.zeros(6), torch.ones(6)
     inverse = 1 / rows.norm(dim=-1)
     for keep, similarity in ((1, 0.0), (2, 1.0)):
-        found = nearest_similarity(query, rows[:keep], inverse[:keep], origin=zero, scale=one)
+        found = nearest_similarity(
+            query, rows[:keep], inverse[:keep], origin=zero, scale=one, neighbors=1
+        )
         assert found.item() == pytest.approx(similarity)
 
 
@@ -81,7 +82,7 @@ def test_copies_of_a_row_in_the_queue_are_passed_over(center: float, drift: floa
     seen = estimator.measure(rows[:40])
     alone = [without(estimator, (k, 300 + k)).measure(rows[k : k + 1]) for k in range(40)]
     difference = seen - torch.cat(alone)
-    assert difference.min() > -1e-3  # a copy would be a neighbor at cosine 1
+    assert difference.min() > -1e-2  # a copy would be a neighbor at cosine 1
     # Now and then another row is taken for a copy, for it projects onto the feature as one would.
     assert difference.max() < 0.3
     assert (difference < 1e-3).float().mean() > 0.6

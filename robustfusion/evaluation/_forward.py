@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustfusion._fields import field, logits_of
+from robustfusion._fields import field, logits_of, p_values_of
 from robustfusion._tree import leaves, map_leaves, map_tensors
 from robustfusion.candidates import candidate_names
 from robustfusion.disruption import Condition, Disruption
@@ -317,10 +317,6 @@ class Forward:
         self.source, self.names = source, source.data.modalities
         self.num_classes = 0
         self.candidates: tuple[str, ...] = ()
-        owners: list[Any] = [getattr(source.model, "head", None), source.model]
-        self.p_values: Callable[[Any], Mapping[str, Tensor]] | None = next(
-            (part.p_values for part in owners if callable(getattr(part, "p_values", None))), None
-        )
         self._pairs: dict[tuple[str, str], list[tuple[Tensor, Tensor, Rows]]] = {}
 
     def clean(self, *, check_rows: bool) -> RowResults:
@@ -375,7 +371,7 @@ class Forward:
         kept = torch.where(finite, true.clamp_min(_LOWEST), -torch.inf)
         results.log_likelihood[rows] = kept.cpu().numpy()
         scored = field(out, "log_quality") or {}
-        odd = self.p_values(out) if self.p_values is not None and scored else {}
+        odd = p_values_of(self.source.model, out)
         for column, name in enumerate(self.names):
             for values, store in ((scored, results.quality), (odd, results.p_values)):
                 if name in values:
