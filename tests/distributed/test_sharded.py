@@ -64,7 +64,7 @@ def test_sharded_training_is_replicated_training(kind: str) -> None:
 def saving_worker(rank: int, world: int, folder: str) -> tuple[str, dict[str, Tensor]]:
     model: Any = nn.Linear(4, 3)
     fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
-    path = Path(folder) / f"{rank}.safetensors"
+    path = Path(folder) / f"{rank}.pt"
     with pytest.raises(TypeError) as caught:
         save_checkpoint(path, {"model": model.state_dict()})
     assert not path.exists()
@@ -81,7 +81,7 @@ def test_sharded_state_is_refused_and_its_full_state_is_saved(tmp_path: Path) ->
     (message, expected), _ = run_ranks(2, saving_worker, str(tmp_path))
     assert message.startswith("state.model.weight is sharded over ranks")
     assert "full_state_dict=True" in message
-    saved = load_checkpoint(tmp_path / "0.safetensors")["model"]
+    saved = load_checkpoint(tmp_path / "0.pt")["model"]
     assert set(saved) == {"weight", "bias"}
     for name, parameter in expected.items():
         torch.testing.assert_close(saved[name], parameter)
