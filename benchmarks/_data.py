@@ -148,6 +148,40 @@ def load_mvsa(features: Path, extra: Path | None = None) -> dict[str, Split]:
     return splits
 
 
+@cache
+def load_features(path: Path) -> dict[str, Split]:
+    """Any file in the layout of MVSA-Single's pack, of any modalities.
+
+    `id`, `label` and `split` have N entries; `NAME_clean` is (N, D) and `NAME_corrupt`, if there
+    is one, (R, N, D). Without a test split, val becomes the test; without a val, or where that
+    became the test, a fifth of train is held out to choose on.
+    """
+    with np.load(path) as file:
+        pack = {name: file[name] for name in file.files}
+    names = [key.removesuffix("_clean") for key in pack if key.endswith("_clean")]
+    absent = [key for key in ("id", "label", "split") if key not in pack]
+    if absent or not names:
+        raise ValueError(f"{path} has no {absent[0] if absent else 'NAME_clean'}")
+    split = pack["split"].astype("U5")
+    if "test" not in split:
+        split[split == "val"] = "test"
+    if "val" not in split:
+        rows = np.flatnonzero(split == "train")
+        split[np.random.default_rng(0).choice(rows, len(rows) // 5, replace=False)] = "val"
+    splits = {}
+    for name in ("train", "val", "test"):
+        at = np.flatnonzero(split == name)
+        if not len(at):
+            raise ValueError(f"{path} has no samples of {name}")
+        splits[name] = Split(
+            {m: _float(pack[f"{m}_clean"][at]) for m in names},
+            torch.from_numpy(pack["label"][at].astype(np.int64)),
+            tuple(at.tolist()),
+            {m: _float(pack[f"{m}_corrupt"][:, at]) for m in names if f"{m}_corrupt" in pack},
+        )
+    return splits
+
+
 def load_digit_halves(seed: int, draws: int = 4) -> dict[str, Split]:
     """Scikit-learn's 8x8 digits, upper and lower half as two modalities; 60/20/20 by `seed`.
 

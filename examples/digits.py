@@ -1,11 +1,23 @@
-"""What the three training examples share: digits cut into an upper and a lower half."""
+"""Train a DRF classifier with a loop of your own: digits cut into an upper and a lower half.
 
-import torch
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+    python examples/digits.py
 
-from robustfusion import DRFClassifier, DRFHead
+The examples that train with accelerate, FSDP2, Lightning and the Trainer take data and model from
+here. Needs ``robustfusion[examples]``.
+"""
+
+import sys
+
+try:
+    import torch
+    import typer
+    from sklearn.datasets import load_digits
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, Dataset
+
+    from robustfusion import DRFClassifier, DRFHead
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
 
 WIDTH = 64
 Sample = dict[str, Tensor]
@@ -49,3 +61,28 @@ def make_model() -> DRFClassifier:
         for name in ("upper", "lower")
     }
     return DRFClassifier(encoders, DRFHead({"upper": WIDTH, "lower": WIDTH}, num_classes=10))
+
+
+def main(epochs: int = 20) -> None:
+    """Train, and evaluate with nothing and with each half missing."""
+    torch.manual_seed(0)
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    model.train()
+    for _ in range(epochs):
+        for batch in DataLoader(HalfDigits("train"), batch_size=32, shuffle=True):
+            loss = model.loss(model(*inputs_of(batch)), batch["labels"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+    for lost in (None, "upper", "lower"):
+        test: Sample = torch.utils.data.default_collate(list(HalfDigits("test", lost)))
+        with torch.no_grad():
+            predicted = model(*inputs_of(test)).logits.argmax(1)
+        score = (predicted == test["labels"]).float().mean()
+        print(f"accuracy, {lost or 'nothing'} missing: {score:.3f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

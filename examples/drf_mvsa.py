@@ -8,31 +8,30 @@ with concatenation and modality dropout, and writes tables, a figure and both mo
     python examples/drf_mvsa.py --data MVSA_Single --image-encoder efficientnet-lite0 \
         --text-encoder minilm --freeze
 
-does the same with real posts and pretrained encoders. Needs ``robustfusion[examples]``.
+does the same with real posts and pretrained encoders. ``--data`` also takes a table of your own,
+CSV, TSV, JSON lines or Parquet, with paths of pictures, texts and labels, any number of classes,
+where an empty cell is a missing modality:
+
+    python examples/drf_mvsa.py --data posts.csv --image-column photo --text-column caption
+
+A column ``split`` with train, val and test is heeded. Needs ``robustfusion[examples]``.
 """
 
-import hashlib
 import sys
-import time
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 try:
+    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import safetensors  # noqa: F401
     import torch
     import typer
-    from encoders import (
-        SetupError,
-        SmallImageEncoder,
-        SmallTextEncoder,
-        Standardize,
-        image_encoder,
-        text_encoder,
-    )
-    from prepared import PreparedPosts, prepare_posts
-    from run_folder import (
+    from main_job.encoders import SetupError
+    from main_job.reading import generate_posts, labels_file, open_data, prepare_split
+    from main_job.run_folder import (
+        Stopwatch,
         check_device,
         find_run,
         kept_settings,
@@ -41,183 +40,66 @@ try:
         sha256,
         write_json,
     )
-    from side_by_side import console, write_results
-    from tqdm.auto import tqdm
-    from training import Interrupted, Recipe, train, validation_score
-
-    from robustfusion import DRFClassifier, DRFHead
-    from robustfusion.baselines import ConcatenationHead
-    from robustfusion.checkpoint import save_model
-    from robustfusion.datasets import (
-        MVSA,
-        FeatureCache,
-        Splits,
-        load_splits,
-        make_posts,
-        stratified_split,
+    from main_job.settings import (
+        NAMES,
+        TEST_SEEDS,
+        VAL_SEED,
+        RecipeName,
+        Settings,
+        make_encoders,
+        make_model,
+        recipe_of,
     )
-    from robustfusion.disruption import ImageCorruption, TextCorruption
+    from main_job.side_by_side import console, write_results
+    from main_job.training import (
+        Interrupted,
+        certainty,
+        clean_batches,
+        train,
+        validation_score,
+    )
+
+    from robustfusion import calibrate
+    from robustfusion.checkpoint import save_model
+    from robustfusion.datasets import FeatureCache, PostDataset, Splits
     from robustfusion.evaluation import robustness_report
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
-
-TEST_SEEDS = (0, 1, 2)
-VAL_SEED = 1000
-NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
-
-
-class RecipeName(StrEnum):
-    """How to train: ours, or as the paper says."""
-
-    default = "default"
-    paper = "paper"
-
-
-@dataclass
-class Settings:
-    """What a run depends on; kept in its folder, so that it can be resumed."""
-
-    data: str | None
-    image_encoder: str
-    text_encoder: str
-    frozen: list[str]
-    recipe: str
-    epochs: int | None
-    batch_size: int | None
-    limit: int | None
-    seed: int
-    device: str
-    threads: int
-
-
-def recipe_of(settings: Settings) -> Recipe:
-    """Return the optimisation for these encoders."""
-    names = {"image": settings.image_encoder, "text": settings.text_encoder}
-    paper = settings.recipe == "paper"
-    lr = 2e-4 if paper else 1e-3
-    encoder_lr = {m: lr if name == "small" else 2e-5 for m, name in names.items()}
-    fine_tuned = any(name != "small" and m not in settings.frozen for m, name in names.items())
-    epochs = 30 if paper else 4 if fine_tuned else 15
-    batch_size, weight_decay = 16 if paper else 32, 0.01
-    if not paper and set(settings.frozen) == set(names):
-        # Heads on frozen features overfit soon: few epochs, large batches, strong decay.
-        epochs, batch_size, weight_decay = 6, 128, 0.1
-    return Recipe(
-        settings.epochs or epochs,
-        settings.batch_size or batch_size,
-        encoder_lr,
-        lr,
-        weight_decay=weight_decay,
-    )
-
-
-def make_head(kind: str, dims: dict[str, int], num_classes: int, recipe: str) -> torch.nn.Module:
-    """Build a head: features in, prediction out."""
-    if kind == "concatenation":
-        return ConcatenationHead(dims, num_classes, modality_dropout=0.3)
-    return (DRFHead.paper if recipe == "paper" else DRFHead)(dims, num_classes)
-
-
-def make_encoders(settings: Settings) -> dict[str, Any]:
-    """Build both encoders, the same ones every time."""
-    torch.manual_seed(settings.seed)
-    encoders = {
-        "image": image_encoder(settings.image_encoder).to(settings.device),
-        "text": text_encoder(settings.text_encoder).to(settings.device),
-    }
-    for name in settings.frozen:
-        if isinstance(encoders[name], SmallImageEncoder | SmallTextEncoder):
-            raise SetupError(
-                f"a small {name} encoder knows nothing before training: do not freeze"
-            )
-        encoders[name].eval().requires_grad_(False)
-    return encoders
-
-
-def generate_posts(settings: Settings, output_dir: Path) -> Path:
-    """Make the small data set, unless it is there."""
-    count = settings.limit or 1500
-    root = output_dir / f"posts-{count}-seed{settings.seed}"
-    with tqdm(total=count, desc="make posts", unit="post", leave=False) as bar:
-        make_posts(
-            root, n=count, seed=settings.seed, progress=lambda done, _: bar.update(done - bar.n)
-        )
-    return root
-
-
-def open_data(root: Path, settings: Settings, encoders: dict[str, Any]) -> tuple[MVSA, Splits]:
-    """Open a folder in MVSA-Single's layout; a post with one unreadable side has the other."""
-    print(f"reading {root}, checking every file ...", flush=True)
-    try:
-        resize = encoders["image"].resize
-        dataset = MVSA(root, on_bad="missing", image_transform=resize)
-        if (root / "splits.json").exists():
-            splits = load_splits(root / "splits.json")
-        else:
-            groups = dataset.duplicate_groups()
-            seed = settings.seed
-            splits = stratified_split(dataset.labels, seed=seed, ids=dataset.ids, groups=groups)
-    except (OSError, ValueError) as error:
-        raise SetupError(f"--data {root} cannot be read as MVSA-Single: {error}") from error
-    return dataset, splits
-
-
-def prepare_split(
-    dataset: MVSA, ids: tuple[str, ...], share: float, seed: int, **options: Any
-) -> PreparedPosts:
-    """Read one split, or the share of it that --limit leaves."""
-    known = set(dataset.ids)
-    kept = [post_id for post_id in ids if post_id in known]
-    if share < 1:
-        # By a draw of its own for each id: the ids of published splits are sorted by class.
-        kept.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
-        kept = kept[: max(8, round(share * len(kept)))]
-    return prepare_posts(dataset.select(kept), **options)
 
 
 def run(
     settings: Settings,
     encoders: dict[str, Any],
-    dataset: MVSA,
+    dataset: PostDataset,
     splits: Splits,
     folder: Path,
     save_every: int,
 ) -> None:
     """Prepare the posts, train both models, evaluate them, write everything."""
-    started = time.perf_counter()
-    print(f"{len(dataset)} posts in {dataset.root}, {splits}")
-    share = 1.0
-    if settings.data and settings.limit:
-        share = settings.limit / len(dataset)
+    watch = Stopwatch(folder / "seconds.json")
+    print(f"{len(dataset)} posts, classes {', '.join(dataset.class_names)}, {splits}")
+    if dataset.report().problems:
+        print(dataset.report())
     prepare = partial(
         prepare_split,
         dataset,
-        share=share,
-        seed=settings.seed,
         encoders=encoders,
-        corruptions={
-            "image": ImageCorruption(),
-            "text": TextCorruption(mask_token=encoders["text"].mask_token),
-        },
-        frozen=settings.frozen,
+        settings=settings,
         cache=FeatureCache(folder.parent / "features"),
-        device=settings.device,
     )
-    train_posts = prepare(splits.train, title="training posts")
-    val_posts = prepare(splits.val, seeds=(VAL_SEED,), title="validation posts")
+    train_posts = prepare(splits.train)
+    val_posts = prepare(splits.val, seeds=(VAL_SEED,))
     test_ids = splits.open_test("final report of both models, chosen by validation")
-    test_posts = prepare(test_ids, seeds=TEST_SEEDS, title="test posts")
+    test_posts = prepare(test_ids, seeds=TEST_SEEDS)
 
-    recipe, dims = recipe_of(settings), {name: encoder.dim for name, encoder in encoders.items()}
-    validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=settings.device)
-    reports, histories, seconds = [], {}, {}
+    recipe, device = recipe_of(settings), settings.device
+    validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=device)
+    reports, histories = [], {}
+    watch.tick("posts")
     for kind, title in NAMES.items():
-        own = make_encoders(settings)
+        model = make_model(kind, make_encoders(settings), len(dataset.class_names), settings)
         for name in settings.frozen:
-            own[name] = Standardize(train_posts.columns[name, None][train_posts.available[name]])
-        head = make_head(kind, dims, len(dataset.class_names), settings.recipe)
-        model = DRFClassifier(own, head)
-        begun = time.perf_counter()
+            model.encoders[name].fit(train_posts.features[name], train_posts.available[name])
         histories[kind] = train(
             model,
             train_posts,
@@ -225,37 +107,48 @@ def run(
             recipe,
             folder / "training" / kind,
             seed=settings.seed,
-            device=settings.device,
+            device=device,
             save_every=save_every,
             title=title.split(" + ")[0],  # a bar has one line
+            on_save=partial(watch.tick, kind),
         )
-        seconds[kind] = round(time.perf_counter() - begun, 1)
         config = {
-            "head": type(head).__name__,
-            "dims": dims,
+            "head": type(model.head).__name__,
+            "dims": dict(model.head.dims),
             "class_names": list(dataset.class_names),
-            **{key: asdict(settings)[key] for key in ("image_encoder", "text_encoder", "frozen")},
+            "settings": asdict(settings),
         }
+        if kind == "drf":
+            # By posts that it has not seen: what is usual for intact ones, and how sure to be.
+            calibration = calibrate(model, clean_batches(val_posts, device)).to_markdown()
+            (folder / "calibration.md").write_text(calibration + "\n", encoding="utf-8")
+            config["certainty"] = certainty(model, val_posts, device)
         save_model(model, folder / "models" / kind, config)
+        watch.tick(kind)
         reports.append(
             robustness_report(model, test_posts, seeds=TEST_SEEDS, name=title, progress=True)
         )
+        watch.tick("reports")
     record = run_record(
         settings=asdict(settings),
         recipe=asdict(recipe),
         posts={
-            "labels_sha256": sha256(dataset.root / "labelResultAll.txt"),
+            "labels_sha256": sha256(labels_file(dataset)),
             "splits": repr(splits),
             "used": [len(posts.ids) for posts in (train_posts, val_posts, test_posts)],
             "report": str(dataset.report()),
         },
         history=histories,
-        training_seconds=seconds,
-        total_seconds=round(time.perf_counter() - started, 1),
+        training_seconds={kind: round(watch.seconds[kind], 1) for kind in NAMES},
+        total_seconds=round(sum(watch.seconds.values()), 1),
     )
     write_json(folder / "run.json", record)
     write_results(folder, dict(zip(NAMES, reports, strict=True)))
     print(console(*reports))
+    for report in reports:
+        for remark in getattr(report, "remarks", ()):
+            print(f"Mind: {remark}")
+    print(f"\nDRF, calibrated by {len(val_posts.ids)} validation posts:\n\n{calibration}")
     print(f"\n{record['total_seconds']:.0f} s. Tables, figures and models are in {folder}")
 
 
@@ -265,7 +158,14 @@ def main(
         Path | None, typer.Argument(help="With --resume: the folder of the run.", metavar="[RUN]")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of MVSA-Single; without it posts are made.")
+        Path | None,
+        typer.Option(help="A table, or the folder of MVSA-Single; without it posts are made."),
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Of a table: paths of pictures.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Of a table.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Of a table: classes, any number.")] = "label",
+    image_root: Annotated[
+        Path | None, typer.Option(help="What paths are relative to; by default the table.")
     ] = None,
     image_encoder: Annotated[
         str, typer.Option(help="small, efficientnet-lite0, or a transformers model or folder.")
@@ -302,6 +202,10 @@ def main(
                 raise SetupError(f"{resume_dir} stands without --resume before it")
             settings = Settings(
                 data=None if data is None else str(data.resolve()),
+                image_column=image_column,
+                text_column=text_column,
+                label_column=label_column,
+                image_root=None if image_root is None else str(image_root.resolve()),
                 image_encoder=image_encoder,
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],

@@ -3,26 +3,27 @@
     python examples/export_onnx.py
 
 The exported graph is the inference path: tensors in, logits out, any batch size. Masks are inputs,
-so a modality may be missing in one row and there in the next. Needs ``robustfusion[examples]``,
-``onnxscript`` and ``onnxruntime``.
+so a modality may be missing in one row and there in the next. Needs
+``robustfusion[examples,onnx]``.
 """
 
+import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-import typer
-from digits import HalfDigits, Sample, inputs_of, make_model
-from torch import Tensor, nn
+NEEDS = 'This example needs: pip install "robustfusion[examples,onnx]"'
+try:
+    import torch
+    import typer
+    from digits import HalfDigits, Sample, inputs_of, make_model
+    from torch import Tensor, nn
+except ImportError as error:
+    sys.exit(f"{error}. {NEEDS}")
 
 
 class ForExport(nn.Module):
-    """Plain tensors in, logits out: one tensor, then one mask, for each modality in order.
-
-    Args:
-        model: a head, or a classifier with encoders.
-        names: of the modalities, in the order of the arguments.
-    """
+    """Plain tensors in, logits out: one tensor, then one mask, for each modality in order."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -67,6 +68,9 @@ def run(path: Path, inputs: Mapping[str, Tensor], available: Mapping[str, Tensor
 
 def main(steps: int = 200, output_dir: Path = Path("runs/export_onnx")) -> None:
     """Train for a moment, export, and compare on test digits with a half missing."""
+    for name in ("onnxscript", "onnxruntime"):
+        if find_spec(name) is None:
+            sys.exit(f"No module named {name!r}. {NEEDS}")
     torch.manual_seed(0)
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -13,6 +13,8 @@ returns the trained model and the data to measure it on. A whole ``my_model.py``
 
     from types import SimpleNamespace
 
+    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import safetensors  # noqa: F401
     import torch
     from torch import nn
 
@@ -51,25 +53,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 try:
+    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import safetensors  # noqa: F401
     import torch
     import typer
-    from drf_mvsa import (
-        NAMES,
-        TEST_SEEDS,
-        Settings,
-        make_encoders,
-        make_head,
-        open_data,
-        prepare_split,
-    )
-    from encoders import SetupError, Standardize
-    from run_folder import check_device, find_run
-    from side_by_side import console, table
+    from main_job.encoders import SetupError
+    from main_job.reading import open_data, prepare_split
+    from main_job.run_folder import check_device, find_run
+    from main_job.settings import NAMES, TEST_SEEDS, Settings, make_encoders, make_model
+    from main_job.side_by_side import console, table
 
-    from robustfusion import DRFClassifier
     from robustfusion.checkpoint import load_model, read_config
     from robustfusion.datasets import FeatureCache
-    from robustfusion.disruption import ImageCorruption, TextCorruption
     from robustfusion.evaluation import RobustnessReport, plot_rate_curves, robustness_report
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
@@ -115,17 +110,13 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
     root = data or (Path(settings.data) if settings.data else None)
     if root is None:
         root = folder.parent / f"posts-{settings.limit or 1500}-seed{settings.seed}"
-    if not root.is_dir():
+    if not root.exists():
         raise SetupError(f"the posts of the run are not in {root}: say with --data where they are")
     torch.set_num_threads(settings.threads)
     encoders = make_encoders(settings)
-    dims = {name: encoder.dim for name, encoder in encoders.items()}
     models = {}
     for kind, config in configs.items():
-        own = make_encoders(settings)
-        own |= {name: Standardize(torch.zeros(2, dims[name])) for name in settings.frozen}
-        head = make_head(kind, dims, len(config["class_names"]), settings.recipe)
-        model = DRFClassifier(own, head)
+        model = make_model(kind, make_encoders(settings), len(config["class_names"]), settings)
         try:
             load_model(model, folder / "models" / kind)
         except (OSError, ValueError) as error:
@@ -137,18 +128,10 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
     posts = prepare_split(
         dataset,
         splits.open_test("report of a finished run"),
-        share=settings.limit / len(dataset) if settings.data and settings.limit else 1.0,
-        seed=settings.seed,
-        encoders=encoders,
-        corruptions={
-            "image": ImageCorruption(),
-            "text": TextCorruption(mask_token=encoders["text"].mask_token),
-        },
-        frozen=settings.frozen,
-        cache=FeatureCache(folder.parent / "features") if settings.frozen else None,
-        device=device,
+        encoders,
+        settings,
         seeds=TEST_SEEDS,
-        title="test posts",
+        cache=FeatureCache(folder.parent / "features") if settings.frozen else None,
     )
     return models, posts
 
@@ -225,6 +208,9 @@ def main(
         raise typer.Exit(130) from None
     write_report(reports, folder, embedding.value)
     print(console(*reports) if len(reports) == 2 else reports[0].to_markdown())
+    for report in reports:
+        for remark in getattr(report, "remarks", ()):
+            print(f"Mind: {remark}")
     print(f"\nTables and figures are in {folder}")
 
 

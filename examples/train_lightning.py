@@ -2,18 +2,22 @@
 
     python examples/train_lightning.py --devices 2
 
-Needs ``robustfusion[examples]`` and ``lightning``, which brings torchmetrics.
+Needs ``robustfusion[examples,lightning]``.
 """
 
+import sys
 from pathlib import Path
 
-import lightning
-import torch
-import typer
-from digits import HalfDigits, Sample, inputs_of, make_model
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
+try:
+    import lightning
+    import torch
+    import typer
+    from digits import HalfDigits, Sample, inputs_of, make_model
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+    from torchmetrics.classification import MulticlassAccuracy
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,lightning]"')
 
 LOSSES = (None, "upper", "lower")
 

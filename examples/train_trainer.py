@@ -3,16 +3,21 @@
     python examples/train_trainer.py
 
 ``torchrun --nproc-per-node 2 examples/train_trainer.py`` trains on two processes. Needs
-``robustfusion[examples,hf]``.
+``robustfusion[examples,trainer]``.
 """
 
+import sys
 from pathlib import Path
 
-import torch
-import typer
-from digits import HalfDigits, inputs_of, make_model
-from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainingArguments
+try:
+    import accelerate  # noqa: F401 - of which the Trainer tells late
+    import torch
+    import typer
+    from digits import HalfDigits, inputs_of, make_model
+    from torch import Tensor, nn
+    from transformers import EvalPrediction, Trainer, TrainingArguments
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,trainer]"')
 
 
 class ForTrainer(nn.Module):

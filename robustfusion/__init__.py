@@ -18,12 +18,14 @@ from robustfusion.losses import DistributionConstraintLoss, DistributionRecovery
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput, HeadOutput
 from robustfusion.paper import PaperDRFHead
+from robustfusion.pooling import AttentionPooling, MaskedMean
 from robustfusion.quality import GaussianQualityEstimator, QualityEstimator
 from robustfusion.recovery import CrossModalRecovery
 from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
 from robustfusion.standardize import Standardize
 
 __all__ = [
+    "AttentionPooling",
     "CalibrationReport",
     "CrossModalRecovery",
     "DRFClassifier",
@@ -35,6 +37,7 @@ __all__ = [
     "GaussianQualityEstimator",
     "HeadOutput",
     "LearnedTokens",
+    "MaskedMean",
     "ModalityConverter",
     "NeighborQualityEstimator",
     "PaperDRFHead",

@@ -32,14 +32,12 @@ class ModuleList(nn.ModuleList, Generic[M]):
         def __iter__(self) -> Iterator[M]: ...
 
 
-def mlp(*widths: int, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers of the given widths with ReLU (and dropout) between them."""
+def mlp(*widths: int, dropout: float = 0.0, activate_last: bool = False) -> nn.Sequential:
+    """Linear layers of the given widths with ReLU (and dropout) between them, or after each."""
     layers: list[nn.Module] = []
-    for depth, (fan_in, fan_out) in enumerate(pairwise(widths)):
-        if depth:
-            layers += [nn.ReLU(), nn.Dropout(dropout)]
-        layers.append(nn.Linear(fan_in, fan_out))
-    return nn.Sequential(*layers)
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*(layers if activate_last else layers[:-2]))
 
 
 @contextmanager

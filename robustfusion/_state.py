@@ -9,12 +9,13 @@ from torch import Tensor
 def snapshot(state: Tensor, *, training: bool) -> Tensor:
     """Copy a buffer, so that a later write in place cannot reach a pending backward.
 
-    Eagerly that is ``clone``. Compiled, torch may copy anew in the backward, from the buffer as it
-    is by then, and the gradient is wrong without a word (pytorch/pytorch#197039); what a custom
-    operator returns is never computed twice. Evaluation writes nothing and exports without it.
+    Evaluation writes nothing and needs no copy. Eagerly a copy is a ``clone``. Compiled, torch may
+    copy anew in the backward, from the buffer as it is by then, and the gradient is wrong without
+    a word (pytorch/pytorch#197039); what a custom operator returns is never computed twice.
     """
-    opaque = training and torch.compiler.is_compiling()
-    return _opaque_copy(state) if opaque else state.clone()
+    if not training:
+        return state
+    return _opaque_copy(state) if torch.compiler.is_compiling() else state.clone()
 
 
 @torch.library.custom_op("robustfusion::copy", mutates_args=())

@@ -30,7 +30,12 @@ def check_vectors(x: Tensor, dim: int, name: str, *, batched: bool = False) -> N
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     expected = f"(B, {dim})" if batched else f"(..., {dim})"
     if x.ndim == 0 or x.shape[-1] != dim or (batched and x.ndim != 2):
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
+        hint = (
+            ": pool sequences first: robustfusion.MaskedMean, AttentionPooling"
+            if x.ndim == 3
+            else ""
+        )
+        raise ValueError(f"{name} must have shape {expected}, got {tuple(x.shape)}{hint}")
     if not x.is_floating_point():
         raise TypeError(
             f"{name} must have a floating dtype, got {x.dtype}: pass encoder outputs, not ids"

@@ -68,6 +68,7 @@ class DRFClassifier(nn.Module):
         self, inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None = None
     ) -> Any:
         """Encode what is available and return the head's output."""
+        check_names(inputs, self.encoders, "inputs")
         return self.head(*self.encode(inputs, available))
 
     def encode(
@@ -75,16 +76,17 @@ class DRFClassifier(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return what the head is called with: features, and availability on their devices.
 
-        Keep it to give one encoding to several heads, or to one head several times.
+        Keep it to give one encoding to several heads, or to one head several times. Of some
+        modalities only, where ``inputs`` holds only these.
         """
-        check_names(inputs, self.encoders, "inputs")
-        names = list(self.encoders)
+        names = [name for name in self.encoders if name in inputs]
+        check_names(inputs, names or self.encoders, "inputs")
         batch, device = _batch_of(inputs, available)
         present = check_available(available, names, batch, device)
         features = {}
-        for name, encoder in self.encoders.items():
+        for name in names:
             _check_rows(inputs[name], batch, f'inputs["{name}"]')
-            encoded: Any = encoder(_blank(inputs[name], present[name]))
+            encoded: Any = self.encoders[name](_blank(inputs[name], present[name]))
             if not isinstance(encoded, Tensor) or encoded.shape[:1] != (batch,):
                 got = tuple(encoded.shape) if isinstance(encoded, Tensor) else type(encoded)
                 raise ValueError(f'encoders["{name}"] must return ({batch}, D), got {got}')

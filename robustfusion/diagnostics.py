@@ -1,12 +1,15 @@
 """Is the method alive? Numbers and plain words on what a trained model does with its inputs."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from robustfusion._fields import field, logits_of, p_values_of
+from robustfusion._modules import evaluating
+from robustfusion._recoverability import Recoverability, recoverability
+from robustfusion._tree import leaves, map_leaves, tensors
 from robustfusion._validation import check_names, check_positive
 from robustfusion.candidates import candidate_names
 from robustfusion.feature_queue import FeatureQueue
@@ -17,8 +20,25 @@ CONSTANT_QUALITY = 1e-3
 CONSTANT_WEIGHT = 1e-3
 VANISHING_WEIGHT = 1e-2
 DOMINANT_WEIGHT = 0.9
-STARVED_ACCEPTANCE = 0.05
 DRIFT = 1.25
+# Intact rows have p-values spread evenly over 0 to 1: the middle 90 % of them span 0.9.
+NARROW_P = 0.3
+ALARM = 0.05
+# Two rows of a queue are near-identical below this share of the usual distance of two rows.
+SAME = 0.01
+COPIED = 0.1
+_COMPARED_ROWS = 4096
+
+__all__ = [
+    "Diagnosis",
+    "FusionHealth",
+    "QualityHealth",
+    "QueueHealth",
+    "Recoverability",
+    "RecoveryHealth",
+    "diagnose",
+    "recoverability",
+]
 
 
 class QualityHealth(NamedTuple):
@@ -29,6 +49,9 @@ class QualityHealth(NamedTuple):
         std: their standard deviation.
         low: 5 % quantile.
         high: 95 % quantile.
+        p_low: 5 % quantile of their p-values; NaN for a model without.
+        p_high: 95 % quantile of these.
+        alarms: share of the rows with a p-value of at most 0.05.
 
     ``quality[modality]`` of a :class:`Diagnosis`; see the example there.
     """
@@ -37,6 +60,9 @@ class QualityHealth(NamedTuple):
     std: float
     low: float
     high: float
+    p_low: float
+    p_high: float
+    alarms: float
 
 
 class FusionHealth(NamedTuple):
@@ -66,9 +92,8 @@ class QueueHealth(NamedTuple):
 
     Args:
         fill: share of its rows that hold data.
-        acceptance: share of the observed rows that a training pass over the features would store,
-            measured on a copy; NaN if nothing can be stored there.
-        age: samples until the whole queue is renewed at this rate: capacity / acceptance.
+        copies: share of these with a near-identical twin in the queue, closer than 1 % of the
+            usual distance of two rows; NaN for fewer than two.
         scale_ratio: spread of the queue (2) divided by the spread of the features; 1 when they
             agree, NaN where the queue holds other vectors than the features.
         mean_shift: distance of the two means (1), in units of the features' spread.
@@ -77,8 +102,7 @@ class QueueHealth(NamedTuple):
     """
 
     fill: float
-    acceptance: float
-    age: float
+    copies: float
     scale_ratio: float
     mean_shift: float
 
@@ -109,9 +133,11 @@ class Diagnosis(NamedTuple):
         queues: by the name of the queue's modality.
         recovery: by `(target, source)`.
         top_class: share of the rows predicted as the most frequent prediction.
+        never: classes predicted for no row.
         warnings: in plain words; empty if nothing looks wrong.
 
     Example:
+        >>> import torch
         >>> from robustfusion import DRFHead
         >>> from robustfusion.diagnostics import diagnose
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
@@ -126,6 +152,7 @@ class Diagnosis(NamedTuple):
     queues: dict[str, QueueHealth]
     recovery: dict[tuple[str, str], RecoveryHealth]
     top_class: float
+    never: tuple[int, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -140,6 +167,11 @@ class Diagnosis(NamedTuple):
                 f"  quality of {name}: mean {q.mean:.3g}, std {q.std:.3g}, "
                 f"5-95 % [{q.low:.3g}, {q.high:.3g}]"
             )
+            if q.alarms == q.alarms:
+                lines.append(
+                    f"    p-values: 5-95 % [{q.p_low:.2f}, {q.p_high:.2f}], {q.alarms:.0%} alarm "
+                    f"at {ALARM:g}"
+                )
         if self.fusion is not None:
             f = self.fusion
             lines.append(
@@ -150,9 +182,8 @@ class Diagnosis(NamedTuple):
                 lines.append(f"    {name}: {mean:.2f} ± {std:.2f}, largest in {wins:.0%}")
         for name, queue in self.queues.items():
             lines.append(
-                f"  queue of {name}: {queue.fill:.0%} full, accepts {queue.acceptance:.1%}, "
-                f"renewed in {queue.age:.0f} samples, spread {queue.scale_ratio:.2f} of the data, "
-                f"mean off by {queue.mean_shift:.2f}"
+                f"  queue of {name}: {queue.fill:.0%} full, {queue.copies:.0%} of it copies, "
+                f"spread {queue.scale_ratio:.2f} of the data, mean off by {queue.mean_shift:.2f}"
             )
         for (target, source), r in self.recovery.items():
             lines.append(
@@ -174,14 +205,14 @@ def diagnose(
     """Look whether quality, fusion, queues and recovery of a model do anything.
 
     A robust fusion can die without an error: a score that is the same for every sample, a queue
-    that admits nothing, one candidate that always wins. Run this on held-out clean rows after
+    full of copies, one candidate that always wins. Run this on held-out clean rows after
     training, and read the warnings. What the model's output or its queues do not show is left out.
     The model's buffers, mode and the global random state are as before afterwards.
 
     Args:
-        model: maps `(features, available)` to an output with `logits` and, optionally,
-            `log_quality`, `weights` and `recovered`, as `DRFHead` does. Its queues are the
-            submodules with the buffers `storage`, `cursor` and `count`.
+        model: maps `(features, available)` to logits, or to an output with `logits` and,
+            optionally, `features`, `log_quality`, `weights` and `recovered`, as `DRFHead` does.
+            Its queues are its `FeatureQueue`s.
         features: clean inputs by modality: tensors `(n, ...)`, mappings of them, or lists. For a
             model with encoders and a `head` these are what the encoders take.
         available: bool `(n,)` by modality, True where observed; None means all.
@@ -220,12 +251,14 @@ def diagnose(
     mask = {
         name: available[name].bool()
         if available is not None
-        else torch.ones(rows, dtype=torch.bool, device=_device(values))
+        else torch.ones(
+            rows, dtype=torch.bool, device=next(tensors(values), torch.empty(0)).device
+        )
         for name, values in features.items()
     }
     outputs = _Collected(model, features, mask, batch_size)
     quality = {
-        name: _quality_health(scores[mask[name].to(scores.device)])
+        name: _quality_health(scores, outputs.p_values.get(name), mask[name].cpu())
         for name, scores in outputs.log_quality.items()
     }
     everything = torch.stack([m.cpu() for m in mask.values()]).all(0)
@@ -234,8 +267,6 @@ def diagnose(
         names = candidate_names(model, outputs.weights.shape[1])
         fusion = _fusion_health(outputs.weights[everything], names)
     real = outputs.features
-    acceptance = _accepted(model, features, mask, batch_size) if _queues(model) else {}
-    queues = _queue_health(model, acceptance, real, mask)
     recovery = {
         (target, source): _recovery_health(
             recovered, real[target], (mask[target] & mask[source]).cpu()
@@ -243,54 +274,34 @@ def diagnose(
         for (target, source), recovered in outputs.recovered.items()
         if target in real and real[target].shape == recovered.shape
     }
-    predicted = outputs.logits.argmax(-1)
-    top_class = float(predicted.bincount().max()) / rows
-    found = Diagnosis(rows, quality, fusion, queues, recovery, top_class, ())
-    warnings = list(_warnings(found, bool(outputs.logits.isfinite().all())))
+    counts = outputs.logits.argmax(-1).bincount(minlength=outputs.logits.shape[1])
+    found = Diagnosis(
+        rows=rows,
+        quality=quality,
+        fusion=fusion,
+        queues=_queue_health(model, real, mask),
+        recovery=recovery,
+        top_class=float(counts.max()) / rows,
+        never=tuple((counts == 0).nonzero()[:, 0].tolist()),
+        warnings=(),
+    )
     constant = [
         f"features of {name} are the same in every row: the encoder says nothing"
-        for name, rows in real.items()
-        if rows.is_floating_point() and bool((rows == rows[0]).all())
+        for name, values in real.items()
+        if values.is_floating_point() and bool((values == values[0]).all())
     ]
+    warnings = _warnings(found, bool(outputs.logits.isfinite().all()))
     return found._replace(warnings=(*constant, *warnings))
 
 
-def _count(value: Any) -> int:
-    return _count(next(iter(value.values()))) if isinstance(value, Mapping) else len(value)
-
-
-def _device(value: Any) -> torch.device:
-    if isinstance(value, Mapping):
-        return _device(next(iter(value.values())))
-    return value.device if isinstance(value, Tensor) else torch.device("cpu")
-
-
-def _slice(value: Any, part: slice) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _slice(entry, part) for key, entry in value.items()}
-    return value[part]
-
-
 def _row_count(features: Mapping[str, Any]) -> int:
-    counts = {name: _count(values) for name, values in features.items()}
+    counts = {name: len(next(leaves(values))) for name, values in features.items()}
     if len(set(counts.values())) != 1:
         raise ValueError(f"features must have the same number of rows, got {counts}")
     rows = next(iter(counts.values()))
     if rows < 2:
         raise ValueError(f"features must have at least 2 rows, got {rows}")
     return rows
-
-
-def _batches(
-    features: Mapping[str, Any], mask: Mapping[str, Tensor], batch_size: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    rows = _row_count(features)
-    for start in range(0, rows, batch_size):
-        part = slice(start, start + batch_size)
-        yield (
-            {name: _slice(values, part) for name, values in features.items()},
-            {name: observed[part] for name, observed in mask.items()},
-        )
 
 
 class _Collected:
@@ -303,42 +314,39 @@ class _Collected:
         mask: Mapping[str, Tensor],
         batch_size: int,
     ) -> None:
-        head = getattr(model, "head", None)
-        seen: list[dict[str, Tensor]] = []
-
-        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[0] if args else kwargs["features"]
-            seen.append({name: x.detach().cpu() for name, x in given.items()})
-
-        hooks = []
-        if isinstance(head, nn.Module):
-            hooks.append(head.register_forward_pre_hook(see, with_kwargs=True))
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                parts = [model(*batch) for batch in _batches(features, mask, batch_size)]
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for module, mode in modes.items():
-                module.training = mode
+        parts, p_values = [], []
+        rows = _row_count(features)
+        with evaluating(model), torch.no_grad():
+            for start in range(0, rows, batch_size):
+                part = slice(start, start + batch_size)
+                inputs, available = (
+                    map_leaves(lambda x, part=part: x[part], dict(values))
+                    for values in (features, mask)
+                )
+                parts.append(model(inputs, available))
+                p_values.append(p_values_of(model, parts[-1]))
+        sizes = [min(batch_size, rows - start) for start in range(0, rows, batch_size)]
+        self.logits = _joined([logits_of(p, n) for p, n in zip(parts, sizes, strict=True)])
+        self.p_values = {m: _joined([p[m] for p in p_values]) for m in p_values[0]}
+        self.log_quality = self._by_name(parts, "log_quality")
+        weights = [field(p, "weights") for p in parts]
+        self.weights = None if weights[0] is None else _joined(weights)
         # What the queues and the recovery see: the encoders' output where there are encoders.
-        self.features = {
-            name: torch.cat([batch[name] for batch in seen]) if seen else value.detach().cpu()
-            for name, value in (seen[0] if seen else features).items()
+        self.features = self._by_name(parts, "features") or {
+            name: value.detach().cpu()
+            for name, value in features.items()
             if isinstance(value, Tensor)
         }
-        self.logits = _joined([p.logits for p in parts])
-        scored = getattr(parts[0], "log_quality", None) or {}
-        self.log_quality = {m: _joined([p.log_quality[m] for p in parts]) for m in scored}
-        weights = getattr(parts[0], "weights", None)
-        self.weights = None if weights is None else _joined([p.weights for p in parts])
-        recovered = getattr(parts[0], "recovered", None) or {}
         self.recovered = {
-            (target, source): _joined([p.recovered[target][source] for p in parts])
-            for target, sources in recovered.items()
+            (target, source): _joined([field(p, "recovered")[target][source] for p in parts])
+            for target, sources in (field(parts[0], "recovered") or {}).items()
             for source in sources
+        }
+
+    @staticmethod
+    def _by_name(parts: list[Any], name: str) -> dict[str, Tensor]:
+        return {
+            m: _joined([field(p, name)[m] for p in parts]) for m in field(parts[0], name) or {}
         }
 
 
@@ -346,12 +354,22 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.detach().float().cpu() for part in parts])
 
 
-def _quality_health(scores: Tensor) -> QualityHealth:
-    kept = scores[scores.isfinite()].double()
+def _quality_health(scores: Tensor, p_values: Tensor | None, mask: Tensor) -> QualityHealth:
+    nan = float("nan")
+    kept = scores[mask & scores.isfinite()].double()
     if len(kept) < 2:
-        return QualityHealth(*(float("nan"),) * 4)
-    low, high = kept.quantile(kept.new_tensor([0.05, 0.95])).tolist()
-    return QualityHealth(float(kept.mean()), float(kept.std()), low, high)
+        return QualityHealth(*(nan,) * 7)
+    low, high = _middle(kept)
+    ps = kept[:0] if p_values is None else p_values[mask & p_values.isfinite()].double()
+    p_low, p_high = _middle(ps) if len(ps) else (nan, nan)
+    alarms = float((ps <= ALARM).double().mean()) if len(ps) else nan
+    return QualityHealth(float(kept.mean()), float(kept.std()), low, high, p_low, p_high, alarms)
+
+
+def _middle(values: Tensor) -> tuple[float, float]:
+    """The 5 % and 95 % quantiles."""
+    low, high = values.quantile(values.new_tensor([0.05, 0.95])).tolist()
+    return low, high
 
 
 def _fusion_health(weights: Tensor, names: tuple[str, ...]) -> FusionHealth | None:
@@ -384,58 +402,40 @@ def _queues(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _accepted(
-    model: nn.Module,
-    features: Mapping[str, Any],
-    mask: Mapping[str, Tensor],
-    batch_size: int,
-) -> dict[str, float]:
-    """Share of the observed rows that a training pass stores, from the way the cursors move."""
-    trial = copy.deepcopy(model).train()
-    for module in trial.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    queues = _queues(trial)
-    capacity = {name: len(queue.storage) for name, queue in queues.items()}
-    # A cursor that moves by its capacity looks as if it stood still: keep batches below it.
-    size = max(1, min(batch_size, *(c - 1 for c in capacity.values())))
-    stored = dict.fromkeys(queues, 0)
-    devices = {v.device for v in trial.state_dict().values() if v.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-        for batch in _batches(features, mask, size):
-            before = {name: int(queue.cursor) for name, queue in queues.items()}
-            trial(*batch)
-            for name, queue in queues.items():
-                stored[name] += (int(queue.cursor) - before[name]) % capacity[name]
-    observed = {name: int(mask[name].sum()) if name in mask else 0 for name in queues}
-    return {
-        name: stored[name] / observed[name] if observed[name] else float("nan") for name in queues
-    }
-
-
 def _queue_health(
-    model: nn.Module,
-    acceptance: Mapping[str, float],
-    features: Mapping[str, Tensor],
-    mask: Mapping[str, Tensor],
+    model: nn.Module, features: Mapping[str, Tensor], mask: Mapping[str, Tensor]
 ) -> dict[str, QueueHealth]:
     health = {}
     for name, queue in _queues(model).items():
         count, capacity = int(queue.count), len(queue.storage)
-        rate = acceptance[name]
+        stored = queue.storage[:count].detach().double().cpu()
         ratio = shift = float("nan")
         rows = features[name][mask[name].cpu()] if name in features else None
-        same_width = rows is not None and rows.shape[1:] == queue.storage.shape[1:]
+        same_width = rows is not None and rows.shape[1:] == stored.shape[1:]
         if rows is not None and same_width and count > 1 and len(rows) > 1:
-            stored = queue.storage[:count].detach().double().cpu()
             data = rows.double()
             spread = _spread(data)
             if spread > 0:
                 ratio = _spread(stored) / spread
                 shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
-        age = capacity / rate if rate > 0 else float("inf")
-        health[name] = QueueHealth(count / capacity, rate, age, ratio, shift)
+        health[name] = QueueHealth(count / capacity, _copies(stored), ratio, shift)
     return health
+
+
+def _copies(stored: Tensor) -> float:
+    """Share of the rows with a near-identical twin; of evenly chosen rows where they are many."""
+    if len(stored) < 2:
+        return float("nan")
+    spread = _spread(stored)
+    if spread == 0:
+        return 1.0
+    step = -(-len(stored) // _COMPARED_ROWS)
+    rows = (stored - stored.mean(0))[::step]
+    # Two independent rows are sqrt(2) spreads apart on average. The product keeps this to one
+    # matrix; the near-identical are told from rounding in float64.
+    lengths = rows.square().sum(1)
+    apart = (lengths[:, None] + lengths - 2 * rows @ rows.T).fill_diagonal_(torch.inf)
+    return float((apart.amin(1) <= 2 * (SAME * spread) ** 2).double().mean())
 
 
 def _spread(rows: Tensor) -> float:
@@ -464,6 +464,16 @@ def _warnings(found: Diagnosis, finite: bool) -> Iterator[str]:
                 f"quality of {name} is constant (std {quality.std:.1g}): it cannot tell good rows "
                 "from bad ones"
             )
+        elif quality.p_high - quality.p_low < NARROW_P:
+            yield (
+                f"quality of {name} is nearly constant: 90 % of the p-values lie in "
+                f"{quality.p_low:.2f} to {quality.p_high:.2f}, those of intact rows over 0 to 1"
+            )
+        if quality.alarms > 3 * ALARM:
+            yield (
+                f"{quality.alarms:.0%} of the rows of {name} raise an alarm at {ALARM:g}: they "
+                "are not intact, or the model was never calibrated on rows it has not seen"
+            )
     if found.fusion is not None:
         yield from _fusion_warnings(found.fusion)
     for name, queue in found.queues.items():
@@ -476,6 +486,8 @@ def _warnings(found: Diagnosis, finite: bool) -> Iterator[str]:
             )
     if found.top_class > 0.99:
         yield f"{found.top_class:.0%} of the rows are predicted as one class"
+    elif found.never and found.rows >= 20 * (len(found.never) + 1):
+        yield f"class {', '.join(map(str, found.never))} is predicted for no row"
 
 
 def _fusion_warnings(fusion: FusionHealth) -> Iterator[str]:
@@ -490,17 +502,18 @@ def _fusion_warnings(fusion: FusionHealth) -> Iterator[str]:
     if fusion.total < VANISHING_WEIGHT:
         yield (
             f"fusion weights vanish (median sum {fusion.total:.1g}): the classifier sees a vector "
-            "near zero; normalise them"
+            "near zero; normalize them"
         )
 
 
 def _queue_warnings(name: str, queue: QueueHealth) -> Iterator[str]:
     if queue.fill == 0:
         yield f"queue of {name} is empty: train the model, or fill the queue, before it is used"
-    elif queue.acceptance < STARVED_ACCEPTANCE:
+    if queue.copies > COPIED:
         yield (
-            f"queue of {name} starves: it would store {queue.acceptance:.1%} of the rows and is "
-            f"renewed in {queue.age:.0f} samples"
+            f"queue of {name} holds copies: {queue.copies:.0%} of its rows have a near-identical "
+            "twin, as when it has more places than there are training rows; a score that counts "
+            "a row's own copies as its neighbors is blind"
         )
     if queue.scale_ratio < 1 / DRIFT or queue.scale_ratio > DRIFT:
         yield (

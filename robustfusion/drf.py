@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfusion._inputs import make_safe
-from robustfusion._modules import ModuleDict
+from robustfusion._modules import ModuleDict, mlp
 from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
 from robustfusion.candidates import distinct_candidates, enumerate_candidates, trusted_by
@@ -37,20 +37,23 @@ class DRFHead(nn.Module):
     .. math::
         h_S = \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
               + \sum_{m \notin S} (t_m + W_m \hat z_m)\Big), \qquad
-        g_S = \operatorname{ReLU}(U h_S + u), \\
-        w_S = \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \qquad
-        \hat y = W \sum_S w_S g_S + b
+        w_S = \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \\
+        \hat y = \sum_S w_S \, \tfrac12 \Big(
+              W \operatorname{ReLU}(U h_S + u) + b + \frac1{|S|} \sum_{m \in S} B_m(z_m) \Big)
 
     with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities
-    :math:`q` and that of a stand-in, :math:`q_0`. A modality whose corruption shows in its
-    features thus counts as a missing one. Where at least three modalities are there,
-    :math:`q_m` also holds how well the prediction from m alone agrees with that of the others:
-    a feature from another sample is typical, but contradicts them.
+    :math:`q` and that of a stand-in, :math:`q_0`, and a small network :math:`B_m` for each
+    modality alone. So half of what a candidate says comes from features that are fused, and
+    half from decisions that are: the one finds what only the modalities together tell, the
+    other overfits less. A modality whose corruption shows in its features counts as a missing
+    one. Where at least three modalities are there, :math:`q_m` also holds how well the
+    prediction from m alone agrees with that of the others: a feature from another sample is
+    typical, but contradicts them.
 
-    Training supervises every candidate, not the fused prediction. From four modalities on, some
-    are dropped at random, since not every subset is a candidate. A row that holds NaN, inf or a
-    value beyond 1e9 counts as missing; a coordinate more than ten deviations from its mean counts
-    as ten. A sample without any modality gets the classifier's bias.
+    Training supervises both halves of every candidate, not the fused prediction. From four
+    modalities on, some are dropped at random, since not every subset is a candidate. A row that
+    holds NaN, inf or a value beyond 1e9 counts as missing; a coordinate more than ten deviations
+    from its mean counts as ten. A sample without any modality gets logits of b / 2.
 
     After training, :func:`~robustfusion.calibrate` on held-out samples makes qualities, p-values
     and probabilities those of samples the head has not seen.
@@ -62,7 +65,7 @@ class DRFHead(nn.Module):
             modality.
         stand_in: Factory of a :class:`~robustfusion.StandIn`, called with ``dims`` and
             ``hidden_features``.
-        hidden_features: Width F of both hidden layers, so of the fused vector.
+        hidden_features: Width F of all hidden layers, so of the fused vector.
         dropout: Probability of dropping a hidden unit in training.
         gather_distributed: Whether queues take the rows of all ranks. Then every rank holds the
             same state and DDP's default buffer broadcast is harmless; local queues need
@@ -127,6 +130,12 @@ class DRFHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fusion = QualityWeightedFusion()
         self.classifier = nn.Linear(hidden_features, num_classes)
+        self.alone = ModuleDict(
+            {
+                name: mlp(dim, hidden_features, num_classes, dropout=dropout)
+                for name, dim in self.dims.items()
+            }
+        )
         # Of samples with just the modalities of each candidate, and of all others.
         self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
 
@@ -144,7 +153,8 @@ class DRFHead(nn.Module):
         x, present = make_safe(features, available, self.dims)
         here = torch.stack(list(present.values()), dim=1)
         shown = self._drop_modalities(here) if self.training else here
-        trusted, usable = distinct_candidates(trusted_by(len(self.dims), here.device), shown)
+        every = trusted_by(len(self.dims), here.device)
+        trusted, usable = distinct_candidates(every, shown)
 
         frames = {name: queue.gaussian() for name, queue in self.queues.items()}
         dtype = self.classifier.weight.dtype
@@ -155,12 +165,15 @@ class DRFHead(nn.Module):
         log_quality = self._log_quality(x, present)
         stand_in = self.stand_in(z, here, self.embed)
         candidates = self._candidates(z, stand_in.hidden, trusted)
-        candidate_logits = self.classifier(candidates)
+        late = self._late(z, trusted)
+        member_logits = torch.stack([self.classifier(candidates), late], dim=2)
+        candidate_logits = member_logits.mean(2)
         weights = self._weights(log_quality, candidate_logits, trusted, shown, usable)
-        fused = (weights.to(candidates.dtype)[:, None] @ candidates).squeeze(1)
-        logits = self.classifier(fused)
+        share = weights.to(candidates.dtype)[:, None]
+        fused = (share @ candidates).squeeze(1)
+        logits = 0.5 * (self.classifier(fused) + (share @ late).squeeze(1))
         return DRFOutput(
-            logits=logits if self.training else logits / self._temperature(here),
+            logits=logits if self.training else logits / self._temperature(here, every),
             fused=fused,
             features=x,
             candidate_logits=candidate_logits,
@@ -172,15 +185,16 @@ class DRFHead(nn.Module):
             },
             aux_loss=stand_in.loss,
             usable=usable,
+            member_logits=member_logits,
         )
 
     def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
-        """Return the training objective: the mean cross-entropy of the candidates."""
+        """Return the training objective: the mean cross-entropy of both members of candidates."""
         check_labels(labels, output.usable.shape[0], self.num_classes)
-        logits = output.candidate_logits
-        target = labels[:, None].expand(logits.shape[:2])
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        loss = loss.view(target.shape).where(output.usable, 0.0)
+        logits = output.member_logits
+        target = labels[:, None, None].expand(logits.shape[:3])
+        loss = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+        loss = loss.view(target.shape).mean(2).where(output.usable, 0.0)
         per_sample = loss.sum(1) / output.usable.sum(1).clamp_min(1)
         return masked_mean(per_sample, output.usable.any(1)) + output.aux_loss
 
@@ -230,6 +244,12 @@ class DRFHead(nn.Module):
         hidden = self.dropout(F.relu(hidden))
         return self.dropout(F.relu(self.trunk(hidden)))
 
+    def _late(self, z: Mapping[str, Tensor], trusted: Tensor) -> Tensor:
+        """The mean of what each trusted modality says alone, (B, K, C)."""
+        said = torch.stack([alone(z[name]) for name, alone in self.alone.items()], dim=1)
+        share = trusted.to(said.dtype)
+        return (share / share.sum(-1, keepdim=True).clamp_min(1)) @ said
+
     def _weights(
         self,
         log_quality: Tensor,
@@ -245,9 +265,9 @@ class DRFHead(nn.Module):
         log_weight = evidence[:, None].where(trusted, self.stand_in.log_quality * stood_in).sum(-1)
         return self.fusion.weights(log_weight, usable)
 
-    def _temperature(self, here: Tensor) -> Tensor:
-        """What logits are divided by, (B, M) -> (B, 1), by which modalities are there."""
-        same = (trusted_by(len(self.dims), here.device) == here[:, None]).all(-1)
+    def _temperature(self, here: Tensor, every: Tensor) -> Tensor:
+        """What logits are divided by, (B, M) and (K, M) -> (B, 1), by what is there."""
+        same = (every == here[:, None]).all(-1)
         own = (same * self.temperature[:-1]).sum(-1, keepdim=True)
         return own.where(same.any(-1, keepdim=True), self.temperature[-1])
 

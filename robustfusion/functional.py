@@ -16,7 +16,6 @@ CovarianceType = Literal["spherical", "diag", "full"]
 
 _MAX_EXPONENT = 30.0
 _SAME = 1e-3  # relative error of a projection onto a copy of oneself
-_SAME_WAY = 0.9
 
 
 class Gaussian(NamedTuple):
@@ -260,8 +259,7 @@ def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) ->
 
     :math:`s\,(f - \mu) / \sigma` with the spread :math:`s`. A "diag" Gaussian gives each
     coordinate the deviation :math:`s`; a "spherical" one multiplies all by one number, so that
-    the root mean square distance from the mean becomes :math:`s`. A hundredth of the mean
-    deviation is added to each of a "diag" Gaussian, for coordinates that hardly vary.
+    the root mean square distance from the mean becomes :math:`s`.
 
     Example:
         >>> standardize(
@@ -271,8 +269,8 @@ def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) ->
                 [ 1.]])
     """
     with torch.autocast(features.device.type, enabled=False):
-        mean, scale = _center_and_scale(gaussian)
-        return (at_least_float32(features) - mean) * (spread / scale)
+        mean, scale = (at_least_float32(moment) for moment in gaussian)
+        return spread * (at_least_float32(features) - mean) / scale
 
 
 def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) -> Tensor:
@@ -285,13 +283,8 @@ def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) 
                 [4.]])
     """
     with torch.autocast(features.device.type, enabled=False):
-        mean, scale = _center_and_scale(gaussian)
-        return at_least_float32(features) * (scale / spread) + mean
-
-
-def _center_and_scale(gaussian: Gaussian) -> tuple[Tensor, Tensor]:
-    mean, scale = (at_least_float32(moment) for moment in gaussian)
-    return mean, scale + 0.01 * scale.mean() if scale.ndim else scale
+        mean, scale = (at_least_float32(moment) for moment in gaussian)
+        return torch.addcmul(mean, at_least_float32(features), scale / spread)
 
 
 def nearest_similarity(
@@ -310,7 +303,7 @@ def nearest_similarity(
     (\lVert x' \rVert \ell_j)`, from one matrix product a chunk with the rows as they are:
     neither are N rows standardized nor their lengths computed anew. A row onto which a feature
     projects exactly, :math:`\langle x', r'_j \rangle = \lVert x' \rVert^2`, is a copy of it from
-    an earlier epoch, and no neighbor.
+    an earlier epoch, and no neighbor: it counts like a slot without a row, as a cosine of 0.
 
     Args:
         features: (B, D).
@@ -318,7 +311,7 @@ def nearest_similarity(
         inverse_lengths: (N,), :math:`1 / \ell`; 0 where a row holds no data.
         origin: (D,), :math:`o`.
         scale: (D,), :math:`s`.
-        neighbors: How many are averaged; all, where there are fewer.
+        neighbors: How many are averaged.
         chunk: Rows per matrix product, which bounds memory.
 
     Returns:
@@ -332,20 +325,17 @@ def nearest_similarity(
     """
     with torch.autocast(features.device.type, enabled=False):
         x = (at_least_float32(features) - origin) / scale
-        length = torch.linalg.vector_norm(x, dim=-1)
-        direction = x / (length[:, None].clamp_min(1e-12) * scale)
-        offset = direction @ origin
+        origin, scale = origin.to(x.dtype), scale.to(x.dtype)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+        direction = x / (length * scale)
+        offset = -(direction @ origin)[:, None]
         best = []
         for start in range(0, rows.shape[0], chunk):
             block = at_least_float32(rows[start : start + chunk]).to(x.dtype)
-            inverse = at_least_float32(inverse_lengths[start : start + chunk])
-            projection = direction @ block.T - offset[:, None]
-            cosine = projection * inverse
-            copied = (cosine > _SAME_WAY) & ((projection / length[:, None] - 1).abs() < _SAME)
-            counts = (inverse > 0) & ~copied
-            cosine = cosine.where(counts, -torch.inf)
+            inverse = inverse_lengths[start : start + chunk].to(x.dtype)
+            projection = torch.addmm(offset, direction, block.T)
+            copied = (projection - length).abs() < _SAME * length
+            cosine = (projection * inverse).masked_fill(copied, 0.0)
             best.append(cosine.topk(min(neighbors, cosine.shape[1]), dim=-1).values)
         top = best[0] if len(best) == 1 else torch.cat(best, -1).topk(neighbors, dim=-1).values
-        found = top > -torch.inf
-        mean = top.where(found, 0.0).sum(-1) / found.sum(-1).clamp_min(1)
-        return mean.clamp(-1, 1)
+        return top.mean(-1)

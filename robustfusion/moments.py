@@ -6,9 +6,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from robustfusion._modules import keep_rows
 from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
+
+_LEAST = 1e-3  # deviation
 
 
 class RunningMoments(nn.Module):
@@ -31,6 +34,7 @@ class RunningMoments(nn.Module):
 
     Attributes:
         moments: (3, D), mean, variance and third central moment.
+        diagonal: (2, D), mean and deviation as ``gaussian("diag")`` has them.
         count: (), how many rows were seen, at most N.
 
     Raises:
@@ -51,6 +55,7 @@ class RunningMoments(nn.Module):
     """
 
     moments: Tensor
+    diagonal: Tensor
     count: Tensor
 
     def __init__(self, dim: int, window: int) -> None:
@@ -60,10 +65,11 @@ class RunningMoments(nn.Module):
         self.dim = dim
         self.window = window
         self.register_buffer("moments", torch.zeros(3, dim))
+        self.register_buffer("diagonal", torch.stack([torch.zeros(dim), torch.ones(dim)]))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(keep_float32(fn, self.moments), recurse)
+        return super()._apply(keep_float32(fn, self.moments, self.diagonal), recurse)
 
     @torch.no_grad()
     def observe(self, rows: Tensor, available: Tensor | None = None) -> None:
@@ -71,38 +77,41 @@ class RunningMoments(nn.Module):
         if available is None:
             available = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
         with torch.autocast(rows.device.type, enabled=False):
-            x = at_least_float32(rows)
             number = available.sum()
             self.count.add_(number).clamp_max_(self.window)
+            x = keep_rows(at_least_float32(rows), available)
+            x = x.to(torch.promote_types(x.dtype, self.moments.dtype))
             share = (number / self.count.clamp_min(1)).clamp_max(1).to(x.dtype)
             weight = (available / number.clamp_min(1)).to(x.dtype)
-            x = x.where(available[:, None], 0.0)
-            mean, variance, third = at_least_float32(self.moments)
+            mean, variance, third = self.moments.to(x.dtype)
             batch_mean = weight @ x
             centered = x - batch_mean
             square = centered.square()
             shift = batch_mean - mean
-            squares, cubes = weight @ square, weight @ (square * centered)
-            old = 1 - share
-            spread = old * shift
-            # The third line is exact where the mean does not move, as when the stream is steady.
-            updated = torch.stack(
-                [
-                    mean + share * shift,
-                    old * variance + share * (squares + spread * shift),
-                    old * third + share * cubes,
-                ]
-            )
-            self.moments.copy_(updated)
+            step = share * shift
+            mean = mean + step
+            variance = variance.lerp(weight @ square, share) + (1 - share) * step * shift
+            # Exact where the mean does not move, as when the stream is steady.
+            third = third.lerp(weight @ (square * centered), share)
+            self.moments.copy_(torch.stack([mean, variance, third]))
+            deviation = variance.sqrt()
+            deviation = torch.where(self.count > 1, deviation + 0.01 * deviation.mean(), 1.0)
+            self.diagonal.copy_(torch.stack([mean, deviation.clamp_min(_LEAST)]))
 
-    def gaussian(self, covariance_type: CovarianceType = "diag", eps: float = 1e-6) -> Gaussian:
-        """Return the spherical or diagonal Gaussian; of fewer than two rows the variance is 1."""
-        mean, variance, _ = at_least_float32(snapshot(self.moments, training=self.training))
-        variance = variance.where(snapshot(self.count, training=self.training) > 1, 1.0)
-        if covariance_type == "spherical":
-            return Gaussian(mean, variance.sum().clamp_min(eps).sqrt())
+    def gaussian(self, covariance_type: CovarianceType = "diag") -> Gaussian:
+        """Return the spherical or diagonal Gaussian; of fewer than two rows its deviations are 1.
+
+        A hundredth of the mean deviation is added to each of a diagonal one, for coordinates that
+        hardly vary.
+        """
+        mean, deviation = at_least_float32(snapshot(self.diagonal, training=self.training))
         if covariance_type == "diag":
-            return Gaussian(mean, variance.clamp_min(eps).sqrt())
+            return Gaussian(mean, deviation)
+        if covariance_type == "spherical":
+            variance = at_least_float32(snapshot(self.moments, training=self.training))[1].sum()
+            return Gaussian(
+                mean, torch.where(self.count > 1, variance, self.dim).sqrt().clamp_min(_LEAST)
+            )
         raise ValueError(
             'covariance_type must be "spherical" or "diag" for running moments, got '
             f"{covariance_type!r}: fit a full covariance to the queue's storage"
@@ -111,6 +120,7 @@ class RunningMoments(nn.Module):
     def reset(self) -> None:
         """Forget everything."""
         self.moments.zero_()
+        self.diagonal[0], self.diagonal[1] = 0.0, 1.0
         self.count.zero_()
 
     def extra_repr(self) -> str:

@@ -1,15 +1,14 @@
 """How odd a feature is, from its neighbors in a queue of its modality."""
 
 from collections.abc import Callable
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from robustfusion._state import keep_float32, snapshot
+from robustfusion._state import keep_float32
 from robustfusion._validation import check_positive
 from robustfusion.functional import at_least_float32, nearest_similarity
-from robustfusion.moments import RunningMoments
 from robustfusion.quality import QualityEstimator
 
 # Of a standard deviation. At the mean itself angles would ignore lengths, and nothing points
@@ -26,8 +25,8 @@ class NeighborQualityEstimator(QualityEstimator):
     feature itself, left in the queue by earlier epochs, are passed over.
 
     Angles are taken at a point half a standard deviation from the mean, on the side where each
-    coordinate rests, against its skew: so features after a ReLU are seen from near their zero, and
-    nothing depends on how features were shifted, scaled or flipped.
+    coordinate rests, against its skew (less where it has hardly any): so features after a ReLU
+    are seen from near their zero, and it does not matter how features were shifted or flipped.
 
     See :class:`~robustfusion.QualityEstimator` for what is made of it.
 
@@ -60,12 +59,14 @@ class NeighborQualityEstimator(QualityEstimator):
         Neighbors as a score: Sun et al., ICML 2022, https://arxiv.org/abs/2204.06507.
     """
 
+    origin: Tensor
     inverse_lengths: Tensor
 
     def __init__(self, dim: int, *, capacity: int = 2048, neighbors: int = 10) -> None:
         super().__init__(dim, capacity)
         check_positive(neighbors, "neighbors")
         self.neighbors = neighbors
+        self.register_buffer("origin", torch.zeros(dim))
         # Of each row as it was standardized when it came, in the slots of the queue.
         self.register_buffer("inverse_lengths", torch.zeros(capacity + 1))
 
@@ -75,36 +76,31 @@ class NeighborQualityEstimator(QualityEstimator):
     @torch.no_grad()
     def measure(self, features: Tensor) -> Tensor:
         """Return log(1 - mean cosine to the nearest rows)."""
-        origin, scale = self._frame()
         cosine = nearest_similarity(
             features,
             self.queue.storage,
             self.inverse_lengths[:-1],
-            origin=origin,
-            scale=scale,
+            origin=at_least_float32(self.origin),
+            scale=self.moments.gaussian().scale,
             neighbors=self.neighbors,
         )
         return (1 - cosine).clamp_min(1e-6).log()
 
     def adapt(self, features: Tensor, available: Tensor, slots: Tensor) -> None:
-        """Keep the lengths of the new rows."""
-        origin, scale = self._frame()
+        """Move the origin, and keep the lengths of the new rows."""
+        mean, scale = self.moments.gaussian()
+        skew = at_least_float32(self.moments.moments)[2] / scale**3
+        origin = mean - _OFFSET * (10 * skew).clamp(-1, 1) * scale
+        self.origin.copy_(origin)
         length = torch.linalg.vector_norm((at_least_float32(features) - origin) / scale, dim=-1)
-        inverse = (1 / length.clamp_min(1e-6)).where(available, 0.0)
-        self.inverse_lengths.index_copy_(0, slots, inverse.to(self.inverse_lengths.dtype))
+        inverse = (available / length.clamp_min(1e-6)).to(self.inverse_lengths.dtype)
+        self.inverse_lengths.index_copy_(0, slots, inverse)
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
+        self.origin.zero_()
         self.inverse_lengths.zero_()
-
-    def _frame(self) -> tuple[Tensor, Tensor]:
-        """The point that angles are taken at, and the scale of each coordinate."""
-        moments = cast("RunningMoments", self.queue.moments)
-        mean, scale = moments.gaussian("diag")
-        scale = scale + 0.01 * scale.mean()
-        third = snapshot(moments.moments[2], training=self.training)
-        return mean - _OFFSET * third.sign() * scale, scale
 
     def extra_repr(self) -> str:
         """Return the arguments of the constructor."""

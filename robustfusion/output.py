@@ -51,8 +51,12 @@ class DRFOutput(NamedTuple):
         recovered: ``recovered[target][source]``, (B, D_target); empty where nothing is.
         aux_loss: Scalar, the loss terms that need no labels.
         usable: (B, K) bool, True where a candidate exists for the sample.
+        member_logits: (B, K, 2, C), what fused features and what fused decisions say, which
+            ``head.loss`` supervises one by one and ``candidate_logits`` averages; ``None`` for a
+            head without.
 
     Example:
+        >>> import torch
         >>> from robustfusion import DRFHead
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
         >>> available = {"image": torch.arange(5) > 0, "text": torch.ones(5, dtype=torch.bool)}
@@ -76,3 +80,4 @@ class DRFOutput(NamedTuple):
     recovered: dict[str, dict[str, Tensor]]
     aux_loss: Tensor
     usable: Tensor
+    member_logits: Tensor | None = None

@@ -16,9 +16,11 @@ from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import (
     CovarianceType,
     Gaussian,
+    at_least_float32,
     fit_gaussian,
     gaussian_log_prob,
     mahalanobis_sq,
+    standardize,
 )
 from robustfusion.moments import RunningMoments
 
@@ -26,6 +28,7 @@ LARGEST = 1e9  # of a valid feature; squares and cubes of larger ones overflow f
 _RECENT = 512  # training rows whose scores say what is usual, until held-out rows do
 _REFERENCES = 2048  # held-out rows kept; with more, p-values gain no useful digits
 _PATIENCE = 2.0  # deviations by which an odd length must exceed an odd look to count
+_LOGISTIC = math.pi / math.sqrt(3)  # a logistic curve of this slope has the deviation 1
 _LEAST = 1e-3  # deviation of a statistic, or rounding errors would look odd where all are alike
 _UNKNOWN = torch.tensor([[0.0] * 4, [1.0, 1e9, 1e9, 1.0]])
 
@@ -59,7 +62,8 @@ class QualityEstimator(nn.Module, ABC):
     encoder that trains on a row also makes it look more usual than a new one, and then p-values
     of new rows are too small.
 
-    A row with NaN, inf or a value beyond 1e9 has log-quality −inf and the smallest p-value.
+    A row with NaN or inf has log-quality −inf and the smallest p-value; one with a value beyond
+    1e9 is never learned from.
 
     To write your own: implement :meth:`measure`, and :meth:`adapt` where something has to follow
     the queue. :class:`~robustfusion.NeighborQualityEstimator` and
@@ -107,7 +111,7 @@ class QualityEstimator(nn.Module, ABC):
         self.capacity = capacity
         self.queue = FeatureQueue(dim, capacity, track_moments=True)
         # Of training rows when they came: unlikeness, two lengths, score; the latest of them.
-        self.recent = FeatureQueue(4, _RECENT, track_moments=True)
+        self.recent = FeatureQueue(4, _RECENT)
         # Mean and deviation of each over intact rows; what nothing is known of never looks odd.
         self.register_buffer("usual", _UNKNOWN.clone())
         self.register_buffer("held_out", torch.zeros(_REFERENCES))
@@ -135,11 +139,8 @@ class QualityEstimator(nn.Module, ABC):
     def score(self, features: Tensor) -> Tensor:
         """Return how odd each feature looks, (B, D) -> (B,), inf where it is not finite."""
         check_vectors(features, self.dim, "features", batched=True)
-        finite = features.abs().amax(-1) < LARGEST
-        features = keep_rows(features, finite)
-        return self._score(self._statistics(features, self.measure(features))).where(
-            finite, torch.inf
-        )
+        score = self._score(self._statistics(features, self.measure(features)))
+        return score.nan_to_num(nan=torch.inf)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the log-quality of each feature, at most 0."""
@@ -218,6 +219,11 @@ class QualityEstimator(nn.Module, ABC):
         self.usual[0, 3], self.usual[1, 3] = scores.mean(), scores.std() + _LEAST
         return self
 
+    @property
+    def moments(self) -> RunningMoments:
+        """Mean and deviation of the features in the queue."""
+        return cast("RunningMoments", self.queue.moments)
+
     def reset(self) -> None:
         """Forget everything."""
         self.queue.reset()
@@ -229,27 +235,31 @@ class QualityEstimator(nn.Module, ABC):
         self.adapt(features, available, self.queue.store(features, available))
 
     def _statistics(self, features: Tensor, unlike: Tensor) -> Tensor:
-        """Unlikeness and the two log-lengths, (B, 3)."""
-        centered = self.queue.standardize(features)
-        lengths = [torch.linalg.vector_norm(x, dim=1) for x in (features, centered)]
-        return torch.stack([unlike, *(x.clamp_min(1e-6).log() for x in lengths)], dim=1)
-
-    def _refresh(self) -> None:
-        """Make scores and log-qualities comparable with those of the rows seen lately."""
-        mean, deviation = cast("RunningMoments", self.recent.moments).gaussian("diag")
-        fresh = torch.stack([mean, deviation + _LEAST])
-        self.usual.copy_(fresh.where(self.recent.count > 1, self.usual))
+        """Unlikeness and the logarithms of two lengths, (B, 3)."""
+        centered = standardize(features, self.moments.gaussian())
+        lengths = torch.stack(
+            [torch.linalg.vector_norm(x, dim=1) for x in (features.to(centered), centered)], dim=1
+        )
+        return torch.cat([unlike[:, None], lengths.clamp_min(1e-6).log()], dim=1)
 
     def _score(self, statistics: Tensor) -> Tensor:
         """How odd, from (B, 3)."""
         mean, deviation = snapshot(self.usual, training=self.training)[:, :3]
-        unlike, *lengths = ((statistics - mean) / deviation).unbind(1)
-        return torch.maximum(unlike, torch.maximum(*(x.abs() for x in lengths)) - _PATIENCE)
+        unusual = (statistics - mean) / deviation
+        return torch.maximum(unusual[:, 0], unusual[:, 1:].abs().amax(1) - _PATIENCE)
 
     def _log_quality(self, score: Tensor) -> Tensor:
         """The tail of a logistic curve with the mean and deviation of intact scores."""
         mean, deviation = snapshot(self.usual, training=self.training)[:, 3]
-        return F.logsigmoid((mean - score) * (math.pi / math.sqrt(3)) / deviation)
+        return F.logsigmoid((mean - score) * (_LOGISTIC / deviation))
+
+    def _refresh(self) -> None:
+        """Make scores and log-qualities comparable with those of the rows seen lately."""
+        rows, count = at_least_float32(self.recent.storage), self.recent.count
+        mean = rows.sum(0) / count.clamp_min(1)
+        variance = (rows.square().sum(0) / count.clamp_min(1) - mean.square()).clamp_min(0)
+        fresh = torch.stack([mean, variance.sqrt() + _LEAST])
+        self.usual.copy_(torch.where(count > 1, fresh, self.usual))
 
     def _checked(
         self,

@@ -24,7 +24,7 @@ class StandInOutput(NamedTuple):
             the fused vector, made from that source; candidates average it over what they trust.
         recovered: (B, M, D_target) for each target, standardized features recovered from each
             source; empty where none are.
-        loss: Scalar, needs no labels.
+        loss: Scalar, needs no labels; 0 in evaluation.
     """
 
     hidden: Tensor
@@ -186,8 +186,10 @@ class RecoveredFeatures(LearnedTokens):
             weight = cast("Tensor", embed[target].weight)  # without its bias: there is the token
             hidden.append(self.tokens[place] + F.linear(made.detach(), weight))
             recovered[target] = made
-            losses.append(self._loss(made, z[target], place, available))
-        return StandInOutput(torch.stack(hidden, dim=1), recovered, torch.stack(losses).sum())
+            if self.training:
+                losses.append(self._loss(made, z[target], place, available))
+        loss = torch.stack(losses).sum() if losses else self.tokens.new_zeros(())
+        return StandInOutput(torch.stack(hidden, dim=1), recovered, loss)
 
     def _loss(self, made: Tensor, target: Tensor, place: int, available: Tensor) -> Tensor:
         """(4) and (7) of one target, from all sources at once: (B, M, D), (B, D) -> ()."""

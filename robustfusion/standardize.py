@@ -1,6 +1,6 @@
 """Features on a scale that what comes next expects."""
 
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robustfusion._modules import keep_rows
 from robustfusion._state import inside_backward
 from robustfusion._validation import check_mask, check_positive, check_vectors
-from robustfusion.functional import CovarianceType, standardize
+from robustfusion.functional import standardize
 from robustfusion.moments import RunningMoments
 
 
@@ -53,7 +53,7 @@ class Standardize(nn.Module):
         self,
         dim: int,
         *,
-        covariance_type: CovarianceType = "diag",
+        covariance_type: Literal["diag", "spherical"] = "diag",
         spread: float = 1.0,
         window: int = 2048,
     ) -> None:
@@ -66,7 +66,7 @@ class Standardize(nn.Module):
         if spread <= 0:
             raise ValueError(f"spread must be positive, got {spread}")
         self.dim = dim
-        self.covariance_type = covariance_type
+        self.covariance_type: Literal["diag", "spherical"] = covariance_type
         self.spread = spread
         self.window = window
         self.moments = RunningMoments(dim, window)

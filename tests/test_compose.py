@@ -13,8 +13,6 @@ from robustfusion import PaperDRFHead
 EXAMPLE = Path(__file__).parents[1] / "examples" / "compose_drf.py"
 # The example's names for the head's parts.
 NAMES = {
-    "image_queue": "queues.image",
-    "text_queue": "queues.text",
     "image_quality": "estimators.image",
     "text_quality": "estimators.text",
     "to_image": "recovery.converters.image.text",

@@ -1,283 +1,70 @@
-"""What every public module promises, checked in the same way for all of them."""
+"""Every promise, over every part, head and classifier of the table in `conformance.py`."""
 
 import copy
+import inspect
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+import conformance
 import pytest
+import reproductions
 import torch
+from conformance import (
+    CASES,
+    CLASSES,
+    COMBINATIONS,
+    PARTS,
+    assert_same,
+    assert_same_run,
+    built,
+    cast,
+    convert,
+    everyone,
+    hide,
+    leaves,
+    names,
+    no_dropout,
+    objective,
+    run,
+    with_grad,
+)
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import robustfusion as rf
-from robustfusion.functional import Gaussian
+from robustfusion import baselines
+from robustfusion.testing import assert_ignores_missing
 
-Inputs = dict[str, Any]  # keyword arguments of forward
-DIMS = {
-    2: {"image": 3, "text": 4},
-    3: {"image": 3, "text": 4, "audio": 5},
-    6: {"a": 3, "b": 4, "c": 5, "d": 2, "e": 3, "f": 6},
-}
-
-
-class Case(NamedTuple):
-    """A public module, how to call it, and what it promises."""
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[[int], Inputs]
-    head: bool = False  # has loss(output, labels) and takes dicts of features and availability
-    smooth: bool = True  # its features' gradient is that of its outputs: nothing is detached
-    masked: bool = True  # takes a mask whose rows may hold anything
-    passes_through: bool = False  # returns its input as it is
-
-
-def masks(names: Mapping[str, int], batch: int) -> dict[str, Tensor]:
-    """Every other row lacks the first modality, and so on: each row keeps at least one."""
-    return {name: torch.arange(batch) % len(names) != place for place, name in enumerate(names)}
-
-
-def head_inputs(dims: Mapping[str, int], batch: int) -> Inputs:
-    return {
-        "features": {name: torch.randn(batch, d) / 2 for name, d in dims.items()},
-        "available": masks(dims, batch),
-    }
-
-
-def classifier_inputs(batch: int) -> Inputs:
-    given = head_inputs({"image": 6, "text": 7}, batch)
-    return {"inputs": given["features"], "available": given["available"]}
-
-
-def build_classifier(head: Callable[[dict[str, int], int], nn.Module]) -> nn.Module:
-    encoders = {"image": nn.Linear(6, 3), "text": nn.Linear(7, 4)}
-    return rf.DRFClassifier(encoders, head(DIMS[2], 3))
-
-
-def recovery_inputs(batch: int) -> Inputs:
-    return {
-        "recovered": torch.randn(batch, 4),
-        "target": torch.randn(batch, 4),
-        "generated": Gaussian(torch.randn(4), torch.tensor(1.5)),
-        "reference": Gaussian(torch.randn(4), torch.tensor(0.5)),
-        "paired": torch.arange(batch) % 3 > 0,
-    }
-
-
-def constraint_inputs(batch: int) -> Inputs:
-    return {
-        "features": torch.randn(batch, 4),
-        "own_mean": torch.randn(4),
-        "other_means": [torch.randn(4), torch.randn(6)],
-        "available": torch.arange(batch) % 3 > 0,
-    }
-
-
-def fusion_inputs(batch: int) -> Inputs:
-    return {
-        "candidates": torch.randn(batch, 3, 5),
-        "log_quality": torch.randn(batch, 3),
-        "available": (torch.arange(batch * 3) % 4 > 0).reshape(batch, 3),
-    }
-
-
-def fitted(covariance_type: str) -> nn.Module:
-    estimator = rf.GaussianQualityEstimator(
-        4,
-        covariance_type=covariance_type,  # type: ignore[arg-type]
-        shrinkage=0.1,
-    )
-    return estimator.fit(torch.randn(32, 4))
-
-
-def vectors(width: int, batch: int) -> Inputs:
-    return {"features": torch.randn(batch, width)}
-
-
-CASES: dict[str, Case] = {
-    "FeatureQueue": Case(
-        lambda: rf.FeatureQueue(4, capacity=5),
-        lambda batch: {**vectors(4, batch), "available": torch.arange(batch) % 3 > 0},
-        passes_through=True,
-    ),
-    **{
-        f"GaussianQualityEstimator-{kind}": Case(
-            partial(fitted, kind), partial(vectors, 4), masked=False
-        )
-        for kind in ("spherical", "diag", "full")
-    },
-    "NeighborQualityEstimator": Case(
-        lambda: rf.NeighborQualityEstimator(4, capacity=40, neighbors=3).fit(torch.randn(64, 4)),
-        partial(vectors, 4),
-        smooth=False,
-        masked=False,
-    ),
-    "ModalityConverter": Case(
-        lambda: rf.ModalityConverter(4, 3), partial(vectors, 4), masked=False
-    ),
-    "DistributionRecoveryLoss": Case(rf.DistributionRecoveryLoss, recovery_inputs),
-    "DistributionConstraintLoss": Case(rf.DistributionConstraintLoss, constraint_inputs),
-    "QualityWeightedFusion": Case(rf.QualityWeightedFusion, fusion_inputs),
-    "QualityWeightedFusion-paper": Case(
-        partial(rf.QualityWeightedFusion, normalize=False, temperature=2.0), fusion_inputs
-    ),
-    "CrossModalRecovery": Case(
-        lambda: rf.CrossModalRecovery(DIMS[3], detach=False),
-        lambda batch: {"features": head_inputs(DIMS[3], batch)["features"]},
-        masked=False,
-    ),
-    **{
-        f"{cls.__name__}-{size}": Case(
-            partial(cls, dims, 3),
-            partial(head_inputs, dims),
-            head=True,
-            smooth=cls is rf.PaperDRFHead,
-        )
-        for cls in (rf.PaperDRFHead, rf.DRFHead)
-        for size, dims in DIMS.items()
-    },
-    "DRFClassifier": Case(
-        partial(build_classifier, rf.DRFHead), classifier_inputs, head=True, smooth=False
-    ),
-    "DRFClassifier-paper": Case(
-        partial(build_classifier, rf.PaperDRFHead), classifier_inputs, head=True
-    ),
-}
-ATOMS = [name for name, case in CASES.items() if not case.head]
-HEADS = [name for name, case in CASES.items() if case.head]
+HEADS = names(lambda case: case.head)
+BARE_HEADS = [name for name in HEADS if "Classifier" not in name]
+# Slow tests that more modalities or other parts of a DRF head add nothing to.
+FEW = [name for name in HEADS if name not in COMBINATIONS and not name.endswith(("-3", "-6"))]
 each = pytest.mark.parametrize("name", CASES)
 each_head = pytest.mark.parametrize("name", HEADS)
-
-
-def leaves(value: Any) -> Iterator[Tensor]:
-    """Every tensor of nested dicts, lists and tuples, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from leaves(item)
-
-
-def convert(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: convert(item, change) for key, item in value.items()}
-    if isinstance(value, Gaussian):
-        return Gaussian(*(convert(item, change) for item in value))
-    return [convert(item, change) for item in value]
-
-
-def with_grad(inputs: Inputs) -> Inputs:
-    """Leaf copies of every floating tensor that ask for a gradient."""
-    fresh: Inputs = convert(
-        inputs, lambda x: x.clone().requires_grad_() if x.is_floating_point() else x.clone()
-    )
-    return fresh
-
-
-def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    changed: Inputs = convert(inputs, lambda x: x.to(dtype) if x.is_floating_point() else x)
-    return changed
-
-
-def batch_of(inputs: Inputs) -> int:
-    mapped = inputs.get("inputs", inputs.get("features"))
-    return int(next(leaves(mapped if mapped is not None else inputs)).shape[0])
-
-
-def hide(inputs: Inputs, value: float) -> Inputs:
-    """Write ``value`` wherever the masks say that nothing is there."""
-    mask = inputs["paired"] if "paired" in inputs else inputs["available"]
-
-    def fill(x: Tensor, here: Tensor) -> Tensor:
-        return x.where(here.reshape(*here.shape, *[1] * (x.ndim - here.ndim)), value)
-
-    hidden = dict(inputs)
-    for key in ("features", "inputs", "recovered", "target", "candidates", "log_quality"):
-        if key in inputs and isinstance(mask, Mapping):
-            hidden[key] = {m: fill(x, mask[m]) for m, x in inputs[key].items()}
-        elif key in inputs:
-            hidden[key] = fill(inputs[key], mask)
-    return hidden
-
-
-def no_dropout(module: nn.Module) -> nn.Module:
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-    return module
-
-
-def built(name: str, *, warm: bool = True) -> nn.Module:
-    """The module, after two training steps that fill what it keeps."""
-    torch.manual_seed(1)
-    module = CASES[name].build()
-    if warm:
-        for _ in range(2):
-            module(**CASES[name].inputs(9))
-    return module
-
-
-def objective(name: str, module: nn.Module, output: Any) -> Tensor:
-    """A scalar to differentiate: the head's own loss, or the sum of squares of the outputs."""
-    if CASES[name].head:
-        labels = torch.arange(output.logits.shape[0]) % 3
-        loss: Tensor = module.loss(output, labels)  # type: ignore[operator]
-        return loss
-    return torch.stack([x.square().sum() for x in leaves(output)]).sum()
-
-
-class Run(NamedTuple):
-    """All that one forward and backward leaves behind."""
-
-    outputs: list[Tensor]
-    loss: Tensor
-    input_gradients: list[Tensor | None]
-    parameter_gradients: list[Tensor | None]
-    state: list[Tensor]
-
-
-def run(name: str, inputs: Inputs, *, training: bool, module: nn.Module | None = None) -> Run:
-    module = built(name) if module is None else module
-    module.train(training)
-    inputs = with_grad(inputs)
-    torch.manual_seed(2)  # dropout, and whatever else a head draws
-    output = module(**inputs)
-    loss = objective(name, module, output)
-    if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
-    return Run(
-        [x.detach() for x in leaves(output)],
-        loss.detach(),
-        [x.grad for x in leaves(inputs)],
-        [p.grad for p in module.parameters()],
-        list(module.state_dict().values()),
-    )
-
-
-def assert_same(a: Any, b: Any, what: str) -> None:
-    for place, (x, y) in enumerate(zip(a, b, strict=True)):
-        assert (x is None) == (y is None), (what, place)
-        assert x is None or torch.equal(x, y), (what, place)
-
-
-def assert_same_run(a: Run, b: Run) -> None:
-    for what, x, y in zip(Run._fields, a, b, strict=True):
-        assert_same([x] if what == "loss" else x, [y] if what == "loss" else y, what)
+each_bare_head = pytest.mark.parametrize("name", BARE_HEADS)
+each_drf = pytest.mark.parametrize("name", names(lambda case: case.drf))
+each_masked = pytest.mark.parametrize("name", names(lambda case: case.masked))
+each_mode = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 
 def test_every_public_module_is_here() -> None:
     public = {getattr(rf, name) for name in rf.__all__}
-    modules = {x for x in public if isinstance(x, type) and issubclass(x, nn.Module)}
-    assert modules == {type(case.build()) for case in CASES.values()}
+    for package in (baselines, reproductions):
+        public |= {getattr(package, name) for name in package.__all__}
+    public = {x for x in public if isinstance(x, type) and issubclass(x, nn.Module)}
+    public = {x for x in public if not inspect.isabstract(x)}
+    built_here = [case.build() for case in CASES.values()]
+    rows = {type(module) for module in built_here}
+    # A stand-in is run by the heads that it is passed to.
+    inside = {type(inner) for module in built_here for inner in module.modules()}
+    assert public & inside == public
+    assert {x for x in public if hasattr(x, "loss")} <= rows <= public
 
 
-@pytest.mark.parametrize("name", ATOMS)
+# --------------------------------------------------------------------------- what they are made of
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_repr_evaluates_back(name: str) -> None:
     module = CASES[name].build()
     call = f"{type(module).__name__}({module.extra_repr()})"
@@ -288,12 +75,31 @@ def test_repr_evaluates_back(name: str) -> None:
         assert repr(module) == call
 
 
-@each_head
+@each_drf
 def test_repr_names_the_modalities(name: str) -> None:
     module = CASES[name].build()
     text = repr(module)
     assert text.startswith(type(module).__name__)
     assert all(f"({m})" in text for m in CASES[name].inputs(1)["available"])
+
+
+@each_bare_head
+def test_constructor_errors(name: str) -> None:
+    made: Any = CASES[name].build
+    with pytest.raises(ValueError, match="dims"):
+        made.func({}, CLASSES, **made.keywords)
+    with pytest.raises(ValueError, match="num_classes"):
+        made.func(made.args[0], 0, **made.keywords)
+
+
+@pytest.mark.parametrize("name", [*conformance.BASELINES, *conformance.REPRODUCTIONS])
+def test_the_docstring_is_a_card(name: str) -> None:
+    card = type(CASES[name].build()).__doc__ or ""
+    wanted = ["- Kept: ", "- Replaced: ", "- Missing rule: ", "- Unverified: "]
+    assert [line for line in wanted if line not in card] == []
+
+
+# -------------------------------------------------------------------------------- state and copies
 
 
 @each
@@ -328,7 +134,65 @@ def test_copies(name: str, how: str) -> None:
 
 
 @each
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_eval_writes_nothing(name: str) -> None:
+    module = built(name)
+    before = copy.deepcopy(list(module.state_dict().values()))
+    after = run(name, CASES[name].inputs(5), training=False, module=module).state
+    assert_same(after, before, "state")
+
+
+@each
+def test_training_writes_where_it_says_so(name: str) -> None:
+    module = built(name)
+    before = copy.deepcopy(list(module.state_dict().values()))
+    # Many rows, of which the paper's admission (13) takes some.
+    after = run(name, CASES[name].inputs(32), training=True, module=module).state
+    changed = any(not torch.equal(x, y) for x, y in zip(after, before, strict=True))
+    assert changed == (CASES[name].writes is not None)
+
+
+@each
+def test_empty_batch_writes_nothing(name: str) -> None:
+    module = built(name)
+    before = copy.deepcopy(module.state_dict())
+    run(name, CASES[name].inputs(0), training=True, module=module)
+    for key, x in module.state_dict().items():
+        assert key in CASES[name].clock or torch.equal(x, before[key]), key
+
+
+@each_head
+def test_activation_checkpointing_is_exact_or_refused(name: str) -> None:
+    case = CASES[name]
+    inputs = case.inputs(7)
+    key = "inputs" if "inputs" in inputs else "features"
+    others = {k: v for k, v in inputs.items() if k != key}
+    module = built(name).train()
+    torch.manual_seed(2)
+    leaf = with_grad(inputs[key])
+    # Only tensors among its arguments tell the reentrant kind that there is something to do.
+    call: Any = lambda *values: objective(  # noqa: E731
+        name, module, module(**{key: dict(zip(leaf, values, strict=True))}, **others)
+    )
+    if case.writes == "loss":  # the loss is outside, as it is in training
+        call = lambda *values: module(  # noqa: E731
+            **{key: dict(zip(leaf, values, strict=True))}, **others
+        )
+    result = checkpoint(call, *leaf.values(), use_reentrant=False)
+    loss = objective(name, module, result) if case.writes == "loss" else result
+    if case.writes == "forward":
+        with pytest.raises(RuntimeError, match=r"ran again .* checkpoint the encoders"):
+            loss.backward()
+        return
+    loss.backward()
+    expected = run(name, inputs, training=True)
+    assert_same([p.grad for p in module.parameters()], expected.parameter_gradients, "gradients")
+
+
+# --------------------------------------------------------------------------------------- precision
+
+
+@each
+@each_mode
 def test_float64_stays_float64(name: str, training: bool) -> None:
     module = built(name).double().train(training)
     inputs = with_grad(cast(CASES[name].inputs(5), torch.float64))
@@ -359,7 +223,8 @@ def test_bfloat16_autocast_has_finite_float32_losses(name: str) -> None:
         assert loss.isfinite()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-        assert all(x.grad is None or x.grad.isfinite().all() for x in leaves(inputs))
+        gradients = [x.grad for x in (*leaves(inputs), *module.parameters())]
+        assert all(x is None or x.isfinite().all() for x in gradients)
         assert all(x.isfinite().all() for x in module.state_dict().values())
 
 
@@ -375,44 +240,67 @@ def test_bfloat16_features(name: str) -> None:
     assert all(not x.isnan().any() for x in leaves(output))
 
 
-# Tracing is slow: every kind of module once; the classifier holds the default head for two.
-SKIPPED = ("PaperDRFHead-3", "PaperDRFHead-6", "DRFHead-2", "DRFHead-6", "DRFClassifier-paper")
-COMPILED = [name for name in CASES if name not in SKIPPED]
+# ------------------------------------------------------------------------------ tracing and export
 
 
-@pytest.mark.parametrize("name", COMPILED)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tracing is slow: some cases and modes in a short run, each with --long."""
+    if metafunc.function is test_compiles_as_one_graph_and_equals_eager:
+        every = metafunc.config.getoption("--long")
+        traced = [
+            (name, mode)
+            for name, case in CASES.items()
+            for mode in ((True, False) if every else case.compiled)
+        ]
+        metafunc.parametrize(("name", "training"), traced)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_compiles_as_one_graph_and_equals_eager(name: str) -> None:
+def test_compiles_as_one_graph_and_equals_eager(name: str, training: bool) -> None:
     # In float64, where a difference is a mistake and not another order of summation.
     inputs = cast(CASES[name].inputs(16), torch.float64)
-    stateful = CASES[name].head or name == "FeatureQueue"
-    for training in (True, False) if stateful else (False,):
-        torch._dynamo.reset()
-        eager, module = (no_dropout(built(name)).double() for _ in range(2))
-        before = copy.deepcopy(list(eager.state_dict().values()))
-        expected = run(name, inputs, training=training, module=eager)
-        # A step that writes nothing would not show a gradient taken after the write.
-        pairs = zip(before, expected.state, strict=True)
-        assert any(not torch.equal(x, y) for x, y in pairs) == training
-        module.train(training)
-        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        torch.manual_seed(2)
-        output = compiled(**with_grad(inputs))
-        for x, y in zip(leaves(output), expected.outputs, strict=True):
-            torch.testing.assert_close(x, y)
-        loss = objective(name, module, output)
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        for p, gradient in zip(module.parameters(), expected.parameter_gradients, strict=True):
-            torch.testing.assert_close(p.grad, gradient)
-        for x, y in zip(module.state_dict().values(), expected.state, strict=True):
-            torch.testing.assert_close(x, y)
+    torch._dynamo.reset()
+    eager, module = (no_dropout(built(name)).double() for _ in range(2))
+    before = copy.deepcopy(list(eager.state_dict().values()))
+    expected = run(name, inputs, training=training, module=eager)
+    # A step that writes nothing would not show a gradient taken after the write.
+    pairs = zip(before, expected.state, strict=True)
+    writes = training and CASES[name].writes is not None
+    assert any(not torch.equal(x, y) for x, y in pairs) == writes
+    module.train(training)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(2)
+    output = compiled(**with_grad(inputs))
+    for x, y in zip(leaves(output), expected.outputs, strict=True):
+        torch.testing.assert_close(x, y)
+    loss = objective(name, module, output)
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+    for p, gradient in zip(module.parameters(), expected.parameter_gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+    for x, y in zip(module.state_dict().values(), expected.state, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("name", names(lambda case: case.exported))
+def test_exports_with_any_batch_size(name: str) -> None:
+    head = built(name).eval()
+    given = CASES[name].inputs(7)
+    sizes = {key: {0: torch.export.Dim("batch")} for key in given["features"]}
+    arguments = (given["features"], given["available"])
+    program = torch.export.export(head, arguments, dynamic_shapes=(sizes, sizes))
+    other = CASES[name].inputs(5)
+    got = program.module()(other["features"], other["available"])
+    torch.testing.assert_close(got.logits, head(**other).logits)
+
+
+# ----------------------------------------------------------------------------------------- batches
 
 
 @each
 @pytest.mark.parametrize("batch", [0, 1])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@each_mode
 def test_small_batches(name: str, batch: int, training: bool) -> None:
     result = run(name, CASES[name].inputs(batch), training=training)
     expected = run(name, CASES[name].inputs(5), training=training)
@@ -426,23 +314,24 @@ def test_small_batches(name: str, batch: int, training: bool) -> None:
 
 
 @each
-def test_empty_batch_writes_nothing(name: str) -> None:
-    module = built(name)
-    before = copy.deepcopy(list(module.state_dict().values()))
-    assert_same(run(name, CASES[name].inputs(0), training=True, module=module).state, before, "")
-
-
-@each
 def test_batch_permutation(name: str) -> None:
     inputs = CASES[name].inputs(7)
     order = torch.randperm(7)
     permuted = convert(inputs, lambda x: x[order] if x.ndim and x.shape[0] == 7 else x)
     straight = run(name, inputs, training=False).outputs
     for x, y in zip(run(name, permuted, training=False).outputs, straight, strict=True):
-        torch.testing.assert_close(x, y[order] if y.ndim else y)
+        torch.testing.assert_close(x, y[order] if y.ndim and y.shape[0] == 7 else y)
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.smooth])
+@pytest.mark.parametrize("name", names(lambda case: case.head and not case.own_evaluation))
+def test_training_predicts_as_evaluation_does(name: str) -> None:
+    inputs = CASES[name].inputs(7)
+    made = [no_dropout(built(name)).train(mode)(**inputs) for mode in (True, False)]
+    torch.testing.assert_close(made[0].logits, made[1].logits)
+    torch.testing.assert_close(made[0].fused, made[1].fused)
+
+
+@pytest.mark.parametrize("name", names(lambda case: case.smooth))
 def test_gradcheck(name: str) -> None:
     module = built(name).double().eval()
     inputs = cast(CASES[name].inputs(3), torch.float64)
@@ -460,25 +349,11 @@ def test_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(scalar, leaf_rows, fast_mode=CASES[name].head)
 
 
-@each
-def test_eval_writes_nothing(name: str) -> None:
-    module = built(name)
-    before = copy.deepcopy(list(module.state_dict().values()))
-    after = run(name, CASES[name].inputs(5), training=False, module=module).state
-    assert_same(after, before, "state")
+# --------------------------------------------------------------------------------- what is missing
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.head or n == "FeatureQueue"])
-def test_training_writes(name: str) -> None:
-    module = built(name)
-    before = copy.deepcopy(list(module.state_dict().values()))
-    # Many rows, of which the paper's admission (13) takes some.
-    after = run(name, CASES[name].inputs(32), training=True, module=module).state
-    assert any(not torch.equal(x, y) for x, y in zip(after, before, strict=True))
-
-
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.masked])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@each_masked
+@each_mode
 def test_what_a_mask_hides_changes_nothing(name: str, training: bool) -> None:
     inputs = CASES[name].inputs(7)
     expected = run(name, hide(inputs, 0.0), training=training)
@@ -488,10 +363,16 @@ def test_what_a_mask_hides_changes_nothing(name: str, training: bool) -> None:
             assert_same(actual.state, expected.state, "state")
         else:
             assert_same_run(actual, expected)
+    if CASES[name].head:
+        rows = next(iter(inputs.values()))
+        for gradient, here in zip(
+            expected.input_gradients[: len(rows)], inputs["available"].values(), strict=True
+        ):
+            assert gradient is None or not gradient[~here].any()
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.masked])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@each_masked
+@each_mode
 def test_nothing_available_is_defined(name: str, training: bool) -> None:
     inputs = convert(
         CASES[name].inputs(5), lambda x: torch.zeros_like(x) if x.dtype == torch.bool else x
@@ -508,47 +389,74 @@ def test_nothing_available_is_defined(name: str, training: bool) -> None:
         assert all(x.isfinite().all() for x in result.state)
 
 
-@pytest.mark.parametrize("name", [n for n in HEADS if "Classifier" not in n])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_available_nan_rows_count_as_missing(name: str, training: bool) -> None:
+@each_bare_head
+@each_mode
+def test_available_rows_beyond_use_count_as_missing(name: str, training: bool) -> None:
     inputs = CASES[name].inputs(7)
     said = run(name, hide(inputs, 0.0), training=training)
-    everyone = convert(inputs["available"], torch.ones_like)
-    for value in (float("nan"), float("inf")):
-        broken = {"features": hide(inputs, value)["features"], "available": everyone}
-        found = run(name, broken, training=training)
+    for value in (float("nan"), float("inf"), 1e30):
+        found = run(name, everyone(hide(inputs, value)), training=training)
         assert_same_run(found, said)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_assert_ignores_missing(name: str) -> None:
+    given = CASES[name].inputs(7)
+    batch = {
+        "inputs": given.get("inputs", given.get("features")),
+        "available": given["available"],
+        "label": torch.arange(7) % CLASSES,
+    }
+    assert_ignores_missing(built(name), batch)
+
+
+@each_head
+def test_omitted_availability_means_all(name: str) -> None:
+    inputs = CASES[name].inputs(5)
+    explicit = run(name, everyone(inputs), training=True)
+    module = built(name).train()
+    torch.manual_seed(2)
+    output = module(**{key: value for key, value in inputs.items() if key != "available"})
+    assert_same([x.detach() for x in leaves(output)], explicit.outputs, "outputs")
+
+
+# ---------------------------------------------------------------------------------- heads as heads
 
 
 @each_head
 def test_output_contract(name: str) -> None:
+    output = built(name).eval()(**CASES[name].inputs(6))
+    assert output.logits.shape == (6, CLASSES)
+    assert output.fused.shape[0] == 6
+    assert output.fused.ndim == 2
+    assert output.aux_loss.shape == ()
+
+
+@each_drf
+def test_drf_output_contract(name: str) -> None:
     module, inputs = built(name).eval(), CASES[name].inputs(6)
     head: Any = module.head if isinstance(module, rf.DRFClassifier) else module
     dims, candidates = head.dims, head.candidates
     output = module(**inputs)
-    names, present = list(dims), inputs["available"]
+    modalities, present = list(dims), inputs["available"]
     assert isinstance(output, rf.DRFOutput)
-    assert output.logits.shape == (6, 3)
-    assert output.fused.shape[0] == 6
-    assert output.fused.ndim == 2
-    assert output.candidate_logits.shape == (6, len(candidates), 3)
+    assert output.candidate_logits.shape == (6, len(candidates), CLASSES)
     assert output.weights.shape == (6, len(candidates))
-    assert output.aux_loss.shape == ()
-    assert list(output.log_quality) == names
-    for m in names:
+    assert list(output.log_quality) == modalities
+    for m in modalities:
         assert output.log_quality[m].shape == (6,)
         assert torch.equal(output.log_quality[m].isfinite(), present[m])
     # A head that recovers features says all of them: [target][source].
-    assert isinstance(head, rf.DRFHead) or list(output.recovered) == names
+    assert isinstance(head, rf.DRFHead) or list(output.recovered) == modalities
     for target, sources in output.recovered.items():
-        assert list(sources) == [source for source in names if source != target]
+        assert list(sources) == [source for source in modalities if source != target]
         assert all(recovered.shape == (6, dims[target]) for recovered in sources.values())
-    assert candidates[0] == tuple(names)
+    assert candidates[0] == tuple(modalities)
     assert [len(c) for c in candidates] == sorted((len(c) for c in candidates), reverse=True)
     assert output.usable.shape == output.weights.shape
     assert (output.weights[~output.usable] == 0).all()
     assert (output.weights >= 0).all()
-    anything = torch.stack([present[m] for m in names]).any(0)
+    anything = torch.stack([present[m] for m in modalities]).any(0)
     assert torch.equal(output.usable.any(1), anything)
     if isinstance(head, rf.DRFHead):
         torch.testing.assert_close(output.weights.sum(1), anything.float())
@@ -559,25 +467,79 @@ def test_output_contract(name: str) -> None:
 
 
 @each_head
-def test_omitted_availability_means_all(name: str) -> None:
-    inputs = CASES[name].inputs(5)
-    everyone = {**inputs, "available": convert(inputs["available"], torch.ones_like)}
-    explicit = run(name, everyone, training=True)
-    module = built(name).train()
-    torch.manual_seed(2)
-    output = module(*[value for key, value in inputs.items() if key != "available"])
-    assert_same([x.detach() for x in leaves(output)], explicit.outputs, "outputs")
-
-
-@each_head
 def test_cross_entropy_plus_aux_loss_trains(name: str) -> None:
     module, inputs = built(name), CASES[name].inputs(9)
-    labels = torch.arange(9) % 3
+    labels = torch.arange(9) % CLASSES
     output = module(**inputs)
     loss = nn.functional.cross_entropy(output.logits, labels) + output.aux_loss
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
-    module.zero_grad()
-    objective(name, module, module(**inputs)).backward()  # type: ignore[no-untyped-call]
-    # No parameter is unused, so DistributedDataParallel needs no search for unused ones.
-    assert [n for n, p in module.named_parameters() if p.grad is None] == []
+
+
+@each_head
+@pytest.mark.parametrize("complete", [True, False])
+def test_every_parameter_has_a_gradient(name: str, complete: bool) -> None:
+    # Then DistributedDataParallel needs no search for unused ones; also in the very first step.
+    inputs = CASES[name].inputs(9)
+    for module in (built(name), built(name, warm=False)):
+        output = module(**everyone(inputs) if complete else inputs)
+        objective(name, module, output).backward()  # type: ignore[no-untyped-call]
+        assert [n for n, p in module.named_parameters() if p.grad is None] == []
+
+
+@each_head
+def test_order_of_the_keys_does_not_matter(name: str) -> None:
+    head, inputs = built(name).eval(), CASES[name].inputs(7)
+    turned = {
+        key: dict(reversed(value.items())) if isinstance(value, dict) else value
+        for key, value in inputs.items()
+    }
+    assert torch.equal(head(**turned).logits, head(**inputs).logits)
+
+
+@each_bare_head
+def test_errors_name_the_modality(name: str) -> None:
+    head: Any = built(name)
+    inputs = CASES[name].inputs(7)
+    features, available = inputs["features"], inputs["available"]
+    m, other = list(features)[:2]
+    rest = {key: x for key, x in features.items() if key != m}
+    for broken, message in (
+        (rest, m),
+        ({**features, m: torch.zeros(7, 9)}, rf'features\["{m}"\] must have shape'),
+        ({**features, other: torch.zeros(6, features[other].shape[1])}, rf'features\["{other}"\]'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            head(broken, available)
+    with pytest.raises(TypeError, match=rf'features\["{m}"\] must have a floating dtype'):
+        head({**features, m: torch.zeros(features[m].shape, dtype=torch.long)})
+    with pytest.raises(TypeError, match=rf'available\["{other}"\]'):
+        head(features, {**available, other: torch.ones(7)})
+    with pytest.raises(ValueError, match=rf'available\["{other}"\]'):
+        head(features, {**available, other: torch.ones(6).bool()})
+    output = head(**inputs)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        head.loss(output, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(TypeError, match="labels must"):
+        head.loss(output, torch.zeros(7))
+
+
+@pytest.mark.parametrize("name", [n for n in FEW if n in BARE_HEADS and CASES[n].learns])
+def test_learns_separable_classes(name: str) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(90) % CLASSES
+    dims = {key: x.shape[1] for key, x in CASES[name].inputs(1)["features"].items()}
+    centers = {key: 2 * torch.randn(CLASSES, dim) for key, dim in dims.items()}
+    features = {key: x[labels] + 0.3 * torch.randn(90, x.shape[1]) for key, x in centers.items()}
+    head: Any = CASES[name].build()
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = head.loss(head(features), labels)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    accuracy = (head.eval()(features).logits.argmax(1) == labels).float().mean()
+    assert losses[-1] < losses[0]
+    assert accuracy > 0.95

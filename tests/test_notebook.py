@@ -50,7 +50,12 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in shown if o.get("name") == "stderr" and "Traceback" in o.text]
     tables = [o.data["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})]
-    assert "| condition | DRF | concatenation + modality dropout |" in tables[0]
+    assert "| modalities | rows | temperature |" in tables[0]
+    assert "| condition | DRF | concatenation + modality dropout |" in tables[1]
+    printed = "".join(o.text for o in shown if o.get("name") == "stdout")
+    for name in ("image", "text"):
+        assert f"{name}, intact: alarm for " in printed
+        assert f"{name}, corrupted: alarm for " in printed
     pictures = [o for o in shown if "image/png" in o.get("data", {})]
     assert len(pictures) >= 5  # three posts, the comparison, the qualities
     assert (tmp_path / "run" / "table.md").exists()

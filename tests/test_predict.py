@@ -3,6 +3,8 @@
 import csv
 import importlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ for _name in ("typer", "tqdm", "safetensors", "matplotlib", "PIL.Image"):
     pytest.importorskip(_name)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+CLASSES = ("positive", "neutral", "negative")
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "drf_mvsa-001"
 
 
-def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+def start(script: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     return subprocess.Popen(
         [sys.executable, str(EXAMPLES / script), *arguments],
@@ -44,6 +47,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -68,8 +72,10 @@ def invoke(example: Any, *arguments: object) -> Any:
 
 
 @pytest.fixture
-def picture(run: Path) -> str:
-    return str(run.parent / "posts-60-seed0" / "data" / "1.jpg")
+def picture(run: Path, tmp_path: Path) -> str:
+    """A picture beside the table."""
+    shutil.copy(run.parent / "posts-60-seed0" / "data" / "1.jpg", tmp_path / "picture.jpg")
+    return "picture.jpg"
 
 
 def test_every_row_is_answered_or_told_why_not(
@@ -86,22 +92,24 @@ def test_every_row_is_answered_or_told_why_not(
     ]
     table = write(tmp_path / "posts.csv", posts)
     result = invoke(example, run, table, "--output", tmp_path / "out.csv", "--batch-size", 4)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
     rows = read(tmp_path / "out.csv")
     assert [row["row"] for row in rows] == list("123456")
     assert [row["missing"] for row in rows] == [
         "", "image", "text", "image", "image text", "image text"
     ]  # fmt: skip
-    classes = ("positive", "neutral", "negative")
     for row in rows[:4]:
-        scores = {name: float(row[f"probability_{name}"]) for name in classes}
+        scores = {name: float(row[f"probability_{name}"]) for name in CLASSES}
         assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
         assert row["label"] == max(scores, key=lambda name: scores[name])
     for row in rows:
         for name in ("image", "text"):
             there = name not in row["missing"].split()
-            assert (row[f"quality_{name}"] != "") == there
-            assert not there or 0 <= float(row[f"quality_{name}"]) <= 1
+            for column in (f"{name}_score", f"{name}_p"):
+                assert (row[column] != "") == there
+                assert not there or 0 <= float(row[column]) <= 1
+            if there:
+                assert (name in row["alarm"].split()) == (float(row[f"{name}_p"]) <= 0.05)
     assert [row["problem"] for row in rows[:3]] == [""] * 3
     assert "broken.jpg cannot be decoded" in rows[3]["problem"]
     assert "nowhere.jpg is missing; neither image nor text" in rows[4]["problem"]
@@ -115,16 +123,17 @@ def test_predictions_are_the_models_own(example: Any, run: Path, tmp_path: Path)
     """Against the test split as the main job evaluates it, by another path."""
     import torch
 
-    from robustfusion.datasets import MVSA
+    from robustfusion.datasets import MVSA, encode
 
-    predictor = example("predict").Predictor(run)
+    predictor = example("main_job.predictor").Predictor(run)
     dataset = MVSA(
         run.parent / "posts-60-seed0", image_transform=predictor.encoders["image"].resize
     )
-    made = example("prepared").prepare_posts(dataset, predictor.encoders, {})
-    inputs, available, _ = made.rows(torch.arange(len(dataset)))
+    encoding = example("main_job.encoders").encoding
+    encodings = {name: encoding(e, frozen=False) for name, e in predictor.encoders.items()}
+    made = encode(dataset, encodings)
     with torch.no_grad():
-        expected = predictor.model(inputs, available).logits.softmax(1)
+        expected = predictor.model(made.features, made.available).logits.softmax(1)
     folder = run.parent / "posts-60-seed0" / "data"
     texts = [(folder / f"{name}.txt").read_text() for name in dataset.ids]
     table = write(
@@ -153,7 +162,28 @@ def test_parquet_with_missing_values(
     made = pandas.read_parquet(out)
     assert made["missing"].tolist() == ["text", "image"]
     assert made["label"].notna().all()
-    assert made["quality_text"].isna().tolist() == [True, False]
+    assert made["text_p"].isna().tolist() == [True, False]
+
+
+def test_pictures_inside_a_table_and_lines_that_are_none(
+    example: Any, run: Path, picture: str, tmp_path: Path
+) -> None:
+    pandas: Any = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    content = (tmp_path / picture).read_bytes()
+    frame = pandas.DataFrame({"image": [{"bytes": content, "path": None}], "text": ["a day"]})
+    frame.to_parquet(tmp_path / "posts.parquet")
+    out = tmp_path / "out.csv"
+    assert invoke(example, run, tmp_path / "posts.parquet", "--output", out).exit_code == 0
+    assert read(out)[0]["missing"] == ""
+    lines = ['{"image": "picture.jpg", "text": "a day", "id": 7}', "{broken", '{"text": null}']
+    (tmp_path / "posts.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "lines.csv"
+    assert invoke(example, run, tmp_path / "posts.jsonl", "--output", out).exit_code == 1
+    rows = read(out)
+    assert [row["id"] for row in rows] == ["7", "", ""]
+    assert [row["problem"] == "" for row in rows] == [True, False, False]
+    assert "the line is no JSON" in rows[1]["problem"]
 
 
 def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
@@ -173,6 +203,8 @@ def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
         ({"header": ("image", "words")}, "has no column 'text', only ['image', 'words']"),
         ({"rows": []}, "has no rows"),
         ({"exists": True}, "is there already"),
+        ({"header": ("text", "text")}, "must not name a column twice"),
+        ({"folder": True}, "is a folder"),
         ({"device": "warp"}, "--device warp"),
     ],
 )
@@ -185,6 +217,8 @@ def test_mistakes_are_told_in_one_sentence(
     out = tmp_path / "out.csv"
     if change.get("exists"):
         out.write_text("kept")
+    if change.get("folder"):
+        out.mkdir()
     result = invoke(
         example,
         change.get("run", run),
@@ -194,7 +228,129 @@ def test_mistakes_are_told_in_one_sentence(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert out.exists() == bool(change.get("exists"))
+    assert out.exists() == bool(change.get("exists") or change.get("folder"))
+
+
+def problem_of(example: Any, run: Path, folder: Path, cell: str, *options: str) -> str:
+    """Predict one row with a text and this picture; return what is wrong with it."""
+    table = write(folder / "posts.csv", [(cell, "a text")])
+    out = folder / "out.csv"
+    out.unlink(missing_ok=True)
+    result = invoke(example, run, table, "--output", out, *options)
+    (row,) = read(out)
+    assert result.exit_code == (1 if row["problem"] else 0), result.output
+    assert row["missing"] == ("image" if row["problem"] else "")
+    assert row["label"]
+    return row["problem"]
+
+
+def test_pictures_outside_of_the_folder_are_not_looked_at(
+    example: Any, run: Path, picture: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (folder / "real.jpg").write_bytes((tmp_path / picture).read_bytes())
+    (folder / "leaves.jpg").symlink_to(tmp_path / picture)
+    (folder / "stays.jpg").symlink_to("real.jpg")
+    (folder / "device.jpg").symlink_to("/dev/zero")
+    (folder / "up").symlink_to(tmp_path)
+    outside = "lies outside of the data folder"
+    for cell in (
+        f"../{picture}",
+        str(tmp_path / picture),
+        "../nowhere.jpg",
+        str(tmp_path / "nowhere.jpg"),
+        "/etc/passwd",
+        "leaves.jpg",
+        "device.jpg",
+        f"up/{picture}",
+        "up/nowhere.jpg",
+        f"../{tmp_path.name}/../inside/../{picture}",
+    ):
+        # One reason, whether such a file exists or not.
+        assert problem_of(example, run, folder, cell) == f"{Path(cell).name} {outside}", cell
+    for cell in ("real.jpg", "stays.jpg", "./real.jpg", str(folder / "real.jpg")):
+        assert problem_of(example, run, folder, cell) == ""
+    assert problem_of(example, run, folder, f"../{picture}", "--allow-outside") == ""
+    root = ("--image-root", str(tmp_path))
+    assert problem_of(example, run, folder, f"inside/../{picture}", *root) == ""
+
+
+def test_what_is_no_regular_file_of_modest_size_is_not_read(
+    example: Any, run: Path, tmp_path: Path
+) -> None:
+    special = "cannot be read: it is no regular file"
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(64_000_001)
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    assert problem_of(example, run, tmp_path, "pipe.jpg") == f"pipe.jpg {special}"
+    assert problem_of(example, run, tmp_path, "folder.jpg") == f"folder.jpg {special}"
+    assert problem_of(example, run, tmp_path, "large.jpg") == "large.jpg has more than 64 MB"
+    assert "round.jpg" in problem_of(example, run, tmp_path, "round.jpg")
+    assert "cannot be read" in problem_of(example, run, tmp_path, "x" * 300)
+    zero = ("/dev/zero", "--allow-outside")
+    assert problem_of(example, run, tmp_path, *zero) == f"zero {special}"
+
+
+def test_all_columns_come_along_and_none_is_a_formula(
+    example: Any, run: Path, tmp_path: Path
+) -> None:
+    header = ("id", "text", "label", "=column")
+    rows: Any = [("+a", "=cmd|'/c calc'!A0", "-1.5", "@x"), ("8", "long" * 300_000, "", "fine")]
+    table = write(tmp_path / "posts.csv", rows, header)
+    out = tmp_path / "out.csv"
+    result = invoke(example, run, table, "--output", out, "--image-column", "")
+    assert result.exit_code == 1, result.output
+    first, second = read(out)
+    assert list(first)[:5] == ["row", "id", "text", "label", "'=column"]
+    assert list(first.values())[:5] == ["1", "'+a", "'=cmd|'/c calc'!A0", "-1.5", "'@x"]
+    assert first["predicted_label"] in CLASSES
+    assert "the text has more than 1 MB" in second["problem"]
+    assert (second["id"], second["missing"]) == ("8", "image text")
+    assert not any(cell.startswith(("=", "@", "+")) for row in (first, second) for cell in row)
+
+
+def test_lines_are_drawn_by_validation_posts(example: Any, run: Path, tmp_path: Path) -> None:
+    predict = example("predict")
+    predictor = example("main_job.predictor").Predictor(run)
+    assert predictor.references == len(predictor.certainty) == 6
+    assert predict.make_rule(predictor, 0.2, 0.0) == (0.2, 0.0)
+    rule = predict.make_rule(predictor, 0.2, 0.5)
+    assert sum(sure < rule.certainty for sure in predictor.certainty) == 3
+    folder = run.parent / "posts-60-seed0" / "data"
+    rows = [(f"{n}.jpg", (folder / f"{n}.txt").read_text()) for n in range(1, 41)]
+    table = write(tmp_path / "posts.csv", [*rows, ("1.jpg", "0 1 1 0 1 0 0 1")])
+    out = tmp_path / "out.csv"
+    options = ("--image-root", folder, "--abstain", "0.5", "--alarm-rate", "0.2")
+    result = invoke(example, run, table, "--output", out, *options)
+    assert result.exit_code == 0, result.output
+    answered = [row["label"] != "" for row in read(out)]
+    scores = [max(float(row[f"probability_{n}"]) for n in CLASSES) for row in read(out)]
+    assert answered == [score >= rule.certainty for score in scores]
+    assert 0 < sum(answered) < 41
+    assert "made-up posts" in result.stdout
+    assert "alarms at 20%" in result.stdout
+    low = invoke(example, run, table, "--output", tmp_path / "low.csv", *options[:2])
+    assert "no alarm is possible at --alarm-rate 0.05" in low.stderr
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    table = write(tmp_path / "posts.csv", [("", "a text")] * 2_000)
+    out = tmp_path / "out.csv"
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    arguments = [str(run), str(table), "--output", str(out)]
+    process = start("predict.py", *arguments, preexec_fn=small_disk)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert re.fullmatch(r"error: .*out\.csv cannot be written \(.+\)", errors.splitlines()[-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["posts.csv"]
 
 
 def test_ctrl_c_keeps_what_is_done(run: Path, picture: str, tmp_path: Path) -> None:
@@ -202,14 +358,16 @@ def test_ctrl_c_keeps_what_is_done(run: Path, picture: str, tmp_path: Path) -> N
     out = tmp_path / "out.csv"
     process = start("predict.py", str(run), str(table), "--output", str(out))
     deadline = time.monotonic() + 120
-    while not out.exists() or out.stat().st_size < 5_000:
+    while not any(p.stat().st_size > 5_000 for p in tmp_path.glob("out.csv.*.partial")):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
+        assert not out.exists()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert not list(tmp_path.glob("*.partial"))
     rows = read(out)
     assert f"Interrupted: {len(rows)} of 20000 rows are in" in errors
     assert 0 < len(rows) < 20_000

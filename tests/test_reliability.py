@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import resumable
 
-pytest.importorskip("safetensors")
 if not hasattr(signal, "SIGKILL"):
     pytest.skip("this system has no SIGKILL", allow_module_level=True)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Optimizers import the compiler: once for all processes, not in each.
-PRELOAD = ["torch", "torch._dynamo", "torch._inductor.utils", "robustfusion", "safetensors.torch"]
+PRELOAD = ["torch", "torch._dynamo", "torch._inductor.utils", "robustfusion"]
 LINE = re.compile(r"(\d+): (\[[\d, ]+\])")
 
 

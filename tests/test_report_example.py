@@ -19,11 +19,12 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 pytest.importorskip("PIL.Image")
 
+from main_job.posts import make_posts
 from typer import Typer
 from typer.testing import CliRunner, Result
 
 from robustfusion.checkpoint import save_model
-from robustfusion.datasets import MVSA, load_splits, make_posts
+from robustfusion.datasets import MVSA, load_splits
 from robustfusion.evaluation import RobustnessReport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -62,10 +63,14 @@ def own(tmp_path: Path) -> str:
 @pytest.fixture
 def run(tmp_path: Path, example: Any) -> Path:
     """The folder of a run as drf_mvsa.py leaves it, its models untrained."""
-    main = example("drf_mvsa")
+    parts = example("main_job.settings")
     make_posts(tmp_path / "posts-60-seed0", n=60, seed=0)
     settings: dict[str, Any] = {
         "data": None,
+        "image_column": "image",
+        "text_column": "text",
+        "label_column": "label",
+        "image_root": None,
         "image_encoder": "small",
         "text_encoder": "small",
         "frozen": [],
@@ -77,13 +82,12 @@ def run(tmp_path: Path, example: Any) -> Path:
         "device": "cpu",
         "threads": 1,
     }
-    folder = example("run_folder").new_run(tmp_path, settings)
+    folder = example("main_job.run_folder").new_run(tmp_path, settings)
     names = ["positive", "neutral", "negative"]
-    for kind in main.NAMES:
-        encoders = main.make_encoders(main.Settings(**settings))
-        dims = {name: encoder.dim for name, encoder in encoders.items()}
-        model = main.DRFClassifier(encoders, main.make_head(kind, dims, 3, "default"))
-        save_model(model, folder / "models" / kind, {"dims": dims, "class_names": names})
+    given = parts.Settings(**settings)
+    for kind in parts.NAMES:
+        model = parts.make_model(kind, parts.make_encoders(given), 3, given)
+        save_model(model, folder / "models" / kind, {"class_names": names})
     return Path(folder)
 
 

@@ -1,12 +1,14 @@
 """What the examples of this folder share: where they write, and how their figures look."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.55"
+sys.path.append(str(Path(__file__).parents[1]))  # for main_job.posts, which makes posts
 
 
 def output_dir(description: str | None) -> Path:

@@ -5,14 +5,18 @@ the loss alone it regresses to the mean, so what it makes varies too little; the
 brings the spread back, at the price of a larger error. Works with any paired features of yours.
 """
 
+import sys
 from pathlib import Path
 
-import torch
-from _gallery import new_figure, output_dir, save
-from sklearn.datasets import load_digits
+try:
+    import torch
+    from _gallery import new_figure, output_dir, save
+    from sklearn.datasets import load_digits
 
-from robustfusion import DistributionRecoveryLoss, ModalityConverter
-from robustfusion.functional import fit_gaussian
+    from robustfusion import DistributionRecoveryLoss, ModalityConverter
+    from robustfusion.functional import fit_gaussian
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
 
 
 def train(

@@ -5,14 +5,18 @@ digit outvote the one that does; fused by how likely the input is among those th
 on, the one decides. All densities are of the same pixels, so they can be compared as they are.
 """
 
+import sys
 from pathlib import Path
 
-import torch
-from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
+try:
+    import torch
+    from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
+    from sklearn.datasets import load_digits
+    from torch import Tensor, nn
 
-from robustfusion import GaussianQualityEstimator, QualityWeightedFusion
+    from robustfusion import GaussianQualityEstimator, QualityWeightedFusion
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
 
 EXPERTS = {"0-3": (0, 1, 2, 3), "3-6": (3, 4, 5, 6), "6-9": (6, 7, 8, 9)}
 

@@ -5,16 +5,20 @@ digits should look unfamiliar. Compared with scikit-learn's LocalOutlierFactor. 
 fails where features shrink: what lies between all classes looks typical to it.
 """
 
+import sys
 from pathlib import Path
 
-import torch
-from _gallery import BLUE, GREEN, GREY, ORANGE, new_figure, output_dir, save
-from sklearn.datasets import load_digits
-from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import LocalOutlierFactor
-from torch import Tensor, nn
+try:
+    import torch
+    from _gallery import BLUE, GREEN, GREY, ORANGE, new_figure, output_dir, save
+    from sklearn.datasets import load_digits
+    from sklearn.metrics import roc_auc_score
+    from sklearn.neighbors import LocalOutlierFactor
+    from torch import Tensor, nn
 
-from robustfusion import GaussianQualityEstimator, NeighborQualityEstimator
+    from robustfusion import GaussianQualityEstimator, NeighborQualityEstimator
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
 
 
 def train_encoder(x: Tensor, y: Tensor, steps: int) -> nn.Module:

@@ -5,16 +5,20 @@ Two estimators are fitted to its cached training features. At inference each hal
 the training mean as its quality falls: nothing is retrained.
 """
 
+import sys
 from pathlib import Path
 
-import torch
-from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
-from sklearn.datasets import load_digits
-from sklearn.neural_network import MLPClassifier
-from torch import Tensor
+try:
+    import torch
+    from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
+    from sklearn.datasets import load_digits
+    from sklearn.neural_network import MLPClassifier
+    from torch import Tensor
 
-from robustfusion import NeighborQualityEstimator
-from robustfusion.disruption import FeatureCorruption
+    from robustfusion import NeighborQualityEstimator
+    from robustfusion.disruption import FeatureCorruption
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
 
 HALVES = {"upper": slice(0, 32), "lower": slice(32, 64)}
 

@@ -4,16 +4,21 @@ Generated posts with a picture, a text, and what a site would know besides: hour
 A modality from another post is the hard case: it is typical, and only contradicts the other two.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
-from sklearn.feature_extraction.text import HashingVectorizer
+try:
+    import numpy as np
+    from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
+    from main_job.posts import make_posts
+    from sklearn.feature_extraction.text import HashingVectorizer
 
-from robustfusion.baselines import ConcatenationHead
-from robustfusion.datasets import MVSA, make_posts
-from robustfusion.integrations.sklearn import RobustFusionClassifier
+    from robustfusion.baselines import ConcatenationHead
+    from robustfusion.datasets import MVSA
+    from robustfusion.integrations.sklearn import RobustFusionClassifier
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,sklearn]"')
 
 Features = dict[str, np.ndarray]
 

@@ -7,18 +7,23 @@ which shows the wiring and not the accuracy. Needs ``robustfusion[examples,hf]``
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from _gallery import BLUE, new_figure, save
-from _tiny_models import make_tiny_models
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+try:
+    import torch
+    from _gallery import BLUE, new_figure, save
+    from _tiny_models import make_tiny_models
+    from main_job.posts import make_posts
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from robustfusion import DRFClassifier, DRFHead
-from robustfusion.datasets import MVSA, make_posts
-from robustfusion.integrations.transformers import TransformersCollate, TransformersEncoder
+    from robustfusion import DRFClassifier, DRFHead
+    from robustfusion.datasets import MVSA
+    from robustfusion.integrations.transformers import TransformersCollate, TransformersEncoder
+except ImportError as error:
+    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,hf]"')
 
 
 def load(folder: Path, modality: str) -> TransformersEncoder:

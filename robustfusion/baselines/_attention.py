@@ -1,63 +1,26 @@
-"""Attention over tokens of which some are not there: padding, missing modalities, dropped ones."""
+"""Attention over tokens of which some are not there, and a Transformer with one a modality."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from robustfusion._modules import mlp
+from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion.functional import at_least_float32, masked_softmax
 
 NUM_HEADS = 4
-CLOSED = 1e-3
-
-
-class AttentionPool(nn.Module):
-    """Pool tokens by learned scores: ``α = softmax(qᵀ tanh(W x_i + U c))``, ``Σ α_i x_i``.
-
-    Args:
-        width: Width ``H`` of the tokens and of the context.
-        contextual: Whether there is a context ``c``.
-
-    Shape:
-        - tokens ``(..., L, H)``; valid ``(..., L)``; context ``(..., H)`` if contextual
-        - Output: ``(..., H)``, zero where no token is valid
-    """
-
-    def __init__(self, width: int, *, contextual: bool = False) -> None:
-        super().__init__()
-        self.from_tokens = nn.Linear(width, width)
-        self.from_context = nn.Linear(width, width, bias=False) if contextual else None
-        self.query = nn.Linear(width, 1, bias=False)
-
-    def forward(self, tokens: Tensor, valid: Tensor, context: Tensor | None = None) -> Tensor:
-        """Pool the valid tokens."""
-        keys: Tensor = self.from_tokens(tokens)
-        if self.from_context is not None:
-            keys = keys + self.from_context(context).unsqueeze(-2)
-        scores: Tensor = self.query(torch.tanh(keys)).squeeze(-1)
-        weights = masked_softmax(at_least_float32(scores), valid)
-        return (weights.unsqueeze(-1) * tokens).sum(dim=-2)
-
-
-def gated_share(weights: Tensor, gate: Tensor) -> Tensor:
-    """Close some entries of a distribution and renormalise the rest; ``(..., K) -> (..., K)``.
-
-    A closed gate leaves a thousandth, so that all closed is as good as all open, and gradients
-    through a gate stay bounded where the only open entry had hardly any weight.
-    """
-    mixed = weights * (gate + CLOSED)
-    total = mixed.sum(dim=-1, keepdim=True)
-    return mixed / total.where(total > 0, 1.0)
 
 
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with four heads; zero where no key is valid.
 
     Args:
-        width: Width ``H`` of queries and keys, divisible by four.
+        width: Width H of queries and keys, divisible by four.
 
     Shape:
-        - queries ``(B, Q, H)``; keys ``(B, K, H)``; valid ``(B, K)``; gate ``(B, K)`` or None
-        - Output: ``(B, Q, H)``
+        - ``queries``: (B, Q, H); ``keys``: (B, K, H); ``valid``: (B, K) bool
+        - ``bias``: (B, K), added to the scores of a key, or None
+        - Output: (B, Q, H)
     """
 
     def __init__(self, width: int) -> None:
@@ -70,9 +33,9 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, queries: Tensor, keys: Tensor, valid: Tensor, gate: Tensor | None = None
+        self, queries: Tensor, keys: Tensor, valid: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """Attend; ``gate`` in [0, 1] scales the weight of a key before renormalisation."""
+        """Attend to the valid keys."""
         query, key, value = (
             layer(x).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
             for layer, x in (
@@ -82,9 +45,9 @@ class MultiHeadAttention(nn.Module):
             )
         )
         scores = at_least_float32(query @ key.transpose(-1, -2)) / key.shape[-1] ** 0.5
+        if bias is not None:
+            scores = scores + bias[:, None, None, :]
         weights = masked_softmax(scores, valid[:, None, None, :])
-        if gate is not None:
-            weights = gated_share(weights, gate[:, None, None, :])
         mixed: Tensor = weights.to(value.dtype) @ value
         attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return attended
@@ -94,12 +57,12 @@ class TransformerBlock(nn.Module):
     """Pre-norm self-attention and a feed-forward layer, both residual.
 
     Args:
-        width: Width ``H`` of the tokens.
+        width: Width H of the tokens.
         dropout: Dropout on both residual branches.
 
     Shape:
-        - tokens ``(B, L, H)``; valid ``(B, L)``
-        - Output: ``(B, L, H)``, meaningless but finite where not valid
+        - ``tokens``: (B, L, H); ``valid``: (B, L)
+        - Output: (B, L, H), meaningless but finite where not valid
     """
 
     def __init__(self, width: int, *, dropout: float) -> None:
@@ -118,7 +81,43 @@ class TransformerBlock(nn.Module):
         return tokens + update
 
 
-def masked_token_mean(tokens: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid tokens, zero without any; ``(B, L, H), (B, L) -> (B, H)``."""
-    kept = tokens.where(valid.unsqueeze(-1), 0.0).sum(dim=1)
-    return kept / valid.sum(dim=1, keepdim=True).clamp_min(1)
+class ModalityTransformer(nn.Module):
+    """Mix one token per modality, and read a class token.
+
+    Args:
+        dims: Width of each modality.
+        hidden_features: Width F of the tokens, divisible by four.
+        num_layers: Number of blocks.
+        dropout: Dropout in the blocks.
+
+    Shape:
+        - ``inputs``: ``{name: (B, D_m)}``, finite; ``mask``: (B, M) bool, columns in the order of
+          ``dims``
+        - Output: (B, F); what the mask hides is no key of any attention
+    """
+
+    def __init__(
+        self, dims: Mapping[str, int], *, hidden_features: int, num_layers: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.projections = ModuleDict(
+            {name: nn.Linear(dim, hidden_features) for name, dim in dims.items()}
+        )
+        self.kinds = nn.Parameter(0.02 * torch.randn(len(dims), hidden_features))
+        self.class_token = nn.Parameter(0.02 * torch.randn(hidden_features))
+        self.blocks = ModuleList(
+            TransformerBlock(hidden_features, dropout=dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_features)
+
+    def forward(self, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        """Return the class token after the last block."""
+        tokens = [layer(inputs[name]) for name, layer in self.projections.items()]
+        tokens = [token + kind for token, kind in zip(tokens, self.kinds, strict=True)]
+        first = self.class_token.expand(mask.shape[0], -1)
+        sequence = torch.stack([first.to(tokens[0].dtype), *tokens], dim=1)
+        valid = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        for block in self.blocks:
+            sequence = block(sequence, valid)
+        fused: Tensor = self.norm(sequence[:, 0])
+        return fused

@@ -1,20 +1,11 @@
 """One small classifier per modality: what every late-fusion head is built on."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from robustfusion._modules import ModuleDict
-
-
-def trunk(*widths: int, dropout: float = 0.0) -> nn.Sequential:
-    """Stack ``Linear, ReLU, Dropout`` from width to width, the last one included."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
+from robustfusion._modules import ModuleDict, mlp
 
 
 class Branches(nn.Module):
@@ -22,13 +13,13 @@ class Branches(nn.Module):
 
     Args:
         dims: Width of each modality.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``F`` of both layers.
+        num_classes: Number of classes C.
+        hidden_features: Width F of both layers.
         dropout: Dropout after each layer.
 
     Shape:
         - Input: ``{name: (B, D_m)}``, finite
-        - Output: hidden ``(B, M, F)`` and logits ``(B, M, C)``, columns in the order of ``dims``
+        - Output: hidden (B, M, F) and logits (B, M, C), columns in the order of ``dims``
     """
 
     def __init__(
@@ -37,7 +28,9 @@ class Branches(nn.Module):
         super().__init__()
         self.networks = ModuleDict(
             {
-                name: trunk(dim, hidden_features, hidden_features, dropout=dropout)
+                name: mlp(
+                    dim, hidden_features, hidden_features, dropout=dropout, activate_last=True
+                )
                 for name, dim in dims.items()
             }
         )
@@ -55,11 +48,11 @@ class Branches(nn.Module):
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum over the modalities, ``(B, M, F), (B, M) -> (B, F)``."""
+    """Sum over the modalities, (B, M, F), (B, M) -> (B, F)."""
     return (weights.unsqueeze(-1) * values).sum(dim=1)
 
 
-def normalise(weights: Tensor) -> Tensor:
-    """Let non-negative weights sum to one over the modalities, or stay zero; ``(B, M)``."""
+def normalize(weights: Tensor) -> Tensor:
+    """Let non-negative weights sum to one over the modalities, or stay zero; (B, M)."""
     total = weights.sum(dim=1, keepdim=True)
     return weights / total.where(total > 0, 1.0)

@@ -1,6 +1,6 @@
 """Subjective logic on Dirichlet evidence: opinions, two rules of combination, the loss.
 
-Evidence ``e >= 0`` over ``C`` classes gives a Dirichlet ``α = e + 1`` with strength ``S = Σα`` and
+Evidence ``e >= 0`` over C classes gives a Dirichlet ``α = e + 1`` with strength ``S = Σα`` and
 the opinion ``b = e / S`` (beliefs) with ``u = C / S`` (uncertainty); ``Σb + u = 1``. No evidence
 is the vacuous opinion ``b = 0, u = 1``. Everything here stays in float32 or better.
 """
@@ -24,14 +24,14 @@ def evidence_from_logits(logits: Tensor) -> Tensor:
 
 
 def opinion(evidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Beliefs ``(..., C)`` and uncertainty ``(...)`` of evidence ``(..., C)``."""
+    """Beliefs (..., C) and uncertainty (...) of evidence (..., C)."""
     classes = evidence.shape[-1]
     strength = evidence.sum(dim=-1, keepdim=True) + classes
     return evidence / strength, classes / strength.squeeze(-1)
 
 
 def combine_dempster(evidence: Tensor, available: Tensor) -> Tensor:
-    r"""Dempster's rule over the modalities, ``(B, M, C), (B, M) -> (B, C)``.
+    r"""Dempster's rule over the modalities, (B, M, C), (B, M) -> (B, C).
 
     For opinions on single classes the rule ``b ∝ b₁b₂ + b₁u₂ + b₂u₁``, ``u ∝ u₁u₂`` reads
     ``e = e₁ + e₂ + e₁e₂ / C`` on the evidence, hence ``1 + e/C = Π (1 + eₘ/C)``: a sum of
@@ -47,7 +47,7 @@ def combine_dempster(evidence: Tensor, available: Tensor) -> Tensor:
 
 
 def combine_mean(evidence: Tensor, available: Tensor) -> Tensor:
-    """Mean evidence over the available modalities, ``(B, M, C), (B, M) -> (B, C)``."""
+    """Mean evidence over the available modalities, (B, M, C), (B, M) -> (B, C)."""
     kept = evidence.where(available.unsqueeze(-1), 0.0)
     return kept.sum(dim=1) / available.sum(dim=1, keepdim=True).clamp(min=1)
 
@@ -59,7 +59,7 @@ def log_expected_probability(evidence: Tensor) -> Tensor:
 
 
 def dirichlet_kl_to_uniform(alpha: Tensor) -> Tensor:
-    """Divergence ``KL[Dir(α) || Dir(1)]``, ``(..., C) -> (...)``."""
+    """Divergence ``KL[Dir(α) || Dir(1)]``, (..., C) -> (...)."""
     strength = alpha.sum(dim=-1)
     spread = torch.digamma(alpha) - torch.digamma(strength).unsqueeze(-1)
     return (
@@ -74,7 +74,7 @@ def evidential_loss(evidence: Tensor, labels: Tensor, kl_weight: Tensor) -> Tens
     r"""Expected cross-entropy under the Dirichlet plus the pull on wrong evidence, per row.
 
     ``ψ(S) - ψ(α_y) + λ KL[Dir(α̃) || Dir(1)]`` with ``α̃ = y + (1 - y) α``;
-    ``(B, C), (B,), () -> (B,)``, or ``(B, V, C) -> (B, V)`` for the views of a row.
+    (B, C), (B,), () -> (B,), or (B, V, C) -> (B, V) for the views of a row.
     """
     check_labels(labels, evidence.shape[0], evidence.shape[-1])
     alpha = evidence + 1

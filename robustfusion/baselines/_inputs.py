@@ -13,13 +13,13 @@ def masked_inputs(
     available: Mapping[str, Tensor] | None,
     dims: Mapping[str, int],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Zero the unavailable rows and stack the masks into ``(B, M)``, in the order of ``dims``."""
+    """Zero the unavailable rows and stack the masks into (B, M), in the order of ``dims``."""
     inputs, present = make_safe(features, available, dims)
     return inputs, torch.stack([present[name] for name in dims], dim=1)
 
 
 def drop_modalities(available: Tensor, probability: float) -> Tensor:
-    """Hide each available modality with the given probability, and leave one; ``(B, M)``.
+    """Hide each available modality with the given probability, and leave one; (B, M).
 
     What is missing stays missing. Where chance hides all that a row has, the luckiest stays.
     """

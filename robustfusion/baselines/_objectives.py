@@ -8,14 +8,14 @@ from robustfusion.functional import at_least_float32, masked_mean
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Cross-entropy averaged over the rows to keep; ``(B, C), (B,), (B,) -> ()``."""
+    """Cross-entropy averaged over the rows to keep; (B, C), (B,), (B,) -> ()."""
     check_labels(labels, *logits.shape)
     losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none")
     return masked_mean(losses, keep)
 
 
 def unimodal_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each row and modality, ``(B, M, C), (B,) -> (B, M)``."""
+    """Cross-entropy of each row and modality, (B, M, C), (B,) -> (B, M)."""
     check_labels(labels, logits.shape[0], logits.shape[-1])
     repeated = labels.unsqueeze(1).expand(logits.shape[:2])
     scores = at_least_float32(logits).transpose(1, 2)
@@ -23,7 +23,7 @@ def unimodal_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def column_means(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of each column over the rows to keep, zero where there are none; ``(B, M) -> (M,)``."""
+    """Mean of each column over the rows to keep, zero where there are none; (B, M) -> (M,)."""
     return values.where(keep, 0.0).sum(dim=0) / keep.sum(dim=0).clamp_min(1)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from robustfusion._modules import mlp
 from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._inputs import drop_modalities, masked_inputs
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
 from robustfusion.output import HeadOutput
@@ -25,25 +25,27 @@ class ConcatenationHead(nn.Module):
     - Kept: early fusion as every paper runs it; modality dropout never restores a modality that
       is missing and never hides the last one.
     - Replaced: zeros for missing modalities become learned tokens, zero at birth, which is the
-      mean of standardised features.
+      mean of standardized features.
     - Missing rule: the learned token of the modality. With everything missing, the tokens alone.
     - Unverified: networks and schedule of the paper, whose modalities are video and audio.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``F`` of the hidden layers.
+        num_classes: Number of classes C.
+        hidden_features: Width F of the hidden layers.
         dropout: Dropout after each hidden layer.
         modality_dropout: Probability of hiding a modality of a training row.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``, the last hidden layer
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, F), the last hidden layer
 
     Raises:
         ValueError: If ``modality_dropout`` is outside [0, 1].
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import ConcatenationHead
         >>> head = ConcatenationHead({"text": 3, "image": 4}, 2, modality_dropout=0.3)
         >>> features = {"text": torch.randn(5, 3), "image": torch.full((5, 4), torch.nan)}
         >>> available = {"text": torch.ones(5).bool(), "image": torch.zeros(5).bool()}
@@ -72,7 +74,9 @@ class ConcatenationHead(nn.Module):
         self.modality_dropout = modality_dropout
         self.tokens = nn.ParameterDict({n: torch.zeros(dim) for n, dim in self.dims.items()})
         width = sum(self.dims.values())
-        self.network = trunk(width, hidden_features, hidden_features, dropout=dropout)
+        self.network = mlp(
+            width, hidden_features, hidden_features, dropout=dropout, activate_last=True
+        )
         self.classifier = nn.Linear(hidden_features, num_classes)
 
     def forward(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._branches import Branches, normalise, weighted_sum
+from robustfusion.baselines._branches import Branches, normalize, weighted_sum
 from robustfusion.baselines._evidence import (
     combine_mean,
     evidence_from_logits,
@@ -22,7 +22,7 @@ def conflict(evidence: Tensor, available: Tensor) -> Tensor:
     r"""Mean conflict of each available view with the others, summed over the views; ``-> (B,)``.
 
     A pair conflicts by ``½ ‖P_p - P_q‖₁ (1 - u_p)(1 - u_q)``: both sure, and of different things.
-    Zero where fewer than two views are available; ``(B, M, C), (B, M) -> (B,)``.
+    Zero where fewer than two views are available; (B, M, C), (B, M) -> (B,).
     """
     projected = (evidence + 1) / (evidence + 1).sum(dim=-1, keepdim=True)
     certainty = (1 - opinion(evidence)[1]).where(available, 0.0)
@@ -50,17 +50,19 @@ class ECMLHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         conflict_weight: The :math:`\gamma` above.
         annealing_steps: Steps until the KL term has full weight; ``loss`` counts in training mode.
-        hidden_features: Width ``F`` of each branch.
+        hidden_features: Width F of each branch.
         dropout: Dropout after each hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
         - see :class:`EvidentialOutput`; ``aux_loss`` is the weighted conflict
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import ECMLHead
         >>> head = ECMLHead({"text": 3, "image": 4}, num_classes=2)
         >>> output = head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)})
         >>> torch.allclose(output.evidence, output.view_evidence.mean(1))
@@ -103,7 +105,7 @@ class ECMLHead(nn.Module):
             view_evidence = evidence_from_logits(view_logits)
             evidence = combine_mean(view_evidence, mask)
             certainty = (1 - opinion(view_evidence)[1]).where(mask, 0.0)
-            fused = weighted_sum(hidden, normalise(certainty))
+            fused = weighted_sum(hidden, normalize(certainty))
             penalty = self.conflict_weight * masked_mean(conflict(view_evidence, mask))
         return EvidentialOutput(
             log_expected_probability(evidence),

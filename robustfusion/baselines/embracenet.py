@@ -5,16 +5,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robustfusion._modules import ModuleDict
+from robustfusion._modules import ModuleDict, mlp
 from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._branches import normalise, trunk, weighted_sum
+from robustfusion.baselines._branches import normalize, weighted_sum
 from robustfusion.baselines._inputs import drop_modalities, masked_inputs
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
 from robustfusion.output import HeadOutput
 
 
 def embrace(docked: Tensor, probability: Tensor) -> Tensor:
-    """Draw each dimension from one modality, ``(B, M, F), (B, M) -> (B, F)``.
+    """Draw each dimension from one modality, (B, M, F), (B, M) -> (B, F).
 
     Dimension ``k`` comes from modality ``m`` with the row's ``probability[m]``; a row of zeros
     gives zeros. The draw is the largest of ``log p`` plus Gumbel noise.
@@ -39,21 +39,23 @@ class EmbraceNetHead(nn.Module):
     - Replaced: evaluation uses the expectation :math:`\sum_m p_m d_m`, so predictions are
       deterministic and do not depend on the rest of the batch.
     - Unverified: the size of the terminal network in the authors' runs.
-    - Missing rule: probability zero, the rest is renormalised. With everything missing the fused
+    - Missing rule: probability zero, the rest is renormalized. With everything missing the fused
       vector is zero.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``F`` of the embraced vector.
+        num_classes: Number of classes C.
+        hidden_features: Width F of the embraced vector.
         dropout: Dropout after the hidden layer of the terminal network.
         modality_dropout: Probability of hiding a modality of a training row; one always stays.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, F)
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import EmbraceNetHead
         >>> head = EmbraceNetHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)}).fused.shape
         torch.Size([5, 256])
@@ -78,9 +80,9 @@ class EmbraceNetHead(nn.Module):
         check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
         self.modality_dropout = modality_dropout
         self.docking = ModuleDict(
-            {name: trunk(dim, hidden_features) for name, dim in dims.items()}
+            {name: mlp(dim, hidden_features, activate_last=True) for name, dim in dims.items()}
         )
-        self.terminal = trunk(hidden_features, hidden_features, dropout=dropout)
+        self.terminal = mlp(hidden_features, hidden_features, dropout=dropout, activate_last=True)
         self.classifier = nn.Linear(hidden_features, num_classes)
 
     def forward(
@@ -92,9 +94,9 @@ class EmbraceNetHead(nn.Module):
         dtype = torch.promote_types(docked.dtype, torch.float32)
         if self.training:
             mask = drop_modalities(mask, self.modality_dropout)
-            fused = embrace(docked, normalise(mask.to(dtype)))
+            fused = embrace(docked, normalize(mask.to(dtype)))
         else:
-            fused = weighted_sum(docked, normalise(mask.to(dtype)))
+            fused = weighted_sum(docked, normalize(mask.to(dtype)))
         logits: Tensor = self.classifier(self.terminal(fused))
         return HeadOutput(logits, fused, zero_loss(logits))
 

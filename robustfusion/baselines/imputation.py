@@ -1,25 +1,29 @@
-"""Imputation before concatenation: zeros, means, or the nearest neighbours in a queue."""
+"""Imputation before concatenation: zeros, means, or the nearest neighbors in a queue."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfusion._modules import ModuleDict
+from robustfusion._modules import ModuleDict, mlp
+from robustfusion._state import refuse_recompute, snapshot
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._inputs import masked_inputs
+from robustfusion.baselines._neighbors import (
+    join_rows,
+    nearest_neighbor_mean,
+    shared_cosine,
+    split_rows,
+)
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
 from robustfusion.feature_queue import FeatureQueue
-from robustfusion.functional import at_least_float32
 
 Strategy = Literal["zero", "mean", "nearest"]
 
 
 class RunningMean(nn.Module):
-    """Mean of all rows seen so far, ``(D,)``; zero before the first.
+    """Mean of all rows seen so far, (D,); zero before the first.
 
     Args:
         dim: Width of a row.
@@ -43,21 +47,6 @@ class RunningMean(nn.Module):
         self.count.add_(added)
 
 
-def nearest_neighbour_mean(
-    similarity: Tensor, candidates: Tensor, allowed: Tensor, neighbours: int
-) -> Tensor:
-    """Mean of the most similar allowed candidates, zero without any.
-
-    ``(B, N), (N, D), (B, N) -> (B, D)``; fewer than ``neighbours`` are averaged if no more are
-    allowed.
-    """
-    ranked = similarity.where(allowed, -torch.inf)
-    best = ranked.topk(min(neighbours, ranked.shape[1]), dim=1)
-    found = best.values > -torch.inf
-    rows = candidates[best.indices].where(found.unsqueeze(-1), 0.0)
-    return rows.sum(dim=1) / found.sum(dim=1, keepdim=True).clamp_min(1)
-
-
 class ImputationOutput(NamedTuple):
     """Output of :class:`ImputationHead`; ``filled`` holds observed and imputed features."""
 
@@ -78,33 +67,37 @@ class ImputationHead(nn.Module):
     modalities that both hold.
 
     - Kept: the three standard imputations.
-    - Replaced: the neighbours come from a queue of recent training rows, not the whole set, are
+    - Replaced: the neighbors come from a queue of recent training rows, not the whole set, are
       found by cosine, not Euclidean distance, and count alike, not by their distance; a row with
       missing modalities is stored too and helps where it can.
     - Unverified: nothing.
-    - Missing rule: the imputation itself. Without a usable neighbour, or before any row was seen,
+    - Missing rule: the imputation itself. Without a usable neighbor, or before any row was seen,
       it is zero; with everything missing, "nearest" gives zeros.
 
-    Statistics and queue are written in training mode, after use. In a distributed run each rank
-    stores its own rows: wrap with ``forward_sync_buffers=False``.
+    Statistics and queue are written in training mode, after use, and activation checkpointing of
+    a head that has them is refused. In a distributed run each rank stores its own rows: wrap with
+    ``forward_sync_buffers=False``.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         strategy: "zero", "mean" or "nearest".
-        neighbours: The :math:`k` above, for "nearest".
+        neighbors: The :math:`k` above, for "nearest".
         capacity: Number of rows in the queue, for "nearest".
-        hidden_features: Width ``F`` of the hidden layers.
+        hidden_features: Width F of the hidden layers.
         dropout: Dropout after each hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``; filled ``{name: (B, D_m)}``
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, F); ``filled``: ``{name: (B, D_m)}``
 
     Raises:
         ValueError: If ``strategy`` is none of the three.
+        RuntimeError: If a training forward runs again within a backward pass.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import ImputationHead
         >>> head = ImputationHead({"text": 1, "image": 1}, 2, strategy="mean")
         >>> features = {
         ...     "text": torch.ones(4, 1),
@@ -117,7 +110,7 @@ class ImputationHead(nn.Module):
 
     Reference:
         Troyanskaya et al., "Missing value estimation methods for DNA microarrays",
-        Bioinformatics 17, 2001, for the neighbours.
+        Bioinformatics 17, 2001, for the neighbors.
     """
 
     def __init__(
@@ -126,7 +119,7 @@ class ImputationHead(nn.Module):
         num_classes: int,
         *,
         strategy: Strategy = "mean",
-        neighbours: int = 5,
+        neighbors: int = 5,
         capacity: int = 2048,
         hidden_features: int = 256,
         dropout: float = 0.1,
@@ -134,13 +127,15 @@ class ImputationHead(nn.Module):
         super().__init__()
         self.dims = check_dims(dims, at_least=1)
         check_positive(num_classes, "num_classes")
-        check_positive(neighbours, "neighbours")
+        check_positive(neighbors, "neighbors")
         if strategy not in ("zero", "mean", "nearest"):
             raise ValueError(f'strategy must be "zero", "mean" or "nearest", got {strategy!r}')
         self.strategy: Strategy = strategy
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         width = sum(dims.values())
-        self.network = trunk(width, hidden_features, hidden_features, dropout=dropout)
+        self.network = mlp(
+            width, hidden_features, hidden_features, dropout=dropout, activate_last=True
+        )
         self.classifier = nn.Linear(hidden_features, num_classes)
         if strategy == "mean":
             self.means = ModuleDict({name: RunningMean(dim) for name, dim in dims.items()})
@@ -152,6 +147,8 @@ class ImputationHead(nn.Module):
         self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
     ) -> ImputationOutput:
         """Fill in, classify, then take the observed rows into the statistics."""
+        if self.training and self.strategy != "zero":
+            refuse_recompute("ImputationHead")
         inputs, mask = masked_inputs(features, available, self.dims)
         guesses = self._impute(inputs, mask)
         filled = {
@@ -172,29 +169,19 @@ class ImputationHead(nn.Module):
         if self.strategy == "zero":
             return {name: torch.zeros_like(inputs[name]) for name in self.dims}
         if self.strategy == "mean":
-            # A copy: the buffer changes before the backward pass.
             return {
-                name: self.means[name].mean.clone().expand_as(inputs[name]) for name in self.dims
+                name: snapshot(self.means[name].mean, training=self.training).expand_as(x)
+                for name, x in inputs.items()
             }
         with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
             return self._retrieve(inputs, mask)
 
     def _retrieve(self, inputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        sizes = [*self.dims.values(), len(self.dims)]
-        *stored, holds = torch.split(at_least_float32(self.queue.storage), sizes, dim=1)
-        held = (holds > 0.5) & self.queue.valid.unsqueeze(1)
-        similarity = mask.new_zeros(mask.shape[0], held.shape[0], dtype=holds.dtype)
-        shared = torch.zeros_like(similarity)
-        for index, name in enumerate(self.dims):
-            both = mask[:, index, None] & held[:, index]
-            query = F.normalize(inputs[name].to(holds.dtype), dim=1)
-            cosine = query @ F.normalize(stored[index], dim=1).T
-            similarity = similarity + cosine.where(both, 0.0)
-            shared = shared + both
-        similarity = similarity / shared.clamp_min(1)
+        stored, held = split_rows(self.queue, self.dims)
+        similarity, shared = shared_cosine(inputs, mask, stored, held)
         return {
-            name: nearest_neighbour_mean(
-                similarity, stored[index], held[:, index] & (shared > 0), self.neighbours
+            name: nearest_neighbor_mean(
+                similarity, stored[name], held[:, index] & shared, self.neighbors
             )
             for index, name in enumerate(self.dims)
         }
@@ -205,5 +192,4 @@ class ImputationHead(nn.Module):
             for index, name in enumerate(self.dims):
                 self.means[name].update(inputs[name], mask[:, index])
         elif self.strategy == "nearest":
-            rows = [inputs[name] for name in self.dims]
-            self.queue.enqueue(torch.cat([*rows, mask.to(rows[0].dtype)], dim=1), mask.any(dim=1))
+            self.queue.enqueue(join_rows(inputs, mask), mask.any(dim=1))

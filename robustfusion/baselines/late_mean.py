@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._branches import Branches, normalise, weighted_sum
+from robustfusion.baselines._branches import Branches, normalize, weighted_sum
 from robustfusion.baselines._inputs import masked_inputs
 from robustfusion.baselines._objectives import (
     column_means,
@@ -41,16 +41,18 @@ class LateMeanHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``F`` of each branch.
+        num_classes: Number of classes C.
+        hidden_features: Width F of each branch.
         dropout: Dropout after each hidden layer.
         unimodal_weight: Weight of the modalities' own cross-entropies.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``; unimodal_logits ``(B, M, C)``
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, F); ``unimodal_logits``: (B, M, C)
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import LateMeanHead
         >>> head = LateMeanHead({"text": 3, "image": 4}, num_classes=2)
         >>> head({"text": torch.zeros(5, 3), "image": torch.zeros(5, 4)}).unimodal_logits.shape
         torch.Size([5, 2, 2])
@@ -83,7 +85,7 @@ class LateMeanHead(nn.Module):
         """Average over the modalities that are there."""
         inputs, mask = masked_inputs(features, available, self.dims)
         hidden, unimodal = self.branches(inputs)
-        weights = normalise(mask.to(torch.promote_types(unimodal.dtype, torch.float32)))
+        weights = normalize(mask.to(torch.promote_types(unimodal.dtype, torch.float32)))
         logits = weighted_sum(unimodal, weights)
         fused = weighted_sum(hidden, weights)
         return LateMeanOutput(logits, fused, zero_loss(logits), unimodal, mask)

@@ -25,13 +25,15 @@ class MajorityHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, C)``, the logits
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, C), the logits
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import MajorityHead
         >>> head = MajorityHead({"text": 3}, num_classes=2)
         >>> _ = head.fit(torch.tensor([1, 1, 0]))
         >>> head({"text": torch.zeros(2, 3)}).logits.argmax(1).tolist()

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._inputs import drop_modalities, masked_inputs
 from robustfusion.baselines._objectives import cross_entropy
 from robustfusion.functional import at_least_float32, masked_mean
@@ -17,7 +16,7 @@ NUM_BLOCKS = 3
 
 
 class ResidualCascade(nn.Module):
-    """Autoencoders in a row, each correcting the sum of what came before; ``(B, W) -> (B, W)``."""
+    """Autoencoders in a row, each correcting the sum of what came before; (B, W) -> (B, W)."""
 
     def __init__(self, width: int, latent: int) -> None:
         super().__init__()
@@ -25,7 +24,7 @@ class ResidualCascade(nn.Module):
         self.decoders = ModuleList(mlp(latent, latent, width) for _ in range(NUM_BLOCKS))
 
     def forward(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the corrected vector and the latents ``(B, NUM_BLOCKS * latent)``."""
+        """Return the corrected vector and the latents (B, NUM_BLOCKS * latent)."""
         latents = []
         for encoder, decoder in zip(self.encoders, self.decoders, strict=True):
             latents.append(encoder(joint))
@@ -34,7 +33,7 @@ class ResidualCascade(nn.Module):
 
 
 class MMINOutput(NamedTuple):
-    """Output of :class:`MMINHead`; ``imagined`` are the embeddings, ``(B, M, H)``."""
+    """Output of :class:`MMINHead`; ``imagined`` are the embeddings, (B, M, H)."""
 
     logits: Tensor
     fused: Tensor
@@ -63,18 +62,20 @@ class MMINHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``H`` of an embedding and of a latent.
+        num_classes: Number of classes C.
+        hidden_features: Width H of an embedding and of a latent.
         dropout: Dropout after the embedding.
         modality_dropout: Probability of hiding a modality of a training row; one always stays.
         imagination_weight: The :math:`\lambda_1` above.
         cycle_weight: The :math:`\lambda_2` above.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, 3 H)``, the latents; imagined ``(B, M, H)``
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, 3 H), the latents; ``imagined``: (B, M, H)
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import MMINHead
         >>> head = MMINHead({"text": 3, "image": 4}, num_classes=2, hidden_features=16)
         >>> head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)}).imagined.shape
         torch.Size([5, 2, 16])
@@ -103,7 +104,10 @@ class MMINHead(nn.Module):
         self.imagination_weight = imagination_weight
         self.cycle_weight = cycle_weight
         self.embeddings = ModuleDict(
-            {name: trunk(dim, hidden_features, dropout=dropout) for name, dim in dims.items()}
+            {
+                name: mlp(dim, hidden_features, dropout=dropout, activate_last=True)
+                for name, dim in dims.items()
+            }
         )
         width = len(self.dims) * hidden_features
         self.imagination = ResidualCascade(width, hidden_features)

@@ -21,7 +21,7 @@ from robustfusion.functional import at_least_float32, masked_softmax
 
 
 def co_belief(confidence_logits: Tensor, available: Tensor) -> Tensor:
-    r"""Own confidence plus the share of doubt that the others carry, ``(B, M) -> (B, M)``.
+    r"""Own confidence plus the share of doubt that the others carry, (B, M) -> (B, M).
 
     ``c_m + Σ_{j≠m} log c_j / Σ_j log c_j`` with ``c = sigmoid(h)``, over what is available.
     The logarithms come from the logits, so a confidence of one or zero is no special case.
@@ -36,8 +36,8 @@ def co_belief(confidence_logits: Tensor, available: Tensor) -> Tensor:
 def relative_calibration(logits: Tensor, available: Tensor) -> Tensor:
     r"""How decided a modality is against the most decided other one, in [0, 1].
 
-    ``min(1, D_m / max_{j≠m} D_j)`` with ``D_m`` the mean absolute distance of the softmax from
-    uniform; 1 where no other modality is available; ``(B, M, C), (B, M) -> (B, M)``.
+    ``min(1, D_m / max_{j≠m} D_j)`` with D_m the mean absolute distance of the softmax from
+    uniform; 1 where no other modality is available; (B, M, C), (B, M) -> (B, M).
     """
     probability = torch.softmax(at_least_float32(logits), dim=-1)
     decided = (probability - 1 / logits.shape[-1]).abs().mean(dim=-1).where(available, 0.0)
@@ -79,16 +79,18 @@ class PDFHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
-        hidden_features: Width ``F`` of each branch.
+        num_classes: Number of classes C.
+        hidden_features: Width F of each branch.
         dropout: Dropout after each hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``; weights ``(B, M)``; unimodal_logits ``(B, M, C)``;
-          confidence ``(B, M)``, 0 where missing
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, F); ``unimodal_logits``: (B, M, C)
+        - ``weights``: (B, M); ``confidence``: (B, M), 0 where missing
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import PDFHead
         >>> head = PDFHead({"text": 3, "image": 4}, num_classes=2)
         >>> output = head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)})
         >>> torch.allclose(output.weights.sum(1), torch.ones(5))

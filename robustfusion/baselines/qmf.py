@@ -20,15 +20,15 @@ from robustfusion.functional import at_least_float32, masked_mean
 
 
 def energy_confidence(logits: Tensor, temperature: float = 10.0) -> Tensor:
-    """Negative free energy over ``temperature``, ``log Σ exp(z) / τ``; ``(..., C) -> (...)``."""
+    """Negative free energy over ``temperature``, ``log Σ exp(z) / τ``; (..., C) -> (...)."""
     return torch.logsumexp(at_least_float32(logits), dim=-1) / temperature
 
 
 def ranking_loss(confidence: Tensor, difficulty: Tensor, valid: Tensor) -> Tensor:
-    """Ask the easier of two neighbouring rows to be more confident by the gap in difficulty.
+    """Ask the easier of two neighboring rows to be more confident by the gap in difficulty.
 
     With ``g = κ_i - κ_j``: ``max(0, sign(g) (c_i - c_j) + |g|)``, ``j`` the row before ``i``;
-    the mean over pairs with both rows ``valid``; ``(B,), (B,), (B,) -> ()``.
+    the mean over pairs with both rows ``valid``; (B,), (B,), (B,) -> ().
     """
     gap = difficulty - difficulty.roll(1)
     losses = F.relu(gap.sign() * (confidence - confidence.roll(1)) + gap.abs())
@@ -57,8 +57,8 @@ class QMFHead(nn.Module):
     :math:`L_{reg}` is :func:`ranking_loss` between the energy and the mean training loss
     :math:`\kappa` of each sample so far, min-max scaled over the training set.
 
-    - Kept: energy weights, not normalised (one may be negative) and detached in the fused logit;
-      temperature 10; the ranking regulariser over neighbours of the batch.
+    - Kept: energy weights, not normalized (one may be negative) and detached in the fused logit;
+      temperature 10; the ranking regularizer over neighbors of the batch.
     - Replaced: the history lives in persistent buffers, a resumed run is the same run; it is the
       mean over the times a sample was seen, not the sum, so that missing rows do not look easy;
       the scores of a step come from the history before that step.
@@ -67,28 +67,31 @@ class QMFHead(nn.Module):
     - Missing rule: a missing modality has weight 0, no loss, no history. With everything missing
       the logits are zero, the uniform prediction.
 
-    The regulariser needs ``num_samples`` and ``indices``; without either it is zero. ``loss``
+    The regularizer needs ``num_samples`` and ``indices``; without either it is zero. ``loss``
     writes the history in training mode. Each rank of a distributed run knows the samples it saw:
     wrap with ``forward_sync_buffers=False``.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         num_samples: Size of the training set, or None for no history.
         temperature: The :math:`\tau` above.
         rank_weight: The :math:`\lambda` above.
-        hidden_features: Width ``F`` of each branch.
+        hidden_features: Width F of each branch.
         dropout: Dropout after each hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None;
-          indices: ``(B,)`` int64 positions in the training set, or None
-        - logits ``(B, C)``; fused ``(B, F)``; weights ``(B, M)``; unimodal_logits ``(B, M, C)``
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``indices``: (B,) int64, positions in the training set, or None
+        - ``logits``: (B, C); ``fused``: (B, F)
+        - ``weights``: (B, M); ``unimodal_logits``: (B, M, C)
 
     Raises:
         ValueError: If ``indices`` come to a head without ``num_samples``.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import QMFHead
         >>> head = QMFHead({"text": 3, "image": 4}, num_classes=2, num_samples=100)
         >>> features = {"text": torch.randn(5, 3), "image": torch.randn(5, 4)}
         >>> output = head(features, indices=torch.arange(5))
@@ -147,7 +150,7 @@ class QMFHead(nn.Module):
         return QMFOutput(logits, fused, zero_loss(logits), weights, unimodal, mask, indices)
 
     def loss(self, output: QMFOutput, labels: Tensor) -> Tensor:
-        """Cross-entropies and the ranking regulariser; records the history in training mode."""
+        """Cross-entropies and the ranking regularizer; records the history in training mode."""
         losses = unimodal_losses(output.unimodal_logits, labels)
         total = cross_entropy(output.logits, labels)
         total = total + column_means(losses, output.available).sum()
@@ -159,7 +162,7 @@ class QMFHead(nn.Module):
         return total
 
     def difficulty(self) -> Tensor:
-        """Mean past loss of each sample and modality, scaled to [0, 1]; ``(num_samples, M)``."""
+        """Mean past loss of each sample and modality, scaled to [0, 1]; (num_samples, M)."""
         mean = self.loss_sum / self.times_seen.clamp(min=1)
         seen = self.times_seen > 0
         low = torch.where(seen, mean, torch.inf).amin(dim=0)

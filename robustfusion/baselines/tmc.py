@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustfusion._modules import mlp
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._branches import Branches, normalise, weighted_sum
+from robustfusion.baselines._branches import Branches, normalize, weighted_sum
 from robustfusion.baselines._evidence import (
     combine_dempster,
     evidence_from_logits,
@@ -25,14 +25,14 @@ class EvidentialOutput(NamedTuple):
     """Output of :class:`TMCHead` and :class:`~robustfusion.baselines.ECMLHead`.
 
     Attributes:
-        logits: Log of the expected class probability, ``(B, C)``.
-        fused: Mean hidden vector, weighted by certainty, ``(B, F)``.
-        aux_loss: Terms without labels, ``()``.
-        evidence: Combined evidence, ``(B, C)``.
-        uncertainty: Of the combined opinion, ``(B,)``, 1 where nothing is available.
-        view_evidence: ``(B, V, C)``, the modalities in the order of ``dims``, then the pseudo-view
+        logits: Log of the expected class probability, (B, C).
+        fused: Mean hidden vector, weighted by certainty, (B, F).
+        aux_loss: Terms without labels, ().
+        evidence: Combined evidence, (B, C).
+        uncertainty: Of the combined opinion, (B,), 1 where nothing is available.
+        view_evidence: (B, V, C), the modalities in the order of ``dims``, then the pseudo-view
             if there is one.
-        view_available: ``(B, V)`` bool.
+        view_available: (B, V) bool.
     """
 
     logits: Tensor
@@ -78,17 +78,19 @@ class TMCHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         pseudo_view: Add ETMC's pseudo-view.
         annealing_steps: The :math:`T` above; ``loss`` counts in training mode.
-        hidden_features: Width ``F`` of each branch.
+        hidden_features: Width F of each branch.
         dropout: Dropout after each hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
         - see :class:`EvidentialOutput`
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import TMCHead
         >>> head = TMCHead({"text": 3, "image": 4}, num_classes=2).eval()
         >>> features = {"text": torch.randn(5, 3), "image": torch.randn(5, 4)}
         >>> nothing = {name: torch.zeros(5).bool() for name in features}
@@ -144,7 +146,7 @@ class TMCHead(nn.Module):
             evidence = combine_dempster(view_evidence, view_mask)
             logits = log_expected_probability(evidence)
             certainty = 1 - opinion(view_evidence)[1][:, : len(self.dims)]
-            fused = weighted_sum(hidden, normalise(certainty.where(mask, 0.0)))
+            fused = weighted_sum(hidden, normalize(certainty.where(mask, 0.0)))
         return EvidentialOutput(
             logits,
             fused,

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from robustfusion._modules import mlp
 from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._branches import trunk
 from robustfusion.baselines._inputs import masked_inputs
 from robustfusion.baselines._objectives import cross_entropy, zero_loss
 from robustfusion.output import HeadOutput
@@ -25,19 +25,21 @@ class UnimodalHead(nn.Module):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes ``C``.
+        num_classes: Number of classes C.
         modality: The modality to use, a key of ``dims``.
-        hidden_features: Width ``F`` of the two hidden layers.
+        hidden_features: Width F of the two hidden layers.
         dropout: Dropout after each hidden layer.
 
     Shape:
-        - features: ``{name: (B, D_m)}``; available: ``{name: (B,)}`` bool or None
-        - logits ``(B, C)``; fused ``(B, F)``, zero where the modality is missing
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``logits``: (B, C); ``fused``: (B, F), zero where the modality is missing
 
     Raises:
         ValueError: If ``modality`` is not in ``dims``.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.baselines import UnimodalHead
         >>> head = UnimodalHead({"text": 3, "image": 4}, num_classes=2, modality="text")
         >>> head({"text": torch.zeros(5, 3), "image": torch.zeros(5, 4)}).logits.shape
         torch.Size([5, 2])
@@ -62,7 +64,9 @@ class UnimodalHead(nn.Module):
         if modality not in self.dims:
             raise ValueError(f"modality must be one of {list(self.dims)}, got {modality!r}")
         self.modality = modality
-        self.network = trunk(dims[modality], hidden_features, hidden_features, dropout=dropout)
+        self.network = mlp(
+            dims[modality], hidden_features, hidden_features, dropout=dropout, activate_last=True
+        )
         self.classifier = nn.Linear(hidden_features, num_classes)
         self.prior = nn.Parameter(torch.zeros(num_classes))
 

@@ -1,11 +1,13 @@
-"""Data sets of image-text posts: readers, splits, reports, a feature cache and a generator."""
+"""Data sets of image-text posts: readers, splits, reports, features computed once."""
 
 from robustfusion.datasets.cache import FeatureCache, module_fingerprint
 from robustfusion.datasets.duplicates import normalize_text
-from robustfusion.datasets.encoding import EncodedPosts, encode
+from robustfusion.datasets.encoding import Encoding, encode
 from robustfusion.datasets.mvsa import MVSA
+from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
-from robustfusion.datasets.posts import make_posts
+from robustfusion.datasets.post_table import PostTable
+from robustfusion.datasets.reading import read_image
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
 from robustfusion.datasets.samples import Sample
 from robustfusion.datasets.splits import Splits, load_splits, stratified_split
@@ -13,19 +15,21 @@ from robustfusion.datasets.tumemo import TumEmo
 
 __all__ = [
     "MVSA",
+    "BadFileError",
     "DatasetReport",
     "Duplicates",
-    "EncodedPosts",
+    "Encoding",
     "FeatureCache",
     "PostDataset",
+    "PostTable",
     "Problem",
     "Sample",
     "Splits",
     "TumEmo",
     "encode",
     "load_splits",
-    "make_posts",
     "module_fingerprint",
     "normalize_text",
+    "read_image",
     "stratified_split",
 ]

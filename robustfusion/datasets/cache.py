@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-import tempfile
-import zipfile
+import re
+import uuid
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# What reading a damaged archive raises; zipfile's complaints about its header are RuntimeErrors.
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_KEY = re.compile(r"[A-Za-z0-9_\-]+")
+
+# Of each row: who it is, and a checksum of its bytes and type.
+_INDEX = np.dtype([("name", "<u8", (2,)), ("checksum", "<u4")])
 
 
 class FeatureCache:
     """Feature vectors on disk, one for each content, encoder and preprocessing.
 
     A row is found again by the SHA-256 of the file it was made from, whatever the file's name,
-    the data set or the split. Each file is written under another name and then renamed, so an
-    interrupted run leaves whole files only; a file damaged later counts as absent.
+    the data set or the split. Each call of ``store`` writes two arrays of NumPy: the rows, and an
+    index of names and checksums, so that a look-up reads the index and the rows that it wants.
+    Files are written under another name and then renamed: an interrupted run leaves whole files
+    only, and any number of processes may fill and read one cache. A row that was damaged later,
+    has another width than the others or is not finite counts as absent.
 
     Args:
         directory: where the files lie; made when needed.
@@ -33,6 +39,8 @@ class FeatureCache:
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
+        >>> from robustfusion.datasets import FeatureCache
         >>> cache = FeatureCache(tempfile.mkdtemp())
         >>> key = FeatureCache.key("image", "resnet18", "resize 224")
         >>> cache.store(key, ["aa", "bb"], np.eye(2, dtype=np.float32))
@@ -60,42 +68,72 @@ class FeatureCache:
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def lookup(self, key: str, digests: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Return the rows that are there, by digest."""
-        wanted = set(digests)
+        """Return the rows that are there, by digest.
+
+        Raises:
+            ValueError: for a key that is not made of letters, digits, '_' and '-'.
+        """
+        wanted = {_name(digest): digest for digest in digests}
+        if not wanted:
+            return {}
+        firsts = np.sort(np.frombuffer(b"".join(wanted), "<u8")[::2])
         found: dict[str, NDArray[Any]] = {}
-        for path in sorted((self.directory / key).glob("*.npz")):
+        for path in sorted(self._folder(key).glob("*.index.npy")):
             try:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-                    names, features = content["digests"].tolist(), content["features"]
-            except _DAMAGED:
+                index = _read_index(path)
+                places = np.searchsorted(firsts[:-1], index["name"][:, 0])
+                at = np.flatnonzero(firsts[places] == index["name"][:, 0])
+                names = dict(zip(at.tolist(), map(bytes, index["name"][at]), strict=True))
+                rows = [row for row, name in names.items() if name in wanted]
+                if rows:
+                    whole = _read_rows(path, index, rows)
+                    found.update({wanted[names[row]]: values for row, values in whole.items()})
+            except Exception:  # damaged headers are parsed as Python, and raise anything
                 continue
-            rows = zip(names, features, strict=False)
-            found.update({name: row for name, row in rows if name in wanted})
+        widths = Counter((row.shape, row.dtype) for row in found.values())
+        if len(widths) > 1:
+            usual = widths.most_common(1)[0][0]
+            found = {name: row for name, row in found.items() if (row.shape, row.dtype) == usual}
         return found
+
+    def lookup_all(
+        self, wanted: Mapping[str, Iterable[str]]
+    ) -> dict[str, dict[str, NDArray[Any]]]:
+        """Return the rows that are there under several keys, such as image and text, by key."""
+        return {key: self.lookup(key, digests) for key, digests in wanted.items()}
 
     def store(self, key: str, digests: Sequence[str], features: NDArray[Any]) -> None:
         """Write rows.
 
         Raises:
-            ValueError: where ``features`` has no row for each digest.
+            ValueError: where ``features`` has no row for each digest, or for a key that is not
+                made of letters, digits, '_' and '-'.
+            TypeError: where ``features`` are no floating numbers.
         """
         if features.ndim != 2 or len(features) != len(digests):
             raise ValueError(
                 f"features must have shape ({len(digests)}, D), got {tuple(features.shape)}"
             )
+        if not np.issubdtype(features.dtype, np.floating):
+            raise TypeError(f"features must be floating numbers, got {features.dtype}")
+        folder = self._folder(key)
         if not digests:
             return
-        folder = self.directory / key
         folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-        descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, digests=np.array(digests), features=features)
-            os.replace(temporary, folder / f"{name}.npz")
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        features = np.ascontiguousarray(features)
+        index = np.empty(len(digests), _INDEX)
+        names = b"".join(_name(digest) for digest in digests)
+        index["name"] = np.frombuffer(names, "<u8").reshape(-1, 2)
+        index["checksum"] = _checksums(features)
+        stem = hashlib.sha256(names).hexdigest()[:16]
+        # The index last: where it is, so are the rows.
+        _write(folder / f"{stem}.npy", features)
+        _write(folder / f"{stem}.index.npy", index)
+
+    def _folder(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise ValueError(f"key must be made of letters, digits, '_' and '-', got {key!r}")
+        return self.directory / key
 
     def __repr__(self) -> str:
         """Name the directory."""
@@ -106,6 +144,9 @@ def module_fingerprint(module: nn.Module) -> str:
     """Return a hash of a module: its class, its repr, every weight and buffer.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from robustfusion.datasets import module_fingerprint
         >>> layer = nn.Linear(2, 2)
         >>> before = module_fingerprint(layer)
         >>> with torch.no_grad():
@@ -122,3 +163,43 @@ def module_fingerprint(module: nn.Module) -> str:
         flat = value.detach().cpu().contiguous().reshape(-1)
         state.update(flat.view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def _name(digest: str) -> bytes:
+    return hashlib.blake2b(digest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
+    start = zlib.crc32(f"{rows.dtype.str} {rows.shape[1]}".encode())
+    return np.array([zlib.crc32(row.data, start) for row in rows], np.uint32)
+
+
+def _read_index(path: Path) -> NDArray[Any]:
+    index: NDArray[Any] = np.load(path, allow_pickle=False)
+    if index.dtype != _INDEX or index.ndim != 1:
+        raise ValueError(f"{path} is no index")
+    return index
+
+
+def _read_rows(path: Path, index: NDArray[Any], at: list[int]) -> dict[int, NDArray[Any]]:
+    """The rows ``at`` that are whole, by their place; nothing else is read."""
+    rows = np.load(
+        path.with_name(path.name.replace(".index", "")), mmap_mode="r", allow_pickle=False
+    )
+    if rows.ndim != 2 or len(rows) != len(index) or not np.issubdtype(rows.dtype, np.floating):
+        raise ValueError(f"the rows beside {path} do not fit it")
+    part = np.asarray(rows[at])
+    whole = np.isfinite(part).all(1) & (_checksums(part) == index["checksum"][at])
+    return {place: row for place, row, good in zip(at, part, whole, strict=True) if good}
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        # Made by open(), not by tempfile: what may be read by others, the umask says.
+        with temporary.open("xb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

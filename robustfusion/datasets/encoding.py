@@ -1,147 +1,373 @@
-"""Frozen features, computed once: the loop that runs encoders over posts."""
+"""Posts as tensors, made once: clean and corrupted, through frozen encoders or only prepared."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from robustfusion._tree import leaves, map_leaves, map_tensors
 from robustfusion.datasets.cache import FeatureCache
-from robustfusion.datasets.post_dataset import PostDataset
+from robustfusion.disruption import placeholder, sample_generator
+from robustfusion.evaluation.data import CachedFeatures
 
-Encoder = Callable[[list[Any]], Tensor]
+Corruption = Callable[[Any, np.random.Generator], Any]
+Encoder = Callable[[list[Any]], Any]
 
-
-class EncodedPosts(NamedTuple):
-    """Features of posts: aligned lists, (N, D) features and (N,) masks by modality.
-
-    What :func:`encode` returns; see the example there.
-    """
-
-    ids: list[str]
-    labels: Tensor
-    features: dict[str, Tensor]
-    available: dict[str, Tensor]
+# Part of each cache key: another number where the readers make other pixels of the same file.
+_READING = 2
+# Rows kept back before they are written: what an interrupted run has to repeat, at most.
+_PIECE = 1024
 
 
-def encode(
-    dataset: PostDataset,
-    encoders: Mapping[str, Encoder],
-    *,
-    cache: FeatureCache | None = None,
-    keys: Mapping[str, str] | None = None,
-    batch_size: int = 64,
-    progress: bool = False,
-) -> EncodedPosts:
-    """Run frozen encoders over posts once.
+class Posts(Protocol):
+    """What :func:`encode` needs of a data set; every :class:`PostDataset` has it."""
 
-    An encoder sees available posts only; the features of a missing modality are zeros. Equal
-    files are encoded once. With a cache, so are files that any earlier run has encoded.
+    @property
+    def ids(self) -> Any:
+        """Unique names."""
+
+    @property
+    def labels(self) -> Any:
+        """Classes, integers."""
+
+    @property
+    def class_names(self) -> Any:
+        """Of the classes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class Encoding(NamedTuple):
+    """How the inputs of one modality become tensors.
 
     Args:
-        dataset: the posts; its ``image_transform`` belongs to the preprocessing in the key.
-        encoders: modality to a function from a list of B images or texts to (B, D) features.
-        cache: where to look rows up and keep them.
-        keys: modality to :meth:`FeatureCache.key`, needed with a cache.
-        batch_size: posts for one call of an encoder.
-        progress: show a progress bar (tqdm).
-
-    Returns:
-        Features in the order of the data set.
-
-    Raises:
-        ValueError: for a cache without a key for each encoder, an encoder in training mode, or
-            one that returns another shape than (B, D).
+        prepare: from a list of B inputs to a batch, a tensor (B, ...) or a mapping of tensors:
+            an image transform and a stack, a tokenizer, any function.
+        network: a frozen encoder, from that batch to features (B, D), run in evaluation mode
+            where its parameters are. Without one the prepared batch itself is kept, for an
+            encoder that is to be trained; its rows must have one shape.
+        name: what ``prepare`` does, in words, with versions. With a ``cache`` the features are
+            found again by it and by the network's weights.
 
     Example:
-        >>> import tempfile
-        >>> from robustfusion.datasets import MVSA, encode, make_posts
-        >>> posts = MVSA(make_posts(tempfile.mkdtemp(), n=20))
+        >>> import torch
+        >>> from torch import nn
+        >>> from robustfusion.datasets import Encoding
         >>> def lengths(texts):
         ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
-        >>> encoded = encode(posts, {"text": lengths})
-        >>> encoded.features["text"].shape, encoded.available["text"].all().item()
-        (torch.Size([20, 2]), True)
-        >>> encoded.ids == posts.ids
-        True
+        >>> encoding = Encoding(lengths, nn.Linear(2, 4).eval(), "letters and blanks")
+        >>> encoding.network(encoding.prepare(["so happy", "meh"])).shape
+        torch.Size([2, 4])
     """
-    for modality, encoder in encoders.items():
-        if modality not in ("image", "text"):
-            raise ValueError(f'encoders must be named "image" or "text", got {modality!r}')
-        if isinstance(encoder, nn.Module) and encoder.training:
-            raise ValueError(f'encoders["{modality}"] is in training mode: call .eval() first')
-        if cache is not None and modality not in (keys or {}):
-            raise ValueError(f'keys must have an entry for "{modality}" when a cache is given')
+
+    prepare: Callable[[list[Any]], Any]
+    network: nn.Module | None = None
+    name: str = ""
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        """Return the batch of a list of inputs, on the CPU."""
+        batch = self.prepare(inputs)
+        if self.network is not None:
+            state = chain(self.network.parameters(), self.network.buffers())
+            device = next((tensor.device for tensor in state), torch.device("cpu"))
+            batch = self.network(map_tensors(lambda leaf: leaf.to(device), batch))
+        return map_tensors(_plain, batch)
+
+
+@torch.no_grad()
+def encode(
+    dataset: Posts,
+    encoders: Mapping[str, Encoding | Encoder],
+    *,
+    corruptions: Mapping[str, Corruption] | None = None,
+    seeds: Sequence[int] = (),
+    cache: FeatureCache | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> CachedFeatures:
+    """Make tensors of posts once, clean and under disruption seeds.
+
+    Each post is read and decoded once; its inputs are corrupted after that, under every seed, as
+    :class:`~robustfusion.disruption.DisruptedDataset` would, and encoded. An encoder sees
+    available inputs only; in the place of a missing one is a placeholder. Equal files are encoded
+    once. With a cache, so are files that any earlier run has encoded, and a run that is
+    interrupted goes on where it was.
+
+    Where torch.distributed is initialised, as under ``torchrun`` or accelerate, and a cache is
+    given, each rank encodes its share of the posts into the cache and then reads all of them.
+
+    Args:
+        dataset: the posts; its ``image_transform``, say to one size, comes before the corruption.
+        encoders: for each modality an :class:`Encoding`, or a function from a list of B inputs
+            to (B, D) features or another batch of tensors.
+        corruptions: for each modality that may be corrupted, a function of (input, generator),
+            such as ``ImageCorruption()``.
+        seeds: disruption seeds under which corrupted versions are wanted.
+        cache: where to look features up and keep them: those of every modality whose
+            :class:`Encoding` has a ``name``.
+        batch_size: inputs for one call of an encoder.
+        progress: show a progress bar (tqdm) on a terminal.
+
+    Returns:
+        What :func:`~robustfusion.evaluation.robustness_report` is measured on, in the order of
+        the data set; ``features`` and ``available`` are also what to train on.
+
+    Raises:
+        ValueError: for an encoder in training mode, one with a network and no name beside a
+            cache, or one that returns something else than a row for each input.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.datasets import encode
+        >>> from robustfusion.disruption import TextCorruption
+        >>> class Posts:  # or MVSA(...), TumEmo(...), PostTable(...)
+        ...     ids, labels, class_names = ["a", "b"], [0, 1], ("sad", "happy")
+        ...     texts = ["rain again", "so very happy"]
+        ...
+        ...     def __len__(self):
+        ...         return 2
+        ...
+        ...     def __getitem__(self, row):
+        ...         return {"inputs": {"text": self.texts[row], "image": torch.zeros(3, 8, 8)}}
+        >>> def lengths(texts):
+        ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
+        >>> data = encode(
+        ...     Posts(),
+        ...     {"text": lengths, "image": torch.stack},
+        ...     corruptions={"text": TextCorruption(severity=1.0)},
+        ...     seeds=(0, 1),
+        ... )
+        >>> data.features["text"], data.features["image"].shape
+        (tensor([[10.,  1.],
+                [13.,  2.]]), torch.Size([2, 3, 8, 8]))
+        >>> data.corrupted["text"][0]
+        tensor([[13.,  1.],
+                [20.,  2.]])
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    features: dict[str, Tensor] = {}
-    available: dict[str, Tensor] = {}
-    for modality, encoder in encoders.items():
-        digests = [dataset.content_digest(index, modality) for index in range(len(dataset))]
-        if None in digests and dataset.on_bad != "missing":
-            dataset[digests.index(None)]  # raises, and says which post is bad and why
-        first: dict[str, int] = {}  # content to the first post that has it
-        for index, digest in enumerate(digests):
+    columns = _columns(dataset, encoders, corruptions or {}, seeds, cache)
+    rows = range(len(dataset))
+    rank, ranks = _place()
+    shared = [column for column in columns if column.key]
+    if cache is not None:
+        for column in shared:
+            column.read(cache)
+        if ranks > 1 and shared:
+            # By row, not by what is left to do: a rank that comes late finds more in the cache.
+            _fill(dataset, shared, rows[rank::ranks], cache, batch_size, progress and not rank)
+            distributed.barrier()
+            for column in shared:
+                column.read(cache)
+    _fill(dataset, columns, rows, cache, batch_size, progress)
+    features = {column.name: column.result() for column in columns if column.seed is None}
+    corrupted: dict[str, dict[int, Any]] = {}
+    for column in columns:
+        if column.seed is not None:
+            corrupted.setdefault(column.name, {})[column.seed] = column.result()
+    return CachedFeatures(
+        features,
+        torch.tensor(list(dataset.labels)),
+        ids=dataset.ids,
+        corrupted=corrupted,
+        available={c.name: torch.from_numpy(c.there) for c in columns if c.seed is None},
+        class_names=dataset.class_names,
+    )
+
+
+class _Column:
+    """One modality of all posts, clean or under one seed, as far as it is known."""
+
+    def __init__(
+        self,
+        name: str,
+        encoding: Encoding,
+        digests: list[str | None],
+        corruption: Corruption | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.name, self.encoding = name, encoding
+        self.corruption, self.seed = corruption, seed
+        self.digests = digests
+        self.places: dict[str, list[int]] = {}  # equal contents are encoded once
+        for row, digest in enumerate(digests):
             if digest is not None:
-                first.setdefault(digest, index)
-        key = (keys or {}).get(modality, "")
-        rows = cache.lookup(key, first) if cache is not None else {}
-        todo = {digest: index for digest, index in first.items() if digest not in rows}
-        batches = _encode_batches(dataset, modality, encoder, todo, batch_size, progress)
-        unsaved: dict[str, NDArray[Any]] = {}
-        for batch in batches:
-            rows.update(batch)
-            unsaved.update(batch)
-            # Written in pieces, so that an interrupted run has little to repeat.
-            if cache is not None and len(unsaved) >= 1024:
-                cache.store(key, list(unsaved), np.stack(list(unsaved.values())))
-                unsaved.clear()
-        if cache is not None and unsaved:
-            cache.store(key, list(unsaved), np.stack(list(unsaved.values())))
-        if not rows:
-            raise ValueError(f'no post has the modality "{modality}"')
-        zeros = np.zeros_like(next(iter(rows.values())))
-        table = [zeros if digest is None else rows[digest] for digest in digests]
-        features[modality] = torch.from_numpy(np.stack(table))
-        available[modality] = torch.tensor([digest is not None for digest in digests])
-    return EncodedPosts(dataset.ids, torch.tensor(dataset.labels), features, available)
+                self.places.setdefault(digest, []).append(row)
+        self.todo = set(self.places)
+        self.there = np.array([digest is not None for digest in digests], dtype=np.bool_)
+        self.table: Any = None
+        self.key = ""
+        self.unsaved: list[str] = []
+
+    def read(self, cache: FeatureCache) -> None:
+        """Take over what the cache has."""
+        found = cache.lookup(self.key, self.todo)
+        if found:
+            self.keep(list(found), torch.from_numpy(np.stack(list(found.values()))))
+
+    def value(self, sample: Mapping[str, Any]) -> Any:
+        """The input of one sample, corrupted if this column is."""
+        value = sample["inputs"][self.name]
+        if self.seed is None or self.corruption is None:
+            return value
+        return self.corruption(value, sample_generator(self.seed, sample["id"], self.name))
+
+    def keep(self, digests: list[str], batch: Any) -> None:
+        """Put rows in their places."""
+        if self.table is None:
+            total = len(self.digests)
+            self.table = placeholder(
+                map_tensors(lambda leaf: leaf[:1].expand(total, *leaf.shape[1:]), batch)
+            )
+        source = [row for row, digest in enumerate(digests) for _ in self.places[digest]]
+        target = [row for digest in digests for row in self.places[digest]]
+
+        def put(table: Tensor, rows: Tensor) -> Tensor:
+            if rows.shape[1:] != table.shape[1:] or rows.dtype != table.dtype:
+                raise ValueError(
+                    f'encoders["{self.name}"] must give rows of one shape, got '
+                    f"{tuple(rows.shape[1:])} after {tuple(table.shape[1:])}"
+                )
+            table[target] = rows[source]
+            return table
+
+        map_leaves(put, self.table, batch)
+        self.todo.difference_update(digests)
+
+    def lose(self, digest: str) -> None:
+        """Take a content as missing that cannot be decoded."""
+        self.todo.discard(digest)
+        self.there[self.places[digest]] = False
+
+    def save(self, cache: FeatureCache) -> None:
+        """Write what is not yet in the cache."""
+        rows = [self.places[digest][0] for digest in self.unsaved]
+        cache.store(self.key, self.unsaved, self.table[rows].numpy())
+        self.unsaved = []
+
+    def result(self) -> Any:
+        """The whole column."""
+        if self.table is None:
+            raise ValueError(f'no post has the modality "{self.name}"')
+        return self.table
 
 
-def _encode_batches(
-    dataset: PostDataset,
-    modality: str,
-    encoder: Encoder,
-    todo: Mapping[str, int],
+def _columns(
+    dataset: Posts,
+    encoders: Mapping[str, Encoding | Encoder],
+    corruptions: Mapping[str, Corruption],
+    seeds: Sequence[int],
+    cache: FeatureCache | None,
+) -> list[_Column]:
+    for name in corruptions:
+        if name not in encoders:
+            raise ValueError(f"corruptions has the key {name!r}, not among {tuple(encoders)}")
+    columns = []
+    for name, encoder in encoders.items():
+        encoding = encoder if isinstance(encoder, Encoding) else Encoding(encoder)
+        for module in (encoding.prepare, encoding.network):
+            if isinstance(module, nn.Module) and module.training:
+                raise ValueError(f'encoders["{name}"] is in training mode: call .eval() first')
+        if cache is not None and encoding.network is not None and not encoding.name:
+            raise ValueError(f'encoders["{name}"] must have a name when a cache is given')
+        kept = cache is not None and bool(encoding.name)
+        clean = _digests(dataset, name)
+        # What a corruption does depends on the post's id too.
+        own = [
+            None if digest is None else f"{digest}/{post_id}"
+            for digest, post_id in zip(clean, dataset.ids, strict=True)
+        ]
+        parts = [_Column(name, encoding, clean)]
+        if name in corruptions:
+            parts += [_Column(name, encoding, own, corruptions[name], seed) for seed in seeds]
+        for column in parts if kept else ():
+            network = "" if encoding.network is None else encoding.network
+            how = f"{encoding.name}, reading {_READING}"
+            if column.seed is not None:
+                how += f", {column.corruption!r}, {column.seed}"
+            column.key = FeatureCache.key(name, network, how)
+        columns += parts
+    return columns
+
+
+def _digests(dataset: Posts, name: str) -> list[str | None]:
+    read = getattr(dataset, "content_digest", None)
+    if read is None:
+        return [f"row {row}" for row in range(len(dataset))]
+    digests: list[str | None] = [read(row, name) for row in range(len(dataset))]
+    if None in digests and getattr(dataset, "on_bad", "missing") != "missing":
+        dataset[digests.index(None)]  # raises, and says which post is bad and why
+    return digests
+
+
+def _fill(
+    dataset: Posts,
+    columns: list[_Column],
+    rows: Sequence[int],
+    cache: FeatureCache | None,
     batch_size: int,
     progress: bool,
-) -> Iterator[dict[str, NDArray[Any]]]:
-    digests = list(todo)
-    starts: Iterable[int] = range(0, len(digests), batch_size)
-    for start in _with_progress(starts, modality) if progress else starts:
-        part = digests[start : start + batch_size]
-        output = _run(encoder, [dataset[todo[d]]["inputs"][modality] for d in part], modality)
-        yield dict(zip(part, output, strict=True))
+) -> None:
+    """Read the posts of which any column lacks a row, and make those rows."""
+    rows = [row for row in rows if any(column.digests[row] in column.todo for column in columns)]
+    starts: Iterable[int] = range(0, len(rows), batch_size)
+    for start in _with_progress(starts) if progress and rows else starts:
+        part = rows[start : start + batch_size]
+        samples = [{"id": dataset.ids[row], **dataset[row]} for row in part]
+        for column in columns:
+            wanted: dict[str, Mapping[str, Any]] = {}
+            for row, sample in zip(part, samples, strict=True):
+                digest = column.digests[row]
+                if digest is None or digest not in column.todo:
+                    continue
+                if sample.get("available", {}).get(column.name, True):
+                    wanted[digest] = sample
+                else:
+                    column.lose(digest)
+            if wanted:
+                values = [column.value(sample) for sample in wanted.values()]
+                column.keep(list(wanted), _run(column, values))
+                column.unsaved += wanted
+            full = len(column.unsaved) >= _PIECE or start + batch_size >= len(rows)
+            if cache is not None and column.key and column.unsaved and full:
+                column.save(cache)
 
 
-def _run(encoder: Encoder, inputs: list[Any], modality: str) -> NDArray[Any]:
-    with torch.no_grad():
-        output = encoder(inputs)
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(inputs):
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f'encoders["{modality}"] must return ({len(inputs)}, D), got {got}')
-    if output.dtype == torch.bfloat16:  # numpy has no bfloat16
-        output = output.float()
-    array: NDArray[Any] = output.detach().cpu().numpy()
-    return array
+def _run(column: _Column, values: list[Any]) -> Any:
+    batch = column.encoding(values)
+    where, rows = f'encoders["{column.name}"]', len(values)
+    for leaf in leaves(batch):
+        if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows:
+            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ValueError(f"{where} must return ({rows}, ...), got {got}")
+    vectors = isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point()
+    if not vectors and (column.key or column.encoding.network is not None):
+        got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+        raise ValueError(f"{where} must return ({rows}, D) features, got {got}")
+    return batch
 
 
-def _with_progress(starts: Iterable[int], modality: str) -> Iterable[int]:
+def _plain(leaf: Tensor) -> Tensor:
+    """On the CPU, and half precision as float32: numpy has no bfloat16."""
+    half = leaf.dtype in (torch.bfloat16, torch.float16)
+    return (leaf.float() if half else leaf).detach().cpu()
+
+
+def _place() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _with_progress(starts: Iterable[int]) -> Iterator[int]:
     try:
         tqdm = import_module("tqdm.auto").tqdm
     except ImportError as error:
         raise ImportError('progress needs tqdm: pip install "robustfusion[report]"') from error
-    bar: Iterable[int] = tqdm(starts, desc=f"encode {modality}", unit="batch", leave=False)
-    return bar
+    yield from tqdm(starts, desc="encode", unit="batch", leave=False, disable=None)

@@ -47,6 +47,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     out.
     """
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise OSError("it is no regular file")
         text = path.read_bytes().decode("utf-8-sig", errors="ignore")
     except OSError as error:
         raise FileNotFoundError(f"root must hold the label file {path}: {error}") from error

@@ -38,6 +38,7 @@ class MVSA(PostDataset):
             modality (``"missing"``).
         image_transform: applied to the decoded RGB image.
         verify: read and decode every file once at the start.
+        allow_outside: also follow links to files outside of the data folder.
 
     Raises:
         FileNotFoundError: without the folder, ``data`` or ``labelResultAll.txt``.
@@ -47,13 +48,21 @@ class MVSA(PostDataset):
 
     Example:
         >>> import tempfile
-        >>> from robustfusion.datasets import MVSA, make_posts
-        >>> root = make_posts(tempfile.mkdtemp(), n=20, mismatch=0.25)
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from robustfusion.datasets import MVSA
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "data").mkdir()
+        >>> for name in ("1", "2"):
+        ...     Image.new("RGB", (8, 8)).save(root / "data" / f"{name}.jpg")
+        ...     _ = (root / "data" / f"{name}.txt").write_text("what a day")
+        >>> rows = "ID\ttext,image\n1\tpositive,positive\n2\tneutral,negative\n"
+        >>> _ = (root / "labelResultAll.txt").write_text(rows)
         >>> posts = MVSA(root)
-        >>> len(posts), len(MVSA(root, label_rule="equal"))
-        (20, 15)
-        >>> sorted(posts[0]["inputs"])
-        ['image', 'text']
+        >>> posts[0]["inputs"]["text"], posts.labels
+        ('what a day', [0, 2])
+        >>> len(MVSA(root, label_rule="equal"))
+        1
 
     Reference:
         Niu et al., Sentiment analysis on multi-view social data, MMM 2016.
@@ -70,12 +79,19 @@ class MVSA(PostDataset):
         on_bad: OnBad = "skip",
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         if label_rule not in ("joint", "equal"):
             raise ValueError(f'label_rule must be "joint" or "equal", got {label_rule!r}')
         self.label_rule: LabelRule = label_rule
         self.annotators = 1
-        super().__init__(root, on_bad=on_bad, image_transform=image_transform, verify=verify)
+        super().__init__(
+            root,
+            on_bad=on_bad,
+            image_transform=image_transform,
+            verify=verify,
+            allow_outside=allow_outside,
+        )
 
     def _data_folder(self) -> Path:
         folder = self.root / "data"

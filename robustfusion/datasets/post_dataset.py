@@ -15,14 +15,16 @@ from torch.utils.data import Dataset
 
 from robustfusion.datasets.duplicates import connect, equal_groups, near_groups, normalize_text
 from robustfusion.datasets.labels import LabelledPost
+from robustfusion.datasets.pictures import BadFileError, decode, import_pillow
 from robustfusion.datasets.reading import (
-    BadFileError,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
     ImageFacts,
     TextFacts,
-    import_pillow,
+    digest,
     inspect_image,
-    read_image,
-    read_text,
+    inspect_text,
+    read_bytes,
 )
 from robustfusion.datasets.report import (
     Action,
@@ -53,7 +55,9 @@ class PostDataset(Dataset[Sample], ABC):
     r"""Posts of one image and one text, read from a folder when they are asked for.
 
     A subclass says where the files are and reads its label file. Here every row of that file is
-    either kept or listed with its reason; see :meth:`report`.
+    either kept or listed with its reason; see :meth:`report`. Only regular files inside the data
+    folder are opened, pictures of at most 64 MB and texts of 1 MB; how pictures of other modes
+    become RGB says :func:`~robustfusion.datasets.read_image`.
 
     Args:
         root: folder of the data set.
@@ -64,6 +68,7 @@ class PostDataset(Dataset[Sample], ABC):
             stands for a missing one.
         verify: read and decode every file once at the start. Without it files are only looked
             for; a bad file then raises, or counts as missing, when its post is asked for.
+        allow_outside: also follow links to files outside of the data folder.
 
     Raises:
         FileNotFoundError: without the folder or the label file.
@@ -113,6 +118,7 @@ class PostDataset(Dataset[Sample], ABC):
         on_bad: OnBad = "skip",
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         if on_bad not in ("skip", "raise", "missing"):
             raise ValueError(f'on_bad must be "skip", "raise" or "missing", got {on_bad!r}')
@@ -121,6 +127,7 @@ class PostDataset(Dataset[Sample], ABC):
         self.on_bad: OnBad = on_bad
         self.image_transform = image_transform
         self.verify = verify
+        self.allow_outside = allow_outside
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder, got {self.root}")
         self.folder = self._data_folder()
@@ -229,19 +236,19 @@ class PostDataset(Dataset[Sample], ABC):
         return chosen
 
     def content_digest(self, index: int, modality: str) -> str | None:
-        """Return the SHA-256 of the file behind one modality of a post, None where missing."""
+        """Return the SHA-256 of the file behind one modality of a post, None where missing.
+
+        Without ``verify`` the file is read and not decoded: one that cannot be has a digest too.
+        """
         post_id = self._posts[index].id
-        part: TextFacts | ImageFacts | None
         if self.verify:
             facts = self._facts[post_id]
             part = facts.text if modality == "text" else facts.image
             return None if part is None else part.digest
-        path = self._path(post_id, modality)
         try:
-            part = read_text(path) if modality == "text" else inspect_image(path)
+            return digest(self._content(post_id, modality))
         except BadFileError:
             return None
-        return part.digest
 
     def duplicate_groups(self) -> list[str]:
         """Return a group name for each post: equal for posts that share a text or an image.
@@ -287,11 +294,19 @@ class PostDataset(Dataset[Sample], ABC):
         return f"{self._title()}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
 
     def _path(self, post_id: str, modality: str) -> Path:
-        return self.folder / f"{post_id}{'.txt' if modality == 'text' else '.jpg'}"
+        return self.folder / self._name(post_id, modality)
+
+    def _name(self, post_id: str, modality: str) -> str:
+        return f"{post_id}{'.txt' if modality == 'text' else '.jpg'}"
+
+    def _content(self, post_id: str, modality: str) -> bytes:
+        limit = MAX_TEXT_BYTES if modality == "text" else MAX_IMAGE_BYTES
+        within = None if self.allow_outside else self.folder
+        return read_bytes(self._path(post_id, modality), limit, within)
 
     def _read(self, post_id: str, modality: str) -> Any:
-        path = self._path(post_id, modality)
-        return read_text(path).text if modality == "text" else read_image(path)
+        content, name = self._content(post_id, modality), self._name(post_id, modality)
+        return inspect_text(content, name).text if modality == "text" else decode(content, name)
 
     def _examine(self, rows: list[LabelledPost]) -> dict[str, _Facts]:
         if not self.verify:
@@ -306,10 +321,9 @@ class PostDataset(Dataset[Sample], ABC):
     def _look_for(self, post_id: str, found: set[str]) -> _Facts:
         problems: list[tuple[ProblemKind, str]] = []
         for modality in ("text", "image"):
-            name = self._path(post_id, modality).name
+            name = self._name(post_id, modality)
             if name not in found:
-                kind: ProblemKind = "missing text" if modality == "text" else "missing image"
-                problems.append((kind, f"{name} is missing"))
+                problems.append((_kind(modality, "missing"), f"{name} is missing"))
         return _Facts(None, None, tuple(problems))
 
     def _facts_of(self, post_id: str) -> _Facts:
@@ -320,14 +334,15 @@ class PostDataset(Dataset[Sample], ABC):
         problems: list[tuple[ProblemKind, str]] = []
         text: TextFacts | None = None
         image: ImageFacts | None = None
-        try:
-            text = read_text(self._path(post_id, "text"))
-        except BadFileError as error:
-            problems.append((_kind(self._path(post_id, "text")), str(error)))
-        try:
-            image = inspect_image(self._path(post_id, "image"))
-        except BadFileError as error:
-            problems.append((_kind(self._path(post_id, "image")), str(error)))
+        for modality in ("text", "image"):
+            try:
+                content, name = self._content(post_id, modality), self._name(post_id, modality)
+                if modality == "text":
+                    text = inspect_text(content, name)
+                else:
+                    image = inspect_image(content, name)
+            except BadFileError as error:
+                problems.append((_kind(modality, error.kind), str(error)))
         return _Facts(text, image, tuple(problems))
 
     def _select(
@@ -385,12 +400,11 @@ class PostDataset(Dataset[Sample], ABC):
         return tuple(sorted(stems - known))
 
 
-def _kind(path: Path) -> ProblemKind:
-    if path.suffix == ".jpg":
-        return "unreadable image" if path.exists() else "missing image"
-    if not path.exists():
-        return "missing text"
-    return "empty text" if path.is_file() else "unreadable text"
+def _kind(modality: str, kind: str) -> ProblemKind:
+    if modality == "text":
+        kinds: dict[str, ProblemKind] = {"missing": "missing text", "empty": "empty text"}
+        return kinds.get(kind, "unreadable text")
+    return "missing image" if kind == "missing" else "unreadable image"
 
 
 def _is_lossy(facts: _Facts) -> bool:

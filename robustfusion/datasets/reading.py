@@ -1,31 +1,26 @@
 """Files of a post, read with distrust: every failure is a reason in words, never a surprise."""
 
 import hashlib
-import re
-from io import BytesIO
+import os
+import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfusion.datasets.pictures import BadFileError, decode, fingerprint
+
 if TYPE_CHECKING:
     from PIL import Image
 
-# Far above any photo of a social network. A file whose header claims more is refused before a
-# pixel is decoded: it would cost gigabytes, or more still once resized by its shorter side.
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 30_000
-
-HASH_SIDE = 16  # of the perceptual hash: 16 x 16 comparisons of neighbouring pixels
-
-
-class BadFileError(ValueError):
-    """A file of a post that cannot be used; the message is the reason."""
+# What a post may weigh: far above any photo, or any text of one, that a social network takes.
+MAX_IMAGE_BYTES = 64_000_000
+MAX_TEXT_BYTES = 1_000_000
 
 
 class TextFacts(NamedTuple):
-    """What one reading of a text file tells: its text, its digest, whether bytes were lost."""
+    """What one reading of a text tells: its text, its digest, whether bytes were lost."""
 
     text: str
     digest: str
@@ -42,42 +37,58 @@ class ImageFacts(NamedTuple):
     fingerprint: NDArray[np.bool_] | None
 
 
-def import_pillow() -> Any:
-    """Return ``PIL.Image``, or say which extra brings it."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError('images need Pillow: pip install "robustfusion[data]"') from error
-    return Image
+def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
+    """Return the content of a regular file.
 
-
-def read_bytes(path: Path) -> bytes:
-    """Return a file's content.
+    Args:
+        path: the file.
+        limit: most bytes that are read.
+        within: the folder that it must lie in once links are followed; None for anywhere.
 
     Raises:
-        BadFileError: where it is missing, empty or unreadable.
+        BadFileError: where it is missing, empty, too large, outside, no regular file or
+            unreadable. Of what lies outside nothing is told, not even whether it is there.
     """
+    name = path.name
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise BadFileError(f"{path.name} is missing") from None
+        if within is not None and not path.resolve().is_relative_to(within.resolve()):
+            raise BadFileError(f"{name} lies outside of the data folder")
+        # Looked at before it is opened: to open a device may have effects, a pipe waits.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadFileError(f"{name} cannot be read: it is no regular file")
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadFileError(f"{name} cannot be read: it is no regular file")
+            content = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadFileError(f"{name} is missing", "missing") from None
     except OSError as error:
-        raise BadFileError(f"{path.name} cannot be read: {error.strerror}") from error
+        raise BadFileError(f"{name} cannot be read: {error.strerror}") from error
+    except (RuntimeError, ValueError) as error:  # a loop of links, a name with a NUL
+        if isinstance(error, BadFileError):
+            raise
+        raise BadFileError(f"{name!r} cannot be read: {error}") from error
     if not content:
-        raise BadFileError(f"{path.name} is empty (0 bytes)")
+        raise BadFileError(f"{name} is empty (0 bytes)", "empty")
+    check_size(content, limit, name)
     return content
 
 
-def read_text(path: Path) -> TextFacts:
+def check_size(content: bytes, limit: int, name: str) -> None:
+    """Raise where a content is larger than a post's may be."""
+    if len(content) > limit:
+        raise BadFileError(f"{name} has more than {limit // 1_000_000} MB")
+
+
+def inspect_text(content: bytes, name: str) -> TextFacts:
     """Read a text as UTF-8, with the bytes that are not UTF-8 left out.
 
     Raises:
-        BadFileError: where it is missing, or nothing but blanks and control characters.
+        BadFileError: where it is nothing but blanks and control characters.
     """
-    content = read_bytes(path)
     text = content.decode("utf-8-sig", errors="ignore").replace("\r\n", "\n").strip()
     if not any(character.isprintable() and not character.isspace() for character in text):
-        raise BadFileError(f"{path.name} holds no text ({len(content)} bytes)")
+        raise BadFileError(f"{name} holds no text ({len(content)} bytes)", "empty")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
@@ -85,67 +96,45 @@ def read_text(path: Path) -> TextFacts:
     return TextFacts(text, digest(content), lossy=False)
 
 
-def read_image(path: Path) -> "Image.Image":
-    """Decode an image to RGB.
+def inspect_image(content: bytes, name: str) -> ImageFacts:
+    """Decode an image once, small where the format allows it, for its digest and hash."""
+    return ImageFacts(digest(content), fingerprint(decode(content, name, small=True)))
+
+
+def read_image(
+    path: str | os.PathLike[str], *, within: str | os.PathLike[str] | None = None
+) -> "Image.Image":
+    """Read a picture as RGB, upright and in 8 bit.
+
+    The EXIF orientation is applied; what is transparent shows a white ground; 16 bit is scaled by
+    its full range, floats in [0, 1] by theirs, other integers and floats above 255 or below 0 from
+    their smallest value to their greatest. Of an animation comes the first frame.
+
+    Args:
+        path: a regular file of at most 64 MB.
+        within: the folder that it must lie in once links are followed, for paths that others
+            wrote; None for anywhere.
 
     Raises:
-        BadFileError: where it is missing, truncated, no image, or too large to be a photo.
+        BadFileError: where it is missing, outside, truncated, no image, or too large to be a
+            photo (50 million pixels). The message is the reason; of what lies outside of
+            ``within`` nothing is told, not even whether it is there.
+        ImportError: without Pillow.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from robustfusion.datasets import read_image
+        >>> path = Path(tempfile.mkdtemp()) / "clear.png"
+        >>> Image.new("RGBA", (2, 1), (255, 0, 0, 0)).save(path)
+        >>> read_image(path).getpixel((0, 0))
+        (255, 255, 255)
     """
-    return _decode(read_bytes(path), path.name, small=False)
-
-
-def inspect_image(path: Path) -> ImageFacts:
-    """Decode an image once, small where the format allows it, for its digest and hash.
-
-    Raises:
-        BadFileError: as :func:`read_image`.
-    """
-    content = read_bytes(path)
-    return ImageFacts(digest(content), fingerprint(_decode(content, path.name, small=True)))
+    file, folder = Path(path), None if within is None else Path(within)
+    return decode(read_bytes(file, MAX_IMAGE_BYTES, folder), file.name)
 
 
 def digest(content: bytes) -> str:
     """Return the SHA-256 of a content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
-
-
-def fingerprint(image: "Image.Image") -> NDArray[np.bool_] | None:
-    """Return a perceptual hash: where the brightness of a 17 x 16 thumbnail rises to the right.
-
-    It survives scaling and recompression. A nearly flat image has no such structure: None.
-    """
-    resample = import_pillow().Resampling.BOX
-    small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), resample), np.int16)
-    if small.std() < 4:
-        return None
-    rises: NDArray[np.bool_] = (small[:, 1:] > small[:, :-1]).reshape(-1)
-    return rises
-
-
-def _decode(content: bytes, name: str, *, small: bool) -> "Image.Image":
-    pillow = import_pillow()
-    try:
-        image: Image.Image
-        with pillow.open(BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                raise BadFileError(
-                    f"{name} claims {width} x {height} pixels, more than {MAX_PIXELS:,} "
-                    f"or a side longer than {MAX_SIDE:,}"
-                )
-            if small:
-                # JPEG decodes at an eighth of the size, still reading the file to its end.
-                image.draft("RGB", (64, 64))
-            image.load()
-            # Straight to RGB, Pillow warns of palettes with transparency and may garble them.
-            if image.mode == "P" or "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
-    except BadFileError:
-        raise
-    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-        raise BadFileError(f"{name} may be a decompression bomb: {error}") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
-        # Pillow names the stream by its address in memory, which no two runs share.
-        reason = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))
-        raise BadFileError(f"{name} cannot be decoded: {reason}"[:200]) from error

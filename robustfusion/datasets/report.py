@@ -62,7 +62,7 @@ class Duplicates(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """The account of a data set: what the label file names is kept or listed, never lost.
+    r"""The account of a data set: what the label file names is kept or listed, never lost.
 
     ``str(report)`` is the readable form.
 
@@ -81,16 +81,17 @@ class DatasetReport:
 
     Example:
         >>> import tempfile
-        >>> from robustfusion.datasets import MVSA, make_posts
-        >>> root = make_posts(tempfile.mkdtemp(), n=20, mismatch=0.25)
-        >>> (root / "data" / "3.txt").unlink()
-        >>> report = MVSA(root).report()
+        >>> from pathlib import Path
+        >>> from robustfusion.datasets import PostTable
+        >>> table = Path(tempfile.mkdtemp()) / "posts.csv"
+        >>> _ = table.write_text("id,image,text,label\n7,,what a day,good\n8,,,bad\n")
+        >>> report = PostTable(table).report()
         >>> report.rows, report.kept
-        (20, 19)
-        >>> report.problems
-        (Problem(id='3', kind='missing text', reason='3.txt is missing', action='skipped'),)
+        (2, 1)
+        >>> report.problems[0].reason, report.problems[0].action
+        ('the image of row 1 is an empty cell', 'missing modality')
         >>> print(str(report).splitlines()[0])
-        MVSA-Single, label_rule='joint': 19 posts of 20 rows in the label file
+        PostTable posts.csv: 1 posts of 2 rows in the label file
     """
 
     name: str

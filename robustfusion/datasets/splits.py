@@ -106,6 +106,11 @@ class Splits:
         return f"Splits({sizes}, hash={self.hash!r})"
 
 
+def split_name(name: str) -> str:
+    """Return what a split is called here: "val" for "dev"."""
+    return _ALIASES.get(name, name)
+
+
 def load_splits(path: str | os.PathLike[str]) -> Splits:
     """Read published splits: a JSON object with lists of ids under train, val (or dev) and test.
 
@@ -129,11 +134,11 @@ def load_splits(path: str | os.PathLike[str]) -> Splits:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"path must be a JSON file of splits, {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object of lists, got {type(content).__name__}")
-    parts = {_ALIASES.get(name, name): ids for name, ids in content.items()}
+    parts = {split_name(name): ids for name, ids in content.items()}
     lists = all(isinstance(ids, list) for ids in parts.values())
     # Fewer parts than there were: two names, such as "dev" and "validation", of one split.
     if set(parts) != set(_NAMES) or len(parts) < len(content) or not lists:

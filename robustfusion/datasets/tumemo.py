@@ -32,6 +32,7 @@ class TumEmo(PostDataset):
             in :class:`MVSA`.
         image_transform: applied to the decoded RGB image.
         verify: read and decode every file once at the start.
+        allow_outside: also follow links to files outside of the data folder.
 
     Raises:
         FileNotFoundError: without the folder, the posts or the label file.
@@ -65,8 +66,15 @@ class TumEmo(PostDataset):
         on_bad: OnBad = "skip",
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
+        allow_outside: bool = False,
     ) -> None:
-        super().__init__(root, on_bad=on_bad, image_transform=image_transform, verify=verify)
+        super().__init__(
+            root,
+            on_bad=on_bad,
+            image_transform=image_transform,
+            verify=verify,
+            allow_outside=allow_outside,
+        )
 
     def _data_folder(self) -> Path:
         for name in FOLDERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
-from robustfusion.disruption.images import _import_pil, _is_pil
+from robustfusion.disruption.features import PARTIAL
+from robustfusion.disruption.images import ImageCorruption, _import_pil, _is_pil
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
+from robustfusion.disruption.texts import TextCorruption
 
 Corruption: TypeAlias = Callable[[Any, np.random.Generator], Any]
 Sample: TypeAlias = dict[str, Any]
@@ -56,12 +59,26 @@ def placeholder(value: Any) -> Any:
     raise TypeError(f"no placeholder for an input of type {type(value).__name__}")
 
 
-def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Make a batch of samples as `DisruptedDataset` gives them.
+def is_missing(value: Any) -> bool:
+    """Whether an input is none: None, a text of blanks, NaN as in an empty cell of a table."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def collate(
+    samples: Sequence[Mapping[str, Any]], *, placeholders: Mapping[str, Any] | None = None
+) -> Batch:
+    """Make a batch of samples, in which any modality may be missing.
+
+    Missing is an input that is `None`, a text of blanks, NaN, a key that is not there, or one
+    whose sample says so in `available`. In its place comes a `placeholder` like the first input
+    of the batch that is there.
 
     Args:
         samples: Mappings with `inputs` (a mapping from modality to input) and, optionally,
             `available`, `corrupted` (mappings from modality to bool), `label` and `id`.
+        placeholders: For each modality that may be missing in a whole batch, an input of one row.
 
     Returns:
         A dict: `inputs[name]`, a stacked tensor (B, ...), a dict of them, or a list of what is no
@@ -69,43 +86,48 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
         it; `label`, long (B,); `id`, a list.
 
     Raises:
-        ValueError: If there are no samples, they differ in what they hold, or tensors of one
-            modality differ in shape.
+        ValueError: If there are no samples, they differ in what they hold, tensors of one
+            modality differ in shape, or a batch lacks a modality and no placeholder is given.
         TypeError: If a label is no integer.
 
     Example:
+        >>> import torch
         >>> from robustfusion.disruption import collate
         >>> samples = [
         ...     {"inputs": {"image": torch.ones(2), "text": "good"}, "label": 1},
-        ...     {
-        ...         "inputs": {"image": torch.zeros(2), "text": "bad"},
-        ...         "available": {"image": False},
-        ...         "label": 0,
-        ...     },
+        ...     {"inputs": {"image": None, "text": "bad"}, "label": 0},
         ... ]
         >>> batch = collate(samples)
-        >>> batch["inputs"]["image"].shape, batch["inputs"]["text"]
-        (torch.Size([2, 2]), ['good', 'bad'])
+        >>> batch["inputs"]["image"], batch["inputs"]["text"]
+        (tensor([[1., 1.],
+                [0., 0.]]), ['good', 'bad'])
         >>> batch["available"]["image"], batch["label"]
         (tensor([ True, False]), tensor([1, 0]))
     """
     if not samples:
         raise ValueError("samples must not be empty")
-    names = tuple(samples[0]["inputs"])
     _check_alike(samples)
-    batch: Batch = {
-        "inputs": {
-            name: _stack(f'inputs["{name}"]', [sample["inputs"][name] for sample in samples])
-            for name in names
-        },
-        "available": {
-            name: torch.tensor([bool(s.get("available", {}).get(name, True)) for s in samples])
-            for name in names
-        },
-    }
+    given = placeholders or {}
+    names = dict.fromkeys([*(name for s in samples for name in s["inputs"]), *given])
+    batch: Batch = {"inputs": {}, "available": {}}
+    for name in names:
+        values = [sample["inputs"].get(name) for sample in samples]
+        present = [
+            not is_missing(value) and bool((sample.get("available") or {}).get(name, True))
+            for sample, value in zip(samples, values, strict=True)
+        ]
+        like = next((value for value in values if not is_missing(value)), given.get(name))
+        if like is None:
+            raise ValueError(
+                f'inputs["{name}"] is missing in all {len(samples)} rows of a batch: pass one row '
+                f'of the right shape in placeholders["{name}"]'
+            )
+        filled = [placeholder(like) if is_missing(value) else value for value in values]
+        batch["inputs"][name] = _stack(f'inputs["{name}"]', filled)
+        batch["available"][name] = torch.tensor(present)
     if "corrupted" in samples[0]:
         batch["corrupted"] = {
-            name: torch.tensor([bool(sample["corrupted"][name]) for sample in samples])
+            name: torch.tensor([bool(sample["corrupted"].get(name)) for sample in samples])
             for name in names
         }
     if "label" in samples[0]:
@@ -120,13 +142,6 @@ def _check_alike(samples: Sequence[Mapping[str, Any]]) -> None:
         holders = sum(key in sample for sample in samples)
         if 0 < holders < len(samples):
             raise ValueError(f"{key} must be in all {len(samples)} samples or none, got {holders}")
-    names = set(samples[0]["inputs"])
-    for sample in samples:
-        if set(sample["inputs"]) != names:
-            raise ValueError(
-                f"inputs must have the same keys in all samples, got {sorted(names)} and "
-                f"{sorted(sample['inputs'])}"
-            )
 
 
 def _label(value: Any) -> int:
@@ -157,8 +172,8 @@ class DisruptedDataset(Dataset[Sample]):
 
     The plan for all samples is drawn at construction, from their ids, and no sample is read for
     it: `dataset.plan.counts()` are the realised counts. A sample that turns out to lack a modality
-    by itself is planned again with that in mind, so that the last one it has stays; that the
-    counts know of it too, say it in `available`.
+    by itself (None, blank, its key absent, or `available` False) is planned again with that in
+    mind, so that the last one it has stays; that the counts know of it too, say it in `available`.
 
     Args:
         dataset: Gives mappings with `inputs` (a mapping from modality to input) and, optionally,
@@ -215,7 +230,7 @@ class DisruptedDataset(Dataset[Sample]):
             raise ValueError(f"ids must name {len(dataset)} samples, got {len(ids)}")
         self.plan: DisruptionPlan = disruption.plan(ids, available)
         _check_unique(self.plan.ids)
-        _check_corruptions(self.plan, self.corruptions)
+        _check_corruptions(disruption, self.plan, self.corruptions)
 
     def __len__(self) -> int:
         return len(self.plan.ids)
@@ -229,70 +244,15 @@ class DisruptedDataset(Dataset[Sample]):
                 "give the samples' own names as ids"
             )
         plan, row = self.plan, index
-        observed = sample.get("available")
-        if observed is not None and not all(bool(flag) for flag in observed.values()):
-            masks = {key: torch.tensor([bool(flag)]) for key, flag in observed.items()}
+        said = sample.get("available") or {}
+        observed = {
+            key: bool(said.get(key, True)) and not is_missing(sample["inputs"].get(key))
+            for key in self.disruption.modalities
+        }
+        if not all(observed.values()):
+            masks = {key: torch.tensor([flag]) for key, flag in observed.items()}
             plan, row = self.disruption.plan([name], masks), 0
         return _disrupt(sample, self.disruption, plan, row, self.corruptions, self.transforms)
-
-
-class DisruptedCollate:
-    """A collate function that disrupts the samples of a batch, then stacks them.
-
-    For data that has no index (an iterable dataset), or to disrupt one dataset in many ways. The
-    same samples are disrupted in the same way as in `DisruptedDataset`.
-
-    Args:
-        disruption: The protocol.
-        corruptions: For each modality that may be corrupted, a function of (input, generator).
-        transforms: For each modality, a function of the disrupted input.
-
-    Example:
-        >>> from robustfusion.disruption import Disruption, DisruptedCollate
-        >>> collate_fn = DisruptedCollate(
-        ...     Disruption(("image", "text"), setting="D", strategy="fixed", modality="image")
-        ... )
-        >>> sample = {"inputs": {"image": torch.ones(2), "text": "good"}, "label": 1, "id": "a"}
-        >>> batch = collate_fn([sample])
-        >>> batch["inputs"]["image"], batch["available"]["image"]
-        (tensor([[0., 0.]]), tensor([False]))
-
-    Reference:
-        Section 4.1 of https://arxiv.org/abs/2511.18751.
-    """
-
-    def __init__(
-        self,
-        disruption: Disruption,
-        corruptions: Mapping[str, Corruption] | None = None,
-        *,
-        transforms: Mapping[str, Callable[[Any], Any]] | None = None,
-    ) -> None:
-        self.disruption = disruption
-        self.corruptions = dict(corruptions or {})
-        self.transforms = dict(transforms or {})
-        _check_names(disruption, corruptions=self.corruptions, transforms=self.transforms)
-
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Disrupt and stack `samples`, each with an `id`; see `collate` for what comes back."""
-        for sample in samples:
-            if "id" not in sample:
-                raise ValueError("every sample must have an id: all draws depend on it")
-        observed = {
-            name: torch.tensor(
-                [bool((sample.get("available") or {}).get(name, True)) for sample in samples],
-                dtype=torch.bool,
-            )
-            for name in self.disruption.modalities
-        }
-        plan = self.disruption.plan([sample["id"] for sample in samples], observed)
-        _check_corruptions(plan, self.corruptions)
-        return collate(
-            [
-                _disrupt(sample, self.disruption, plan, row, self.corruptions, self.transforms)
-                for row, sample in enumerate(samples)
-            ]
-        )
 
 
 def _disrupt(
@@ -303,25 +263,41 @@ def _disrupt(
     corruptions: Mapping[str, Corruption],
     transforms: Mapping[str, Callable[[Any], Any]],
 ) -> Sample:
-    if set(sample["inputs"]) != set(disruption.modalities):
+    if not set(sample["inputs"]) <= set(disruption.modalities):
         raise ValueError(
             f"inputs must have the keys {disruption.modalities}, got {tuple(sample['inputs'])}"
         )
-    inputs, available, corrupted = {}, {}, {}
+    inputs: dict[str, Any] = {}
+    available, corrupted = {}, {}
     for name in disruption.modalities:
-        value = sample["inputs"][name]
+        value = sample["inputs"].get(name)
         available[name] = bool(plan.available[name][row])
         corrupted[name] = bool(plan.corrupted[name][row])
+        if is_missing(value) and not isinstance(value, str):
+            # `collate` finds a placeholder among the other rows.
+            inputs[name] = None
+            continue
         if not available[name]:
             value = placeholder(value)
         elif corrupted[name]:
-            if name not in corruptions:
+            corrupt = _partial(name, value) if disruption.setting == "P" else corruptions.get(name)
+            if corrupt is None:
                 raise ValueError(f'corruptions["{name}"] is needed: the sample is to be corrupted')
-            generator = sample_generator(disruption.seed, plan.ids[row], name)
-            value = corruptions[name](value, generator)
+            value = corrupt(value, sample_generator(disruption.seed, plan.ids[row], name))
         inputs[name] = transforms[name](value) if name in transforms else value
     changed = {"inputs": inputs, "available": available, "corrupted": corrupted}
     return {**sample, **changed, "id": plan.ids[row]}
+
+
+def _partial(name: str, value: Any) -> Corruption:
+    """What setting "P" does to an input."""
+    if isinstance(value, str):
+        return TextCorruption(kind="truncate")
+    if _is_pil(value) or (isinstance(value, Tensor) and value.ndim == 3):
+        return ImageCorruption(kind="occlusion")
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return PARTIAL
+    raise TypeError(f'inputs["{name}"]: setting "P" has no part of a {type(value).__name__}')
 
 
 def _check_names(disruption: Disruption, **mappings: Mapping[str, object]) -> None:
@@ -333,7 +309,11 @@ def _check_names(disruption: Disruption, **mappings: Mapping[str, object]) -> No
                 )
 
 
-def _check_corruptions(plan: DisruptionPlan, corruptions: Mapping[str, Corruption]) -> None:
+def _check_corruptions(
+    disruption: Disruption, plan: DisruptionPlan, corruptions: Mapping[str, Corruption]
+) -> None:
+    if disruption.setting == "P":
+        return
     for name, mask in plan.corrupted.items():
         if name not in corruptions and bool(mask.any()):
             raise ValueError(

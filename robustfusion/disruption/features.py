@@ -21,7 +21,7 @@ from robustfusion.disruption._draws import (
     sample_generator,
 )
 
-FeatureKind: TypeAlias = Literal["mask", "noise", "shuffle"]
+FeatureKind: TypeAlias = Literal["mask", "noise", "shuffle", "gap"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class FeatureCorruption:
     `noise`   Gaussian noise on all dimensions, standard deviation 2 s times that of the
               vector's own entries
     `shuffle` share of the dimensions whose values trade places at random
+    `gap`     share of the tokens of a sequence (..., D) set to 0, of the dimensions if it is a
+              single vector
     ========= =========================================================================
 
     Works on any modality and needs no input; what a corrupted *input* does to the features of
@@ -85,6 +87,10 @@ class FeatureCorruption:
             spread = features.detach().double().std(correction=0).to(features)
             return features + 2.0 * severity * spread * noise
         result = features.clone()
+        if self.kind == "gap":
+            length = len(features)
+            result[torch.from_numpy(choose(length, count_of(severity, length), generator))] = 0.0
+            return result
         chosen = np.flatnonzero(choose(width, count_of(severity, width), generator))
         target = torch.from_numpy(chosen).to(features.device)
         if self.kind == "mask":
@@ -113,3 +119,7 @@ class FeatureCorruption:
             for row, sample_id in zip(features, ids, strict=True)
         ]
         return torch.stack(corrupted)
+
+
+# What setting "P" does to features.
+PARTIAL = FeatureCorruption(kind="gap")

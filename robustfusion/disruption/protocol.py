@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustfusion._validation import check_names
 from robustfusion.disruption._draws import SampleId, canonical_id, uniforms
 
-Setting: TypeAlias = Literal["C", "D", "C+D"]
-Strategy: TypeAlias = Literal["fixed", "random"]
+Setting: TypeAlias = Literal["C", "D", "C+D", "P"]
+Strategy: TypeAlias = Literal["fixed", "random", "independent"]
+
+
+class Draws(NamedTuple):
+    """What is drawn for B samples under one seed, whatever is then done to them."""
+
+    ids: tuple[SampleId, ...]
+    samples: NDArray[np.float64]  # (B,)
+    modalities: NDArray[np.float64]  # (M, B, 2): who, and corrupted or discarded
+
+
+def draw(seed: int, ids: tuple[SampleId, ...], modalities: Sequence[str]) -> Draws:
+    """The draws of a seed."""
+    each = [uniforms(seed, ids, f"plan:{name}", 2) for name in modalities]
+    return Draws(ids, uniforms(seed, ids, "sample")[:, 0], np.stack(each))
 
 
 @dataclass(frozen=True)
@@ -71,9 +86,13 @@ class DisruptionPlan:
 class Disruption:
     """The robustness protocol of the paper's section 4.1, for any number of modalities.
 
-    *Settings*: `"C"` corrupts, `"D"` discards, `"C+D"` does either with probability one half.
+    *Settings*: `"C"` corrupts, `"D"` discards, `"C+D"` does either with probability one half;
+    `"P"`, not in the paper, leaves a part out: 40-80 % of the tokens of a sequence, or of the
+    columns of a vector, in place of the corruption given (of a text its end, of an image a box).
     *Strategies*: `"fixed"` disrupts the modality you name; `"random"` one modality a sample,
-    drawn among those observed. At least one observed modality of every sample stays intact.
+    drawn among those observed; at least one observed modality of every sample stays intact.
+    `"independent"`, not in the paper, draws every modality by itself, so that all of a sample may
+    be corrupted at once; at least one of every sample is not discarded.
 
     `disruption_rate` is the share of the samples that ARE disrupted (not the share kept). Every
     sample is drawn for itself, from (seed, sample id, modality) and nothing else: not from order,
@@ -84,10 +103,11 @@ class Disruption:
 
     Args:
         modalities: Names of all modalities, two or more.
-        setting: `"C"`, `"D"` or `"C+D"`.
-        strategy: `"fixed"` or `"random"`.
+        setting: `"C"`, `"D"`, `"C+D"` or `"P"`.
+        strategy: `"fixed"`, `"random"` or `"independent"`.
         modality: For `"fixed"`, the modality to disrupt, or several (not all of them).
-        disruption_rate: Share of the samples that are disrupted, in [0, 1].
+        disruption_rate: Share of the samples that are disrupted, in [0, 1]; for `"independent"`
+            also a mapping with the share of each modality.
         seed: Seed of all draws.
 
     Raises:
@@ -113,7 +133,7 @@ class Disruption:
     setting: Setting = "C+D"
     strategy: Strategy = "random"
     modality: str | tuple[str, ...] | None = None
-    disruption_rate: float = 1.0
+    disruption_rate: float | Mapping[str, float] = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,21 +151,31 @@ class Disruption:
                 )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
-        if isinstance(self.disruption_rate, bool | str) or not isinstance(
-            self.disruption_rate, int | float | np.number
-        ):
-            raise TypeError(f"disruption_rate must be a number, got {self.disruption_rate!r}")
-        if not 0.0 <= self.disruption_rate <= 1.0:
-            raise ValueError(f"disruption_rate must be in [0, 1], got {self.disruption_rate!r}")
+        self._check_rate()
         self._check_modality()
+
+    def _check_rate(self) -> None:
+        rates: Any = self.disruption_rate
+        if isinstance(rates, Mapping):
+            if self.strategy != "independent":
+                raise ValueError(
+                    f'disruption_rate must be one number for strategy="{self.strategy}"'
+                )
+            check_names(rates, self.modalities, "disruption_rate")
+            object.__setattr__(self, "disruption_rate", dict(rates))
+        for rate in rates.values() if isinstance(rates, Mapping) else (rates,):
+            if isinstance(rate, bool | str) or not isinstance(rate, int | float | np.number):
+                raise TypeError(f"disruption_rate must be a number, got {rate!r}")
+            if not 0.0 <= rate <= 1.0:
+                raise ValueError(f"disruption_rate must be in [0, 1], got {rate!r}")
 
     def _check_modality(self) -> None:
         if self.modality is not None and not isinstance(self.modality, str):
             object.__setattr__(self, "modality", tuple(self.modality))
-        if self.strategy == "random":
+        if self.strategy != "fixed":
             if self.modality is not None:
                 raise ValueError(
-                    f'modality must be None for strategy="random", got {self.modality!r}'
+                    f'modality must be None for strategy="{self.strategy}", got {self.modality!r}'
                 )
             return
         if not self._fixed:
@@ -173,26 +203,41 @@ class Disruption:
                 first place; a modality that is not named was always observed.
         """
         names = tuple(canonical_id(sample_id) for sample_id in ids)
-        observed = self._observed(len(names), available)
-        drawn = uniforms(self.seed, names, "sample")[:, 0] < self.disruption_rate
-        draws = np.stack([uniforms(self.seed, names, f"plan:{m}", 2) for m in self.modalities])
-        if self.strategy == "fixed":
+        return self.plan_from(draw(self.seed, names, self.modalities), available)
+
+    def plan_from(
+        self, draws: Draws, available: Mapping[str, Tensor] | None = None
+    ) -> DisruptionPlan:
+        """The plan for draws that were made before: many plans of one seed need them once."""
+        observed = self._observed(len(draws.ids), available)
+        place, coin = draws.modalities[..., 0], draws.modalities[..., 1]
+        rate = self.disruption_rate
+        if isinstance(rate, Mapping) or self.strategy == "independent":
+            rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self.modalities, rate)
+            chosen = place < np.array([[rates[name]] for name in self.modalities])
+        elif self.strategy == "fixed":
             chosen = np.array([[name in self._fixed] for name in self.modalities])
+            chosen = chosen & (draws.samples < rate)
         else:
-            first = np.where(observed, draws[..., 0], np.inf).argmin(axis=0)
+            first = np.where(observed, place, np.inf).argmin(axis=0)
             chosen = np.arange(len(self.modalities))[:, None] == first
-        disrupted = chosen & observed & drawn
-        spared = disrupted.any(axis=0) & ~(observed & ~disrupted).any(axis=0)
-        disrupted &= ~spared
-        if self.setting == "C+D":
-            corrupt = draws[..., 1] < 0.5
+            chosen &= draws.samples < rate
+        disrupted = chosen & observed
+        discard = disrupted & (coin >= 0.5 if self.setting == "C+D" else self.setting == "D")
+        if self.strategy == "independent":
+            # The last to be drawn at a growing rate is the one that is left.
+            spared = discard.any(axis=0) & ~(observed & ~discard).any(axis=0)
+            last = np.where(observed, place, -np.inf).argmax(axis=0)
+            disrupted &= ~(spared & (np.arange(len(self.modalities))[:, None] == last))
         else:
-            corrupt = np.full_like(disrupted, self.setting == "C")
+            spared = disrupted.any(axis=0) & ~(observed & ~disrupted).any(axis=0)
+            disrupted &= ~spared
+        discard &= disrupted
         return DisruptionPlan(
-            ids=names,
-            corrupted=self._masks(disrupted & corrupt),
-            discarded=self._masks(disrupted & ~corrupt),
-            available=self._masks(observed & ~(disrupted & ~corrupt)),
+            ids=draws.ids,
+            corrupted=self._masks(disrupted & ~discard),
+            discarded=self._masks(discard),
+            available=self._masks(observed & ~discard),
             spared=torch.from_numpy(spared),
         )
 

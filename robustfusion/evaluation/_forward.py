@@ -1,20 +1,36 @@
-"""Give rows to a model and keep what it says, compactly."""
+"""Give rows to a model and keep what it says, compactly.
+
+Two roads lead from the data to the model. Features that the data hold, or that the model's own
+encoders make, are few enough to keep: each input of a modality is read and encoded once, and every
+condition is put together from these rows. For any other model the data make every condition anew.
+"""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustfusion._fields import field, logits_of, p_values_of
+from robustfusion._tree import leaves, map_leaves, map_tensors
 from robustfusion.candidates import candidate_names
-from robustfusion.disruption import Disruption
-from robustfusion.evaluation.data import EvaluationData, Rows
+from robustfusion.disruption import Condition, Disruption
+from robustfusion.disruption.protocol import Setting
+from robustfusion.evaluation.data import CachedFeatures, EvaluationData, Rows
 from robustfusion.evaluation.results import Recovered
 
+# What is done to a modality of a row.
+INTACT, CORRUPTED, DISCARDED, PARTIAL = range(4)
+States: TypeAlias = NDArray[np.int8]  # (N, M)
+Part: TypeAlias = tuple[Rows, dict[str, Any], dict[str, Tensor]]  # rows, inputs, available
+
 _AXES = 30
+_SHOWN_ROWS = 300  # of recovered features: what a figure can show
+_CHECKED_ROWS = 4
+_LOWEST = -6e4  # float16 ends at -65,504
 
 
 class RowResults:
@@ -24,7 +40,9 @@ class RowResults:
         self.known = np.zeros(rows, dtype=np.bool_)
         self.predictions = np.full(rows, -1, dtype=np.int16)
         self.confidence = np.zeros(rows, dtype=np.float16)
+        self.log_likelihood = np.zeros(rows, dtype=np.float16)
         self.quality = np.full((rows, modalities), np.nan, dtype=np.float32)
+        self.p_values = np.full((rows, modalities), np.nan, dtype=np.float16)
         self.weights = np.zeros((rows, candidates), dtype=np.float32)
 
     @classmethod
@@ -34,279 +52,378 @@ class RowResults:
 
     def copy_rows(self, source: "RowResults", rows: NDArray[np.int64]) -> None:
         """Take over some rows of another."""
-        for name in ("known", "predictions", "confidence", "quality", "weights"):
-            getattr(self, name)[rows] = getattr(source, name)[rows]
+        for name, values in vars(self).items():
+            values[rows] = getattr(source, name)[rows]
 
-    def mean_weights(self) -> NDArray[np.float64] | None:
+    def mean_weights(self) -> tuple[float, ...] | None:
         """Mean share of each candidate, over the rows with any weight; None without weights."""
         total = self.weights.sum(1, dtype=np.float64)
         kept = total > 0
         if not self.weights.shape[1] or not kept.any():
             return None
-        return np.asarray((self.weights[kept] / total[kept, None]).mean(0, dtype=np.float64))
+        return tuple((self.weights[kept] / total[kept, None]).mean(0, dtype=np.float64).tolist())
 
 
-class CleanPass(NamedTuple):
-    """What the first pass, over the undisrupted rows, tells about the data."""
+class Digest:
+    """One digest of the inputs of each modality, in the order in which they are given."""
 
-    results: RowResults
-    labels: NDArray[np.int16]
-    observed: dict[str, Tensor]
-    recovered: dict[tuple[str, str], Recovered]
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, int], Any] = {}
+
+    def add(self, name: str, value: Any) -> None:
+        """Take in some rows of a modality."""
+        for place, leaf in enumerate(leaves(value)):
+            new = hashlib.blake2b(digest_size=16)
+            _hash_leaf(self._parts.setdefault((name, place), new), leaf)
+
+    def hexdigest(self) -> str:
+        """Of everything so far."""
+        whole = b"".join(self._parts[key].digest() for key in sorted(self._parts))
+        return hashlib.blake2b(whole, digest_size=16).hexdigest()
 
 
-class Forward:
-    """A model in evaluation mode with its data; a context that restores the mode."""
+def _hash_leaf(digest: Any, leaf: Any) -> None:
+    if isinstance(leaf, Tensor):
+        plain = leaf.detach().cpu().contiguous()
+        digest.update(plain.view(torch.uint8).numpy() if plain.ndim else repr(plain).encode())
+    elif isinstance(leaf, list | tuple):
+        for entry in leaf:
+            _hash_leaf(digest, entry)
+    elif isinstance(leaf, str):
+        digest.update(leaf.encode("utf-8", "surrogatepass") + b"\0")
+    elif hasattr(leaf, "tobytes"):
+        digest.update(leaf.tobytes())
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: EvaluationData,
-        batch_size: int,
-        device: torch.device | str | None,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.model, self.data, self.batch_size = model, data, batch_size
-        if device is None:
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.device = torch.device(device)
-        self.num_classes = 0
-        self.candidates: tuple[str, ...] = ()
-        self._hashes = {name: hashlib.blake2b(digest_size=16) for name in data.modalities}
-        self._modes: dict[nn.Module, bool] = {}
 
-    def __enter__(self) -> Self:
-        self._modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        return self
+def _take(value: Any, rows: Rows) -> Any:
+    """Some rows of a nested batch."""
 
-    def __exit__(self, *_: object) -> None:
-        # One by one: a frozen encoder inside a training model stays in evaluation mode.
-        for module, mode in self._modes.items():
-            module.training = mode
+    def taken(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf[torch.from_numpy(rows).to(leaf.device)]
+        return [leaf[row] for row in rows.tolist()]
 
-    def input_digest(self) -> str:
-        """Digest of the clean inputs and of the first seed's corrupted ones."""
-        return hashlib.blake2b(
-            b"".join(h.digest() for h in self._hashes.values()), digest_size=16
-        ).hexdigest()
+    return map_leaves(taken, value)
 
-    def clean(self, recovered_rows: int, *, check_rows: bool) -> CleanPass:
-        """Evaluate all rows undisrupted."""
-        names, total = self.data.modalities, len(self.data.ids)
-        nothing = Disruption(names, disruption_rate=0.0)
-        wanted = np.unique(np.linspace(0, total - 1, min(recovered_rows, total)).astype(np.int64))
-        pairs = _FeaturePairs(self.model)
-        labels, observed = [], []
-        results: RowResults | None = None
-        start = 0
-        rows = np.arange(total)
-        for batch in self.data.batches(nothing, rows, self.batch_size):
-            inputs, available = self._moved(batch)
-            with pairs.watching():
-                out = self._call(inputs, available)
-            if results is None:
-                self.num_classes = out.logits.shape[1]
-                weights = getattr(out, "weights", None)
-                width = 0 if weights is None else weights.shape[1]
-                self.candidates = candidate_names(self.model, width)
-                results = RowResults(total, len(names), width)
-                if check_rows:
-                    self._check_rows(inputs, available, out.logits)
-            at = np.arange(start, start + len(out.logits))
-            self._keep(results, at, out, available)
-            self._hash(inputs)
-            labels.append(torch.as_tensor(batch["label"]).cpu())
-            observed.append(torch.stack([available[name].cpu() for name in names]))
-            pairs.keep(inputs, available, out, wanted[np.isin(wanted, at)] - start)
-            start += len(at)
-        if results is None or start != total:
-            raise ValueError(f"data must give {total} rows, as many as it has ids, got {start}")
-        found = torch.cat(labels).long()
-        if found.min() < 0 or found.max() >= self.num_classes:
-            raise ValueError(
-                f"labels must lie in 0 .. {self.num_classes - 1}, the model's classes, got "
-                f"{int(found.min())} .. {int(found.max())}"
-            )
-        masks = torch.cat(observed, dim=1)
-        compact = found.numpy().astype(np.int16)
-        return CleanPass(
-            results,
-            compact,
-            dict(zip(names, masks, strict=True)),
-            pairs.projected(compact[wanted]),
+
+def _check_alone(alone: Tensor, together: Tensor) -> None:
+    """Raise unless the first rows come out as they did among all."""
+    together = together[: len(alone)]
+    scale = float(together.abs().max().nan_to_num())
+    if not bool(torch.isclose(alone, together, 1e-3, 1e-3 * scale, equal_nan=True).all()):
+        raise ValueError(
+            "the model's answers for a row depend on the other rows of its batch, or on chance: "
+            "pass reuse=False to evaluate every condition in full"
         )
 
-    def rows(
-        self, disruption: Disruption, rows: Rows, results: RowResults, *, hashed: bool
-    ) -> None:
-        """Evaluate some rows under a disruption, into their places in `results`."""
+
+class Streamed:
+    """The data make every condition; the model takes it as it comes."""
+
+    def __init__(self, model: nn.Module, data: EvaluationData, batch_size: int) -> None:
+        self.model, self.data, self.batch_size = model, data, batch_size
+        first = next((p for p in model.parameters()), torch.empty(0))
+        self.device = first.device
+        self.digest = Digest()
+        self.observed: NDArray[np.bool_] = np.ones((len(data.ids), len(data.modalities)), bool)
+        self.labels: NDArray[np.int16] = np.zeros(len(data.ids), np.int16)
+
+    def intact(self) -> Iterator[Part]:
+        """All rows undisrupted; labels and what was observed are known afterwards."""
+        total, start, names = len(self.data.ids), 0, self.data.modalities
+        labels = []
+        nothing = Disruption(names, disruption_rate=0.0)
+        for batch in self.data.batches(nothing, np.arange(total), self.batch_size):
+            inputs, available = self._moved(batch)
+            labels.append(torch.as_tensor(batch["label"]).cpu().long().numpy())
+            rows = np.arange(start, start + len(labels[-1]))
+            start += len(rows)
+            if start > total:
+                break
+            self.labels[rows] = labels[-1]
+            for column, name in enumerate(names):
+                self.observed[rows, column] = available[name].cpu().numpy()
+                self.digest.add(name, inputs[name])
+            yield rows, *self._kept(rows, INTACT, inputs, available)
+        if start != total:
+            raise ValueError(f"data must give {total} rows, as many as it has ids, got {start}")
+        self.range = (int(min(x.min() for x in labels)), int(max(x.max() for x in labels)))
+
+    def prepare(self, seed: int, states: Mapping[Condition, States], *, first: bool) -> None:
+        """Get ready for the conditions of a seed."""
+        self.first = first
+
+    def disrupted(self, disruption: Disruption, states: States, rows: Rows) -> Iterator[Part]:
+        """Some rows under a disruption."""
+        hashed = self.first and disruption.strategy == "fixed" and disruption.setting == "C"
         start = 0
         for batch in self.data.batches(disruption, rows, self.batch_size):
             inputs, available = self._moved(batch)
-            out = self._call(inputs, available)
-            at = rows[start : start + len(out.logits)]
-            self._keep(results, at, out, available)
-            if hashed:
-                self._hash(inputs)
+            at = rows[start : start + len(next(iter(available.values())))]
             start += len(at)
+            if hashed:
+                for column, name in enumerate(self.data.modalities):
+                    found = np.flatnonzero(states[at, column] == CORRUPTED)
+                    if len(found):
+                        self.digest.add(name, _take(inputs[name], found))
+            yield at, inputs, available
 
-    def _moved(self, batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        inputs = {name: _to(value, self.device) for name, value in batch["inputs"].items()}
-        available = {name: mask.to(self.device) for name, mask in batch["available"].items()}
+    def call(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
+        """The model's output."""
+        return self.model(inputs, available)
+
+    def _kept(
+        self, rows: Rows, state: int, inputs: dict[str, Any], available: dict[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return inputs, available
 
-    @torch.no_grad()
-    def _call(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
-        out = self.model(inputs, available)
-        logits = getattr(out, "logits", None)
-        rows = len(next(iter(available.values())))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(out).__name__
-            raise ValueError(f"model's output must have logits of shape ({rows}, C), got {found}")
-        return out
+    def _moved(self, batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        inputs = {
+            name: map_tensors(lambda x: x.to(self.device), value)
+            for name, value in batch["inputs"].items()
+        }
+        return inputs, {name: mask.to(self.device) for name, mask in batch["available"].items()}
 
-    @torch.no_grad()  # logits may be a view of a parameter, which asks for a gradient anyway
+
+class Stored(Streamed):
+    """Features of each distinct input are kept: by modality and what was done to the input."""
+
+    def __init__(self, model: nn.Module, data: EvaluationData, batch_size: int) -> None:
+        super().__init__(model, data, batch_size)
+        self.encode: Callable[..., Any] | None = getattr(model, "encode", None)
+        self.features: dict[tuple[str, int], Tensor] = {}
+        self.have: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self.seed: int | None = None
+
+    def call(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
+        """The output of the head alone, where there are encoders."""
+        if self.encode is None:
+            return self.model(inputs, available)
+        head: Any = self.model.head
+        return head(inputs, available)
+
+    def prepare(self, seed: int, states: Mapping[Condition, States], *, first: bool) -> None:
+        """Read every row that is corrupted in some condition of this seed, once."""
+        names = self.data.modalities
+        if seed != self.seed and self.data.fresh_corruption:
+            for key in [key for key in self.have if key[1] != INTACT]:
+                del self.have[key], self.features[key]
+        self.seed = seed
+        fixed = {
+            c.modality: s == CORRUPTED
+            for c, s in states.items()
+            if first and c.strategy == "fixed" and c.setting == "C"
+        }
+        kinds: tuple[tuple[int, Setting], ...] = ((CORRUPTED, "C"), (PARTIAL, "P"))
+        for state, setting in kinds:
+            needed = np.zeros_like(self.observed)
+            for table in states.values():
+                needed |= table == state
+            for column, name in enumerate(names):
+                have = self.have.get((name, state))
+                needed[:, column] &= True if have is None else ~have
+            rates = {name: float(needed[:, k].any()) for k, name in enumerate(names)}
+            disruption = Disruption(
+                names,
+                setting,
+                strategy="independent",
+                disruption_rate=rates,
+                seed=seed,
+            )
+            rows, start = np.flatnonzero(needed.any(1)), 0
+            if not len(rows):
+                continue
+            for batch in self.data.batches(disruption, rows, self.batch_size):
+                inputs, available = self._moved(batch)
+                at = rows[start : start + len(next(iter(available.values())))]
+                start += len(at)
+                for column, name in enumerate(names):
+                    if state == CORRUPTED and name in fixed:
+                        hashed = np.flatnonzero(fixed[name][at, column])
+                        self.digest.add(name, _take(inputs[name], hashed))
+                    wanted = torch.from_numpy(needed[at, column])
+                    self._store(at, name, state, inputs[name], wanted)
+
+    def disrupted(self, disruption: Disruption, states: States, rows: Rows) -> Iterator[Part]:
+        """Some rows, put together."""
+        for start in range(0, len(rows), self.batch_size):
+            at = rows[start : start + self.batch_size]
+            yield at, *self._assembled(at, states[at])
+
+    def _kept(
+        self, rows: Rows, state: int, inputs: dict[str, Any], available: dict[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        for name, value in inputs.items():
+            self._store(rows, name, state, value, available[name].cpu())
+        return self._assembled(rows, np.zeros((len(rows), len(self.data.modalities)), np.int8))
+
+    def _store(self, rows: Rows, name: str, state: int, value: Any, wanted: Tensor) -> None:
+        """Encode the wanted rows, which are there, and no others."""
+        picked = np.flatnonzero(wanted.numpy())
+        if not len(picked):
+            return
+        values = _take(value, picked)
+        key, raw = (name, state), values
+        if self.encode is not None:
+            values = self._encoded(name, raw)
+            if state == INTACT and key not in self.features and len(picked) > 1:
+                few = np.arange(min(_CHECKED_ROWS, len(picked) - 1))
+                _check_alone(self._encoded(name, _take(raw, few)), values)
+        if key not in self.features:
+            shape = (len(self.data.ids), *values.shape[1:])
+            self.features[key] = values.new_zeros(shape)
+            self.have[key] = np.zeros(len(self.data.ids), np.bool_)
+        self.features[key][torch.from_numpy(rows[picked]).to(values.device)] = values
+        self.have[key][rows[picked]] = True
+
+    def _encoded(self, name: str, value: Any) -> Tensor:
+        rows = len(next(leaves(value)))
+        there = torch.ones(rows, dtype=torch.bool, device=self.device)
+        assert self.encode is not None
+        encoded: Tensor = self.encode({name: value}, {name: there})[0][name]
+        return encoded
+
+    def _assembled(
+        self, rows: Rows, states: States
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        inputs, available = {}, {}
+        for column, name in enumerate(self.data.modalities):
+            there = self.observed[rows, column] & (states[:, column] != DISCARDED)
+            stored = {k: v for (m, k), v in self.features.items() if m == name}
+            if not stored:
+                raise ValueError(f"{name} was observed in no row before row {rows[-1]}")
+            some = next(iter(stored.values()))
+            made = some.new_zeros((len(rows), *some.shape[1:]))
+            for state, values in stored.items():
+                at = np.flatnonzero(there & (states[:, column] == state))
+                where = torch.from_numpy(rows[at]).to(values.device)
+                made[torch.from_numpy(at).to(values.device)] = values[where]
+            inputs[name] = made
+            available[name] = torch.from_numpy(there).to(made.device)
+        return inputs, available
+
+
+def make_source(model: nn.Module, data: EvaluationData, batch_size: int, reuse: bool) -> Streamed:
+    """The road that a model and its data can take."""
+    encodes = callable(getattr(model, "encode", None)) and hasattr(model, "head")
+    keep = reuse and (encodes or isinstance(data, CachedFeatures))
+    return (Stored if keep else Streamed)(model, data, batch_size)
+
+
+class Forward:
+    """Calls the model on what a source gives, and keeps its answers."""
+
+    def __init__(self, source: Streamed) -> None:
+        self.source, self.names = source, source.data.modalities
+        self.num_classes = 0
+        self.candidates: tuple[str, ...] = ()
+        self._pairs: dict[tuple[str, str], list[tuple[Tensor, Tensor, Rows]]] = {}
+
+    def clean(self, *, check_rows: bool) -> RowResults:
+        """Evaluate all rows undisrupted."""
+        total = len(self.source.data.ids)
+        shown = np.zeros(total, dtype=np.bool_)
+        shown[np.linspace(0, total - 1, min(_SHOWN_ROWS, total)).astype(np.int64)] = True
+        results: RowResults | None = None
+        for rows, inputs, available in self.source.intact():
+            out = self.source.call(inputs, available)
+            logits = logits_of(out, len(rows))
+            if results is None:
+                self.num_classes = logits.shape[1]
+                weights = field(out, "weights")
+                width = 0 if weights is None else weights.shape[1]
+                self.candidates = candidate_names(self.source.model, width)
+                results = RowResults(total, len(self.names), width)
+                if check_rows:
+                    self._check_rows(inputs, available, logits)
+            self._keep(results, rows, out, available)
+            self._keep_recovered(out, available, rows, shown[rows])
+        if results is None:
+            raise ValueError(f"data must give {total} rows, as many as it has ids, got 0")
+        low, high = self.source.range
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(
+                f"labels must lie in 0 .. {self.num_classes - 1}, the model's classes, got "
+                f"{low} .. {high}"
+            )
+        return results
+
+    def disrupted(
+        self, disruption: Disruption, states: States, rows: Rows, results: RowResults
+    ) -> None:
+        """Evaluate some rows under a disruption, into their places in `results`."""
+        for at, inputs, available in self.source.disrupted(disruption, states, rows):
+            self._keep(results, at, self.source.call(inputs, available), available)
+
     def _keep(
         self, results: RowResults, rows: Rows, out: Any, available: Mapping[str, Tensor]
     ) -> None:
-        logits = out.logits.float()
-        confidence, predictions = logits.softmax(-1).max(-1)
+        logits = logits_of(out, len(rows)).float()
         finite = logits.isfinite().all(-1)
+        log_probs = logits.log_softmax(-1)
+        confidence, predictions = log_probs.exp().max(-1)
+        # What is no class is refused after the pass, with the range of all labels.
+        labels = torch.from_numpy(self.source.labels[rows].astype(np.int64)).to(logits.device)
+        true = log_probs.gather(1, labels.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         results.known[rows] = True
         results.predictions[rows] = torch.where(finite, predictions, -1).cpu().numpy()
         results.confidence[rows] = torch.where(finite, confidence, 0.0).cpu().numpy()
-        scored = getattr(out, "log_quality", None) or {}
-        for column, name in enumerate(self.data.modalities):
-            if name in scored:
-                kept = torch.where(available[name], scored[name].float(), torch.nan)
-                results.quality[rows, column] = kept.cpu().numpy()
+        kept = torch.where(finite, true.clamp_min(_LOWEST), -torch.inf)
+        results.log_likelihood[rows] = kept.cpu().numpy()
+        scored = field(out, "log_quality") or {}
+        odd = p_values_of(self.source.model, out)
+        for column, name in enumerate(self.names):
+            for values, store in ((scored, results.quality), (odd, results.p_values)):
+                if name in values:
+                    value = torch.where(available[name], values[name].float(), torch.nan)
+                    store[rows, column] = value.cpu().numpy()
         if results.weights.shape[1]:
-            results.weights[rows] = out.weights.float().cpu().numpy()
+            results.weights[rows] = field(out, "weights").float().cpu().numpy()
 
-    @torch.no_grad()
     def _check_rows(
         self, inputs: Mapping[str, Any], available: Mapping[str, Tensor], logits: Tensor
     ) -> None:
-        half = len(logits) // 2
-        if half < 1:
+        few = min(len(logits) // 2, _CHECKED_ROWS)
+        if few < 1:
             return
-        part = {name: _first(value, half) for name, value in inputs.items()}
-        alone = self._call(part, {name: mask[:half] for name, mask in available.items()}).logits
-        scale = float(logits[:half].abs().max().nan_to_num())
-        close = torch.isclose(alone, logits[:half], 1e-3, 1e-3 * scale, equal_nan=True)
-        if not bool(close.all()):
-            raise ValueError(
-                "the model's logits for a row depend on the other rows of its batch, or on "
-                "chance: pass reuse=False to evaluate every condition in full"
-            )
+        rows = np.arange(few)
+        masks = {name: mask[:few] for name, mask in available.items()}
+        out = self.source.call({name: _take(x, rows) for name, x in inputs.items()}, masks)
+        _check_alone(logits_of(out, few), logits)
 
-    def _hash(self, inputs: Mapping[str, Any]) -> None:
-        for name, digest in self._hashes.items():
-            _hash_value(digest, inputs[name])
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _to(entry, device) for key, entry in value.items()}
-    return value
-
-
-def _first(value: Any, rows: int) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _first(entry, rows) for key, entry in value.items()}
-    return value[:rows]
-
-
-def _hash_value(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        digest.update(plain.view(torch.uint8).numpy() if plain.ndim else repr(plain).encode())
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            _hash_value(digest, entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            _hash_value(digest, entry)
-    elif isinstance(value, str):
-        digest.update(value.encode("utf-8", "surrogatepass") + b"\0")
-    elif hasattr(value, "tobytes"):
-        digest.update(value.tobytes())
-
-
-class _FeaturePairs:
-    """Collects real features beside the recovered ones that a model's output holds."""
-
-    def __init__(self, model: nn.Module) -> None:
-        head = getattr(model, "head", None)
-        self.head = head if isinstance(head, nn.Module) else None
-        self.seen: Mapping[str, Any] = {}
-        self.parts: dict[tuple[str, str], list[tuple[NDArray[Any], NDArray[Any]]]] = {}
-        self.paired: dict[tuple[str, str], list[NDArray[np.bool_]]] = {}
-
-    def watching(self) -> Any:
-        """A context in which the features that reach `model.head` are seen."""
-        if self.head is None:
-            return _Nothing()
-        return _Hook(self.head.register_forward_pre_hook(self._see, with_kwargs=True))
-
-    def _see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        features = args[0] if args else kwargs.get("features")
-        self.seen = features if isinstance(features, Mapping) else {}
-
-    def keep(
-        self, inputs: Mapping[str, Any], available: Mapping[str, Tensor], out: Any, rows: Rows
+    def _keep_recovered(
+        self, out: Any, available: Mapping[str, Tensor], rows: Rows, shown: NDArray[np.bool_]
     ) -> None:
-        """Keep some rows of the batch."""
-        at = torch.from_numpy(rows)
-        for target, sources in (getattr(out, "recovered", None) or {}).items():
-            real = self.seen.get(target, inputs.get(target))
+        """Keep real features beside the recovered ones, of rows that have both modalities."""
+        features = field(out, "features") or {}
+        for target, sources in (field(out, "recovered") or {}).items():
             for source, made in sources.items():
-                if not isinstance(real, Tensor) or real.shape != made.shape:
+                real = features.get(target)
+                if real is None or real.shape != made.shape:
                     continue
-                pair = (target, source)
-                values = [x.detach().float().cpu()[at].numpy() for x in (real, made)]
-                self.parts.setdefault(pair, []).append((values[0], values[1]))
-                both = (available[target] & available[source]).cpu()[at].numpy()
-                self.paired.setdefault(pair, []).append(both)
+                both = (available[target] & available[source]).cpu().numpy() & shown
+                at = torch.from_numpy(np.flatnonzero(both))
+                kept = (real.cpu()[at].float(), made.cpu()[at].float(), rows[both])
+                self._pairs.setdefault((target, source), []).append(kept)
 
-    def projected(self, labels: NDArray[np.int16]) -> dict[tuple[str, str], Recovered]:
-        """The rows with both modalities on the principal axes of real and recovered together."""
+    def recovered(self) -> dict[tuple[str, str], Recovered]:
+        """The kept features on the principal axes of real and recovered together."""
         found = {}
-        for pair, parts in self.parts.items():
-            both = np.concatenate(self.paired[pair])
-            real = np.concatenate([a for a, _ in parts])[both]
-            made = np.concatenate([b for _, b in parts])[both]
-            if len(real) < 2 or not (np.isfinite(real).all() and np.isfinite(made).all()):
+        for pair, parts in self._pairs.items():
+            real = torch.cat([part[0] for part in parts])
+            made = torch.cat([part[1] for part in parts])
+            joint = torch.cat([real, made]).double()
+            if len(real) < 2 or not bool(joint.isfinite().all()):
                 continue
-            joint = torch.from_numpy(np.concatenate([real, made])).double()
-            left, scale, _ = torch.linalg.svd(joint - joint.mean(0), full_matrices=False)
-            points = (left * scale)[:, :_AXES].float().numpy()
-            variance = scale.square()
-            share = (variance / variance.sum().clamp_min(1e-300))[:_AXES].float().numpy()
+            centered = joint - joint.mean(0)
+            # The axes from the smaller of the two products.
+            variance, left = torch.linalg.eigh(centered @ centered.T)
+            variance, left = variance.flip(0).clamp_min(0), left.flip(1)
+            width = min(_AXES, joint.shape[1])
+            points = (left * variance.sqrt())[:, :width].float().numpy()
+            share = (variance / variance.sum().clamp_min(1e-300))[:width].float().numpy()
+            rows = np.concatenate([part[2] for part in parts])
             found[pair] = Recovered(
-                points[: len(real)],
-                points[len(real) :],
-                share,
-                labels[both],
+                points[: len(real)], points[len(real) :], share, self.source.labels[rows]
             )
         return found
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class _Hook:
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()

@@ -1,10 +1,16 @@
 """A report as rows and as Markdown."""
 
-import math
-from collections.abc import Iterator
+from __future__ import annotations
 
-from robustfusion.evaluation.results import CellSamples, Context, Summary, rate_curve
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from robustfusion.evaluation.results import rate_curve
 from robustfusion.evaluation.statistics import Estimate
+
+if TYPE_CHECKING:
+    from robustfusion.evaluation.report import RobustnessReport
 
 COLUMNS = (
     *("model", "condition", "strategy", "setting", "modality", "rate"),
@@ -12,58 +18,72 @@ COLUMNS = (
 )
 Row = dict[str, str | float]
 
-_CELL_METRICS = ("accuracy", "macro_f1", "weighted_f1", "drop", "ece")
+_CELL_METRICS = ("accuracy", "macro_f1", "weighted_f1", "drop", "ece", "nll", "aurc")
 
 
-def long_rows(context: Context, summary: Summary) -> list[Row]:
+def long_rows(report: RobustnessReport) -> Iterator[Row]:
     """One row for each condition and metric."""
-    return list(_rows(context, summary))
 
-
-def _rows(context: Context, summary: Summary) -> Iterator[Row]:
     def row(metric: str, value: Estimate | float, **where: str | float) -> Row:
         found = value if isinstance(value, Estimate) else Estimate(value, math.nan, math.nan)
         made: Row = dict.fromkeys(COLUMNS, "")
-        made |= {"model": context.name, "metric": metric, **where}
+        made |= {"model": report.name, "metric": metric, **where}
         for end, number in found._asdict().items():
             made[end] = number if math.isfinite(number) else ""
         return made
 
-    majority = summary.majority
-    for metric in ("accuracy", "macro_f1", "weighted_f1"):
-        yield row(f"majority_{metric}", float(getattr(majority, metric)))
-    for key, cell in summary.cells.items():
-        c = cell.samples.condition
+    for metric, score in report.majority._asdict().items():
+        if metric != "name":
+            yield row(f"majority_{metric}", score)
+    for key, cell in report.cells.items():
+        c = cell.condition
         where: dict[str, str | float] = {
             "condition": key,
             "strategy": c.strategy,
             "setting": c.setting or "",
             "modality": c.modality or "",
-            "rate": c.rate,
+            "rate": c.rate_text if isinstance(c.rate, tuple) else c.rate,
         }
         for metric in _CELL_METRICS:
             yield row(metric, getattr(cell, metric), **where)
         yield row("accuracy_seed_std", cell.spread, **where)
-        yield row("non_finite", _non_finite(cell.samples), **where)
-        for column, name in enumerate(context.modalities):
-            corrupted, discarded = cell.samples.counts[:, column].mean(0).tolist()
+        yield row("non_finite", float((cell.predictions < 0).mean()), **where)
+        for column, name in enumerate(report.modalities):
+            corrupted, discarded = cell.counts[:, column].mean(0).tolist()
             yield row(f"corrupted_{name}", corrupted, **where)
             yield row(f"discarded_{name}", discarded, **where)
-        for name, weight in zip(context.candidates, cell.samples.weights or (), strict=False):
+        for name, alarms in cell.alarms.items():
+            yield row(f"alarms_{name}", alarms, **where)
+        for name, weight in zip(report.candidates, cell.weights or (), strict=False):
             yield row(f"weight_{name}", weight, **where)
-    for setting, area in summary.areas.items():
+    for setting, area in report.area.items():
         yield row("area", area, strategy="random", setting=setting)
-    for place, premium in summary.premiums.items():
+    for place, premium in report.corruption_premium.items():
         yield row("corruption_premium", premium, condition=place)
-    for name, quality in summary.qualities.items():
+    for name, quality in report.quality.items():
         yield row("quality_auroc", quality.auroc, modality=name)
         for class_name, means in quality.class_means.items():
             for kind, mean in zip(("clean", "corrupted"), means, strict=True):
                 yield row(f"quality_{kind}_{class_name}", mean, modality=name)
 
 
-def _non_finite(cell: CellSamples) -> float:
-    return float((cell.predictions < 0).mean())
+def points(value: Estimate) -> str:
+    """A difference in points."""
+    return _percent(value, "+")
+
+
+def p_text(p: float) -> str:
+    """A p-value."""
+    if math.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; a bar inside a name would end its column."""
+    rows = [[cell.replace("|", "\\|") for cell in line] for line in (head, *body)]
+    lines = [f"| {' | '.join(line)} |" for line in rows]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
 
 
 def _percent(value: Estimate, sign: str = "") -> str:
@@ -77,118 +97,134 @@ def _number(value: float, form: str = ".3f") -> str:
     return "–" if math.isnan(value) else format(value, form)
 
 
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    # A bar inside a name would end its column.
-    rows = [[cell.replace("|", "\\|") for cell in line] for line in (head, *body)]
-    lines = [f"| {' | '.join(line)} |" for line in rows]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
-
-
-def markdown(context: Context, summary: Summary) -> str:
+def markdown(report: RobustnessReport) -> str:
     """The report for a reader."""
-    lines = [f"# Robustness of {context.name}", "", *_preamble(context, summary), ""]
-    lines += ["## Every condition", "", *_conditions(context, summary)]
-    if summary.areas:
-        lines += ["## Accuracy against the disruption rate", "", *_curves(summary)]
-    if summary.premiums:
-        lines += ["## Corruption premium", "", *_premiums(summary)]
-    if summary.qualities:
-        lines += ["## Quality score", "", *_qualities(context, summary)]
-    if any(cell.samples.weights for cell in summary.cells.values()):
-        lines += ["## Mean weight of each candidate", "", *_weights(context, summary)]
+    lines = [f"# Robustness of {report.name}", "", *_preamble(report), ""]
+    lines += ["## Every condition", "", *_conditions(report)]
+    lines += [f"**{remark}.**\n" for remark in report.remarks]
+    lines += ["## Confidence and alarms", "", *_confidence(report)]
+    if report.area:
+        lines += ["## Accuracy against the disruption rate", "", *_curves(report)]
+    if report.corruption_premium:
+        lines += ["## Corruption premium", "", *_premiums(report)]
+    if report.quality:
+        lines += ["## Quality score", "", *_qualities(report)]
+    if any(cell.weights for cell in report.measured):
+        body = [
+            [cell.condition.title, *[f"{weight:.2f}" for weight in cell.weights]]
+            for cell in report.measured
+            if cell.weights
+        ]
+        lines += ["## Mean weight of each candidate", ""]
+        lines += table(["condition", *report.candidates], body)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _preamble(context: Context, summary: Summary) -> list[str]:
-    majority, digests = summary.majority, context.fingerprint
+def _preamble(report: RobustnessReport) -> list[str]:
+    majority, digests, made = report.majority, report.fingerprint, report.intervals
     lines = [
-        f"{len(context.labels)} samples, {len(context.class_names)} classes, modalities "
-        f"{', '.join(context.modalities)}; disruption seeds "
-        f"{', '.join(map(str, context.seeds))}, scores are means over them.",
+        f"{len(report.labels)} samples, {len(report.class_names)} classes, modalities "
+        f"{', '.join(report.modalities)}; disruption seeds "
+        f"{', '.join(map(str, report.seeds))}, scores are means over them.",
         "",
         f"Majority line, always answering {majority.name!r}: accuracy "
         f"{100 * majority.accuracy:.1f}, macro-F1 {100 * majority.macro_f1:.1f}, weighted F1 "
         f"{100 * majority.weighted_f1:.1f}.",
         "",
     ]
-    if context.replicates:
+    if made.replicates:
         lines += [
-            f"Scores in %, in brackets the {100 * context.level:g} % interval of "
-            f"{context.replicates} bootstrap replicates over the samples.",
+            f"Scores in %, in brackets the {100 * made.level:g} % interval of "
+            f"{made.replicates} bootstrap replicates over the samples.",
             "",
         ]
     lines.append(
         f"Data `{digests.samples[:12]}`, disruptions `{digests.disruptions[:12]}`, inputs "
         f"`{digests.inputs[:12]}`."
     )
-    if context.record:
-        lines += ["", *[f"- {key}: {value}" for key, value in context.record.items()]]
+    if report.record:
+        lines += ["", *[f"- {key}: {value}" for key, value in report.record.items()]]
     return lines
 
 
-def _conditions(context: Context, summary: Summary) -> list[str]:
+def _conditions(report: RobustnessReport) -> list[str]:
     head = ["condition", "corrupted", "discarded", "accuracy", "seed s.d.", "macro-F1"]
-    head += ["weighted F1", "drop", "ECE"]
+    head += ["weighted F1", "drop"]
     body = []
-    for cell in summary.cells.values():
-        counts = cell.samples.counts.mean(0).sum(0)
+    for cell in report.cells.values():
+        counts = cell.counts.mean(0).sum(0)
         body.append(
             [
-                cell.samples.condition.title,
+                cell.condition.title,
                 *[f"{count:.0f}" for count in counts],
                 _percent(cell.accuracy),
                 "–" if math.isnan(cell.spread) else f"{100 * cell.spread:.1f}",
                 _percent(cell.macro_f1),
                 _percent(cell.weighted_f1),
-                "–" if cell.samples.condition.strategy == "clean" else _percent(cell.drop, "+"),
-                _number(cell.ece.value),
+                "–" if cell.condition.strategy == "clean" else _percent(cell.drop, "+"),
             ]
         )
-    lines = _table(head, body)
-    broken = {k: v for k, c in summary.cells.items() if (v := _non_finite(c.samples)) > 0}
-    if broken:
-        worst = max(broken, key=lambda key: broken[key])
-        lines += [
-            f"**The logits of some rows are not finite** (counted as wrong), in {len(broken)} "
-            f"conditions; most in {worst}, {100 * broken[worst]:.1f} % of the rows.",
-            "",
+    return table(head, body)
+
+
+def _confidence(report: RobustnessReport) -> list[str]:
+    lines = [
+        "ECE: expected calibration error. NLL: negative log-likelihood. AURC: error among the "
+        "most confident samples, mean over all shares of them; lower is better, and a confidence "
+        "that says nothing has the error rate itself."
+    ]
+    alarmed = list(report["clean"].alarms)
+    if alarmed:
+        rate = report.intervals.alarm_rate
+        lines[0] += (
+            f" Alarms: share of the rows in % whose p-value is at most {rate:g}; when clean, "
+            f"about {100 * rate:g} % is what it should be."
+        )
+    head = ["condition", "ECE", "NLL", "AURC", *[f"{name} alarms" for name in alarmed]]
+    body = [
+        [
+            cell.condition.title,
+            *[_number(value) for value in (cell.ece.value, cell.nll.value, cell.aurc)],
+            *[_percent(cell.alarms[m]) if m in cell.alarms else "–" for m in alarmed],
         ]
-    return lines
+        for cell in report.cells.values()
+    ]
+    return [*lines, "", *table(head, body)]
 
 
-def _curves(summary: Summary) -> list[str]:
-    conditions = [cell.samples.condition for cell in summary.cells.values()]
-    curves = {setting: rate_curve(conditions, setting) for setting in summary.areas}
+def _curves(report: RobustnessReport) -> list[str]:
+    conditions = [cell.condition for cell in report.measured]
+    curves = {setting: rate_curve(conditions, setting) for setting in report.area}
     rates = [rate for rate, _ in next(iter(curves.values()))]
     body = [
         [
             setting,
-            *[f"{100 * summary.cells[key].accuracy.value:.1f}" for _, key in points],
-            _percent(summary.areas[setting]),
+            *[f"{100 * report[key].accuracy.value:.1f}" for _, key in found],
+            _percent(report.area[setting]),
         ]
-        for setting, points in curves.items()
+        for setting, found in curves.items()
     ]
-    return _table(["setting", *[f"{rate:g}" for rate in rates], "area under the curve"], body)
+    return table(["setting", *[f"{rate:g}" for rate in rates], "area under the curve"], body)
 
 
-def _premiums(summary: Summary) -> list[str]:
+def _premiums(report: RobustnessReport) -> list[str]:
     lines = [
         "Accuracy discarded minus accuracy corrupted, in points. Above zero, a corrupted modality "
         "is worse than none: the model should have ignored it.",
         "",
     ]
-    body = [[place, _percent(value, "+")] for place, value in summary.premiums.items()]
-    return lines + _table(["disrupted", "premium"], body)
+    body = [[place, points(value)] for place, value in report.corruption_premium.items()]
+    return lines + table(["disrupted", "premium"], body)
 
 
-def _qualities(context: Context, summary: Summary) -> list[str]:
+def _qualities(report: RobustnessReport) -> list[str]:
     lines = [
         "AUROC: probability that a clean sample scores above a corrupted one (0.5 is chance). "
         "Mean log-quality by class, clean / corrupted.",
         "",
     ]
     body = []
-    for name, quality in summary.qualities.items():
+    for name, quality in report.quality.items():
         auroc = quality.auroc
         ends = "" if math.isnan(auroc.low) else f" [{auroc.low:.3f}, {auroc.high:.3f}]"
         means = [
@@ -196,13 +232,4 @@ def _qualities(context: Context, summary: Summary) -> list[str]:
             for clean, corrupted in quality.class_means.values()
         ]
         body.append([name, _number(auroc.value) + ends, *means])
-    return lines + _table(["modality", "AUROC", *context.class_names], body)
-
-
-def _weights(context: Context, summary: Summary) -> list[str]:
-    body = [
-        [cell.samples.condition.title, *[f"{weight:.2f}" for weight in cell.samples.weights]]
-        for cell in summary.cells.values()
-        if cell.samples.weights
-    ]
-    return _table(["condition", *context.candidates], body)
+    return lines + table(["modality", "AUROC", *report.class_names], body)

@@ -5,16 +5,28 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from robustfusion.evaluation.results import CellSamples, Context
+from robustfusion.evaluation._tables import p_text, points, table
+from robustfusion.evaluation.report import RobustnessReport
 from robustfusion.evaluation.statistics import (
+    UNKNOWN,
     Estimate,
     FloatArray,
-    bootstrap_p_value,
+    bootstrap_weights,
     combine_p_values,
     estimate,
     holm,
     mcnemar_exact,
+    sign_flip_p_values,
+)
+
+WHY_THEY_DIFFER = (
+    "The interval is of the mean difference in that one condition. The McNemar test asks in each "
+    "run whether the samples that one model alone gets right are balanced; several runs count "
+    "twice the median of their p, and Holm's correction makes them stricter by the number of "
+    "conditions. So an interval without 0 can stand beside a Holm p above 0.05: that difference "
+    "is suggested, not shown."
 )
 
 
@@ -22,18 +34,19 @@ class Difference(NamedTuple):
     """One condition: the first model's accuracy minus the second's.
 
     Args:
-        accuracy: the two accuracies.
-        difference: first minus second, with the bootstrap interval over samples and seeds.
-        bootstrap_p: two-sided, from the same bootstrap.
-        mcnemar_p: exact McNemar test; over several seeds twice the median of their p-values.
-        holm_p: `mcnemar_p` adjusted for the number of conditions.
-        discordant: samples only the first, and only the second, model gets right, by seed.
+        accuracy: The two accuracies.
+        difference: First minus second, with the bootstrap interval over samples and seeds.
+        mcnemar_p: Exact McNemar test; over several runs twice the median of their p-values.
+        holm_p: ``mcnemar_p`` adjusted for the number of conditions.
+        permutation_p: Sign-flip test over the samples, each averaged over its runs first.
+        discordant: Samples only the first, and only the second, model gets right, run by run:
+            disruption seeds of the first training seed, then of the second.
 
     Example:
         >>> from robustfusion.evaluation import Difference
         >>> from robustfusion.evaluation.statistics import Estimate, mcnemar_exact
         >>> gap = Estimate(0.2, 0.0, 0.4)
-        >>> cell = Difference((0.9, 0.7), gap, 0.06, mcnemar_exact(3, 1), 1.0, ((3, 1),))
+        >>> cell = Difference((0.9, 0.7), gap, mcnemar_exact(3, 1), 1.0, 0.62, ((3, 1),))
         >>> cell.mcnemar_p, cell.difference.low
         (0.625, 0.0)
 
@@ -43,27 +56,100 @@ class Difference(NamedTuple):
 
     accuracy: tuple[float, float]
     difference: Estimate
-    bootstrap_p: float
     mcnemar_p: float
     holm_p: float
+    permutation_p: float
     discordant: tuple[tuple[int, int], ...]
 
 
 class Comparison(NamedTuple):
-    """Two models, condition by condition; see `RobustnessReport.compare`.
+    """Two models, condition by condition; see :func:`compare`.
 
     Args:
-        names: of the two models.
-        cells: the differences by condition key.
-        titles: condition titles by key.
-        overall: mean difference over all disrupted conditions, with its interval; NaN where
+        names: Of the two models.
+        runs: Training seeds a side.
+        cells: The differences by condition key.
+        titles: Condition titles by key.
+        overall: Mean difference over all disrupted conditions, with its interval; NaN where
             nothing was disrupted.
-        overall_p: its two-sided bootstrap p-value.
+        overall_p: Its sign-flip p-value.
+        remarks: What is wrong with one of the two, so that beating it says nothing.
+
+    Reference:
+        As :func:`compare`.
+    """
+
+    names: tuple[str, str]
+    runs: int
+    cells: dict[str, Difference]
+    titles: dict[str, str]
+    overall: Estimate
+    overall_p: float
+    remarks: tuple[str, ...]
+
+    def to_markdown(self) -> str:
+        """A table with a line for each condition."""
+        first, second = self.names
+        seeds = f", {self.runs} training seeds a side" if self.runs > 1 else ""
+        head = ["condition", first, second, "difference", "McNemar p", "Holm p", "permutation p"]
+        body = [
+            [
+                self.titles[key],
+                *[f"{100 * value:.1f}" for value in cell.accuracy],
+                points(cell.difference),
+                *[p_text(p) for p in (cell.mcnemar_p, cell.holm_p, cell.permutation_p)],
+            ]
+            for key, cell in self.cells.items()
+        ]
+        lines = [
+            f"# {first} against {second}",
+            "",
+            f"Accuracy in %, the same samples under the same disruptions{seeds}. Difference with "
+            "its bootstrap interval over samples and seeds.",
+            "",
+            *table(head, body),
+        ]
+        if not math.isnan(self.overall.value):
+            lines += [
+                f"Mean over the disrupted conditions: {points(self.overall)}, permutation p "
+                f"{p_text(self.overall_p)}.",
+                "",
+            ]
+        lines += [f"**{remark}**\n" for remark in self.remarks]
+        return "\n".join([*lines, WHY_THEY_DIFFER]) + "\n"
+
+
+def compare(
+    ours: RobustnessReport | Sequence[RobustnessReport],
+    theirs: RobustnessReport | Sequence[RobustnessReport],
+    *,
+    same_inputs: bool = True,
+    level: float = 0.95,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Paired tests of one model against another on the same disrupted samples.
+
+    Args:
+        ours: The report of one model, or of the same model trained under several seeds.
+        theirs: The same of the other model, with as many training seeds, in the same order.
+        same_inputs: Also demand that both models were given the same values; False compares
+            models with features of their own of the same samples.
+        level: Of the intervals.
+        replicates: Bootstrap replicates; 0 for no intervals. A replicate draws samples, disruption
+            seeds and training seeds anew, the same ones for every condition.
+        seed: Of the bootstrap and of the permutations.
+
+    Returns:
+        The comparison; differences are ours minus theirs.
+
+    Raises:
+        ValueError: If the reports were not measured on the same samples and disruptions.
 
     Example:
         >>> import torch
-        >>> from types import SimpleNamespace
-        >>> from robustfusion.evaluation import CachedFeatures, robustness_report
+        >>> from robustfusion.disruption import robustness_grid
+        >>> from robustfusion.evaluation import CachedFeatures, compare, robustness_report
         >>> class Only(torch.nn.Module):  # believes one modality
         ...     def __init__(self, name):
         ...         super().__init__()
@@ -71,15 +157,15 @@ class Comparison(NamedTuple):
         ...
         ...     def forward(self, features, available):
         ...         there = available[self.name][:, None]
-        ...         return SimpleNamespace(logits=torch.where(there, features[self.name], 0))
+        ...         return torch.where(there, features[self.name], 0)
         >>> labels = torch.arange(60) % 3
         >>> image, text = torch.eye(3)[labels], torch.eye(3)[labels.clamp_max(1)]
         >>> data = CachedFeatures({"image": image, "text": text}, labels)
+        >>> grid = robustness_grid(data.modalities, settings=("D",), rates=(1.0,))
         >>> first, second = (
-        ...     robustness_report(Only(name), data, name=name, settings=("D",), rates=(1.0,))
-        ...     for name in data.modalities
+        ...     robustness_report(Only(name), data, grid).named(name) for name in data.modalities
         ... )
-        >>> comparison = first.compare(second)
+        >>> comparison = compare(first, second)
         >>> clean = comparison.cells["clean"]
         >>> clean.discordant, round(clean.difference.value, 3), clean.holm_p < 0.001
         (((20, 0),), 0.333, True)
@@ -91,61 +177,88 @@ class Comparison(NamedTuple):
         procedure", Scandinavian Journal of Statistics 6, 1979; Efron and Tibshirani, "An
         Introduction to the Bootstrap", 1993.
     """
-
-    names: tuple[str, str]
-    cells: dict[str, Difference]
-    titles: dict[str, str]
-    overall: Estimate
-    overall_p: float
-
-    def to_markdown(self) -> str:
-        """A table with a line for each condition."""
-        first, second = self.names
-        lines = [
-            f"# {first} against {second}",
-            "",
-            "Accuracy in %, the same samples under the same disruptions. Difference with its "
-            "bootstrap interval over samples and seeds; exact McNemar test, and the same after "
-            "Holm's correction for the number of conditions.",
-            "",
-            f"| condition | {first} | {second} | difference | McNemar p | Holm p | bootstrap p |",
-            "|---|---|---|---|---|---|---|",
+    left = [ours] if isinstance(ours, RobustnessReport) else list(ours)
+    right = [theirs] if isinstance(theirs, RobustnessReport) else list(theirs)
+    if not left or len(left) != len(right):
+        raise ValueError(
+            "ours and theirs must hold as many training seeds, at least one, got "
+            f"{len(left)} and {len(right)}"
+        )
+    first = left[0]
+    for other in (*left[1:], *right):
+        _check_comparable(first, other, same_inputs)
+    gaps, cells, tests = {}, {}, {}
+    for place, cell in enumerate(first.measured):
+        key = cell.condition.key
+        hits = [
+            np.stack([r.measured[place].predictions == r.labels for r in side])
+            for side in (left, right)
         ]
-        for key, cell in self.cells.items():
-            a, b = (f"{100 * value:.1f}" for value in cell.accuracy)
-            ps = (cell.mcnemar_p, cell.holm_p, cell.bootstrap_p)
-            tested = " | ".join(_p_value(p) for p in ps)
-            lines.append(
-                f"| {self.titles[key]} | {a} | {b} | {_points(cell.difference)} | {tested} |"
+        gaps[key] = hits[0].astype(np.float32) - hits[1].astype(np.float32)  # (T, S, N)
+        only = [(a & ~b).sum(-1).ravel().tolist() for a, b in (hits, hits[::-1])]
+        pairs = tuple(zip(*only, strict=True))
+        tests[key] = combine_p_values(np.asarray([mcnemar_exact(b, c) for b, c in pairs]))
+        cells[key] = (float(hits[0].mean()), float(hits[1].mean())), pairs
+    adjusted = dict(zip(tests, holm(np.asarray(list(tests.values()))), strict=True))
+    disrupted = [key for key in cells if key != "clean"]
+    by_sample = {key: gap.mean((0, 1), dtype=np.float64) for key, gap in gaps.items()}
+    draws = _resampled(gaps, replicates, seed)
+    overall, flipped = UNKNOWN, dict(by_sample)
+    if disrupted:
+        flipped["overall"] = np.mean([by_sample[key] for key in disrupted], axis=0)
+        mean = np.mean([draws[key] for key in disrupted], axis=0)
+        overall = estimate(float(flipped["overall"].mean()), mean, level)
+    p_values = dict(
+        zip(
+            flipped,
+            sign_flip_p_values(np.stack(list(flipped.values()), axis=1), seed=seed).tolist(),
+            strict=True,
+        )
+    )
+    return Comparison(
+        names=(left[0].name, right[0].name),
+        runs=len(left),
+        cells={
+            key: Difference(
+                accuracy=accuracy,
+                difference=estimate(float(by_sample[key].mean()), draws[key], level),
+                mcnemar_p=tests[key],
+                holm_p=float(adjusted[key]),
+                permutation_p=p_values[key],
+                discordant=pairs,
             )
-        if math.isnan(self.overall.value):
-            return "\n".join(lines) + "\n"
-        lines += [
-            "",
-            f"Mean over the disrupted conditions: {_points(self.overall)}, "
-            f"bootstrap p {_p_value(self.overall_p)}.",
+            for key, (accuracy, pairs) in cells.items()
+        },
+        titles={c.condition.key: c.condition.title for c in first.measured},
+        overall=overall,
+        overall_p=p_values.get("overall", math.nan),
+        remarks=tuple(dict.fromkeys(remark for r in (*left, *right) for remark in r.remarks)),
+    )
+
+
+def _resampled(
+    gaps: dict[str, NDArray[np.float32]], replicates: int, seed: int
+) -> dict[str, FloatArray]:
+    """Bootstrap means of every condition, from one resampling of samples and of seeds."""
+    found: dict[str, list[FloatArray]] = {key: [np.empty(0)] for key in gaps}
+    runs, seeds, samples = np.broadcast_shapes(*(gap.shape for gap in gaps.values()))
+    generator = np.random.default_rng([seed, 1])
+    for weights in bootstrap_weights(samples, replicates, seed):
+        shares = [
+            generator.multinomial(k, np.full(k, 1 / k), size=len(weights)) / k
+            for k in (runs, seeds)
         ]
-        return "\n".join(lines) + "\n"
-
-
-def _points(value: Estimate) -> str:
-    if math.isnan(value.low):
-        return f"{100 * value.value:+.1f}"
-    return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
-
-
-def _p_value(p: float) -> str:
-    if math.isnan(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+        for key, gap in gaps.items():
+            t, s, _ = gap.shape
+            means = (weights @ gap.reshape(t * s, samples).T).reshape(-1, t, s) / samples
+            # Where the disruption seed does not matter there is one.
+            over_seeds = means[..., 0] if s == 1 else np.einsum("rts,rs->rt", means, shares[1])
+            found[key].append(np.einsum("rt,rt->r", over_seeds.astype(np.float64), shares[0]))
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def _check_comparable(
-    first: Context,
-    first_cells: Sequence[CellSamples],
-    second: Context,
-    second_cells: Sequence[CellSamples],
-    same_inputs: bool,
+    first: RobustnessReport, second: RobustnessReport, same_inputs: bool
 ) -> None:
     ours, theirs = first.fingerprint, second.fingerprint
     if ours.samples != theirs.samples:
@@ -153,79 +266,14 @@ def _check_comparable(
             f"reports of {first.name!r} and {second.name!r} are of different data: other samples, "
             f"labels or order ({ours.samples[:8]} and {theirs.samples[:8]})"
         )
-    conditions = [[(c.condition, c.seeds) for c in cells] for cells in (first_cells, second_cells)]
+    conditions = [[(c.condition, c.seeds) for c in r.measured] for r in (first, second)]
     if conditions[0] != conditions[1] or ours.disruptions != theirs.disruptions:
         raise ValueError(
             f"reports of {first.name!r} and {second.name!r} are of different disruptions: run "
-            "both over the same grid and seeds"
+            "both over the same conditions and seeds"
         )
     if same_inputs and ours.inputs != theirs.inputs:
         raise ValueError(
             f"models {first.name!r} and {second.name!r} were given different values for the same "
             "samples; pass same_inputs=False to compare them with their own features"
         )
-
-
-def compare_reports(
-    first: Context,
-    first_cells: Sequence[CellSamples],
-    second: Context,
-    second_cells: Sequence[CellSamples],
-    *,
-    same_inputs: bool,
-    replicates: int,
-    seed: int,
-) -> Comparison:
-    """The work of `RobustnessReport.compare`."""
-    _check_comparable(first, first_cells, second, second_cells, same_inputs)
-    labels = first.labels
-    generator = np.random.default_rng(seed)
-    seeds = len(first.seeds)
-    # One resampling of samples and of seeds for all conditions, so that their mean is paired too.
-    samples = generator.integers(len(labels), size=(replicates, len(labels)))
-    offsets = np.arange(replicates)[:, None] * len(labels)
-    counts = np.bincount((samples + offsets).ravel(), minlength=samples.size)
-    counts = counts.reshape(samples.shape).astype(np.float32)
-    chosen = generator.integers(seeds, size=(replicates, seeds))
-    seed_counts = (chosen[..., None] == np.arange(seeds)).sum(1) / seeds
-
-    plain: dict[str, FloatArray] = {}
-    values, tests, discordant, accuracies = {}, {}, {}, {}
-    for mine, yours in zip(first_cells, second_cells, strict=True):
-        key = mine.condition.key
-        right, wrong = mine.predictions == labels, yours.predictions == labels
-        only = [
-            (int((a & ~b).sum()), int((b & ~a).sum())) for a, b in zip(right, wrong, strict=True)
-        ]
-        gap = right.astype(np.float32) - wrong.astype(np.float32)
-        resampled = (counts @ gap.T).astype(np.float64) / len(labels)
-        mixed = resampled[:, 0] if len(gap) == 1 else (resampled * seed_counts).sum(1)
-        plain[key] = np.asarray(gap.mean(dtype=np.float64))
-        values[key] = mixed
-        tests[key] = combine_p_values(np.asarray([mcnemar_exact(b, c) for b, c in only]))
-        discordant[key] = tuple(only)
-        accuracies[key] = (float(right.mean()), float(wrong.mean()))
-    adjusted = dict(zip(tests, holm(np.asarray(list(tests.values()))), strict=True))
-    cells = {
-        key: Difference(
-            accuracy=accuracies[key],
-            difference=estimate(float(plain[key]), values[key], first.level),
-            bootstrap_p=bootstrap_p_value(values[key]),
-            mcnemar_p=tests[key],
-            holm_p=float(adjusted[key]),
-            discordant=discordant[key],
-        )
-        for key in tests
-    }
-    disrupted = [key for key in cells if key != "clean"]
-    mean, plain_mean = np.empty(0), math.nan
-    if disrupted:
-        mean = np.mean([values[key] for key in disrupted], axis=0)
-        plain_mean = float(np.mean([plain[key] for key in disrupted]))
-    return Comparison(
-        names=(first.name, second.name),
-        cells=cells,
-        titles={c.condition.key: c.condition.title for c in first_cells},
-        overall=estimate(plain_mean, mean, first.level),
-        overall_p=bootstrap_p_value(mean),
-    )

@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader, Subset
 from robustfusion.disruption import (
     DisruptedDataset,
     Disruption,
-    FeatureCorruption,
     SampleId,
+    canonical_id,
     collate,
     disrupt_features,
 )
-from robustfusion.disruption._draws import canonical_id
-from robustfusion.disruption.cached import check_floating, check_source
+from robustfusion.disruption.cached import check_rows, check_source, is_fresh, take_rows
 
 Rows = NDArray[np.int64]
 Batch = Mapping[str, Any]
@@ -61,7 +60,7 @@ class EvaluationData(Protocol):
         ...             }
         >>> head = ConcatenationHead({"image": 3, "text": 2}, num_classes=2)
         >>> report = robustness_report(head, Stored(), seeds=(0,), batch_size=4)
-        >>> report["clean"].samples.predictions.shape
+        >>> report["clean"].predictions.shape
         (1, 6)
     """
 
@@ -74,8 +73,8 @@ class EvaluationData(Protocol):
         """The `rows` under `disruption`, in their order.
 
         Each batch maps `inputs` and `available` to mappings by modality, and `label` to long
-        `(B,)`. What is given for a row may depend on the disruption's seed, the row's id and what
-        is done to each of its modalities, and on nothing else.
+        `(B,)`. What is given for a modality of a row may depend on the disruption's seed, the
+        row's id and what is done to that modality, and on nothing else.
         """
         ...
 
@@ -83,12 +82,17 @@ class EvaluationData(Protocol):
 class CachedFeatures:
     """Features computed once, with those of corrupted inputs beside them.
 
+    For a model whose encoders are trained, what stands for features is what the encoders take:
+    pixels, token ids, a mapping of tensors. :func:`~robustfusion.datasets.encode` makes both.
+
     Args:
-        features: clean features by modality, each `(N, ..., D)`, two modalities or more.
+        features: clean features by modality, each `(N, ..., D)` or a mapping of such tensors, two
+            modalities or more.
         labels: classes, integer `(N,)`.
         ids: names of the samples, unique; without it 0 .. N-1. Disruption draws depend on them.
         corrupted: for each modality that may be corrupted, the features of the corrupted inputs,
-            `(N, ..., D)` or R independent draws `(R, N, ..., D)`, or a `FeatureCorruption`.
+            `(N, ..., D)`, a mapping from disruption seed to such features, R independent draws
+            `(R, N, ..., D)`, or a `FeatureCorruption`.
         available: bool `(N,)` by modality, what was observed in the first place; None means all.
         class_names: of the C classes.
 
@@ -109,11 +113,11 @@ class CachedFeatures:
 
     def __init__(
         self,
-        features: Mapping[str, Tensor],
+        features: Mapping[str, Any],
         labels: Tensor,
         *,
         ids: Sequence[SampleId] | None = None,
-        corrupted: Mapping[str, Tensor | FeatureCorruption] | None = None,
+        corrupted: Mapping[str, Any] | None = None,
         available: Mapping[str, Tensor] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
@@ -131,38 +135,19 @@ class CachedFeatures:
         self.labels = labels.long()
         self.ids = _unique(range(len(labels)) if ids is None else ids, len(labels))
         for name, values in self.features.items():
-            check_floating(f'features["{name}"]', values)
-            if values.ndim < 2 or len(values) != len(labels):
-                raise ValueError(
-                    f'features["{name}"] must have shape ({len(labels)}, ..., D), got '
-                    f"{tuple(values.shape)}"
-                )
+            check_rows(f'features["{name}"]', values, len(labels))
         self.corrupted = dict(corrupted or {})
         for name, source in self.corrupted.items():
-            self._check_corrupted(name, source)
+            if name not in self.features:
+                raise ValueError(f"corrupted has the key {name!r}, not among {self.modalities}")
+            check_source(name, source, self.features[name])
         self.available = dict(available or {})
         for name, mask in self.available.items():
             self.available[name] = self._checked_mask(name, mask)
         self.class_names = None if class_names is None else tuple(class_names)
         self.fresh_corruption = any(
-            not isinstance(source, Tensor)
-            or (source.ndim > self.features[name].ndim and len(source) > 1)
-            for name, source in self.corrupted.items()
+            is_fresh(source, self.features[name]) for name, source in self.corrupted.items()
         )
-
-    def _check_corrupted(self, name: str, source: Tensor | FeatureCorruption) -> None:
-        if name not in self.features:
-            raise ValueError(f"corrupted has the key {name!r}, not among {self.modalities}")
-        check_source(name, source)
-        shape = self.features[name].shape
-        if isinstance(source, FeatureCorruption) or source.shape == shape:
-            return
-        if source.shape[1:] != shape or not len(source):
-            expected = ", ".join(map(str, shape))
-            raise ValueError(
-                f'corrupted["{name}"] must have shape ({expected}) or (R, {expected}), got '
-                f"{tuple(source.shape)}"
-            )
 
     def _checked_mask(self, name: str, mask: Tensor) -> Tensor:
         if name not in self.features:
@@ -181,19 +166,14 @@ class CachedFeatures:
         """The `rows` under `disruption`; see `EvaluationData`."""
         for start in range(0, len(rows), batch_size):
             part = torch.from_numpy(rows[start : start + batch_size])
-            corrupted: dict[str, Tensor | FeatureCorruption] = {}
-            for name, source in self.corrupted.items():
-                if not isinstance(source, Tensor):
-                    corrupted[name] = source
-                elif source.ndim > self.features[name].ndim:
-                    corrupted[name] = source[:, part.to(source.device)]
-                else:
-                    corrupted[name] = source[part.to(source.device)]
             made = disrupt_features(
                 disruption,
                 [self.ids[row] for row in part.tolist()],
-                {name: values[part.to(values.device)] for name, values in self.features.items()},
-                corrupted,
+                {name: take_rows(values, part, values) for name, values in self.features.items()},
+                {
+                    name: take_rows(source, part, self.features[name], disruption.seed)
+                    for name, source in self.corrupted.items()
+                },
                 available={name: mask[part] for name, mask in self.available.items()},
             )
             labels = self.labels[part.to(self.labels.device)]

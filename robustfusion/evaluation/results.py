@@ -1,112 +1,110 @@
-"""What the grid produced: per-sample results of each condition and the scores made from them."""
+"""What a report holds, condition by condition, and the scores made from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustfusion.evaluation.grid import Condition
+from robustfusion.disruption import Condition
 from robustfusion.evaluation.statistics import (
+    UNKNOWN,
     Estimate,
     FloatArray,
     bootstrap_weights,
     calibration_error,
     classification_scores,
     estimate,
+    risk_coverage,
     separation_auroc,
+    weighted_mean,
 )
 
-_SCORES = ("accuracy", "macro_f1", "weighted_f1")
 
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One condition: what the model said sample by sample, and the scores made from it.
 
-class CellSamples(NamedTuple):
-    """What a model said in one condition, sample by sample.
+    A score is the mean over the S disruption seeds, with its bootstrap interval.
 
     Args:
-        condition: which one.
-        seeds: the disruption seeds, S of them; the first alone where seeds do not matter.
-        predictions: classes, int16 `(S, N)`; -1 where the logits were not finite.
-        confidence: probability of the predicted class, float16 `(S, N)`.
-        counts: rows corrupted and rows discarded, int64 `(S, M, 2)`, as realised.
-        weights: mean fusion weight of each candidate, or None for a model without weights.
+        condition: Which one.
+        seeds: The disruption seeds; the first alone where seeds do not matter.
+        predictions: Classes, int16 (S, N); -1 where the logits were not finite.
+        confidence: Probability of the predicted class, float16 (S, N).
+        log_likelihood: Log-probability of the true class, float16 (S, N).
+        p_values: Of each modality, float16 (S, N, M); NaN where not available, or none were given.
+        counts: Rows corrupted and rows discarded, int64 (S, M, 2), as realized.
+        weights: Mean fusion weight of each candidate, or None for a model without weights.
+        accuracy: Share of right predictions.
+        macro_f1: Mean F1 of the classes.
+        weighted_f1: Mean F1 of the classes, weighted by their size.
+        drop: Accuracy when clean minus accuracy here.
+        ece: Expected calibration error, 15 bins.
+        nll: Negative log-likelihood: mean of minus ``log_likelihood``.
+        alarms: By modality, the share of its rows with a p-value of at most the report's
+            ``alarm_rate``; empty for a model without p-values.
+        aurc: Area under the risk-coverage curve: error among the most confident share of the
+            samples, mean over all shares.
+        spread: Standard deviation of the accuracy over the seeds; NaN for one seed.
 
-    ``report[key].samples`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
+    ``report[key]`` of a :class:`~robustfusion.evaluation.RobustnessReport`; see the example
+    there.
+
+    Reference:
+        Calibration error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Area
+        under the risk-coverage curve: Geifman et al., "Bias-Reduced Uncertainty Estimation for
+        Deep Neural Classifiers", ICLR 2019.
     """
 
     condition: Condition
     seeds: tuple[int, ...]
     predictions: NDArray[np.int16]
     confidence: NDArray[np.float16]
+    log_likelihood: NDArray[np.float16]
+    p_values: NDArray[np.float16]
     counts: NDArray[np.int64]
     weights: tuple[float, ...] | None
-
-
-class Cell(NamedTuple):
-    """The scores of one condition, each the mean over the seeds with its bootstrap interval.
-
-    Args:
-        samples: the per-sample results they were made from.
-        accuracy: share of right predictions.
-        macro_f1: mean F1 of the classes.
-        weighted_f1: mean F1 of the classes, weighted by their size.
-        drop: accuracy when clean minus accuracy here.
-        ece: expected calibration error, 15 bins.
-        spread: standard deviation of the accuracy over the seeds; NaN for one seed.
-
-    ``report[key]`` of a :class:`~robustfusion.evaluation.RobustnessReport`; see the example
-    there.
-
-    Reference:
-        Calibration error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
-    """
-
-    samples: CellSamples
-    accuracy: Estimate
-    macro_f1: Estimate
-    weighted_f1: Estimate
-    drop: Estimate
-    ece: Estimate
-    spread: float
-
-
-class QualitySamples(NamedTuple):
-    """Quality scores of one modality: `clean` `(N,)`, `corrupted` `(S, N)`; NaN: not observed.
-
-    ``samples`` of a :class:`Quality`.
-    """
-
-    clean: NDArray[np.float32]
-    corrupted: NDArray[np.float32]
+    accuracy: Estimate = UNKNOWN
+    macro_f1: Estimate = UNKNOWN
+    weighted_f1: Estimate = UNKNOWN
+    drop: Estimate = UNKNOWN
+    ece: Estimate = UNKNOWN
+    nll: Estimate = UNKNOWN
+    alarms: Mapping[str, Estimate] = field(default_factory=dict)
+    aurc: float = float("nan")
+    spread: float = float("nan")
 
 
 class Quality(NamedTuple):
     """How well the quality score of one modality tells clean from corrupted.
 
     Args:
-        samples: the scores.
-        auroc: probability that a clean sample scores above a corrupted one; 0.5 is chance.
-        class_means: mean score of each class, clean and corrupted, `{class: (clean, corrupted)}`.
-            Clean means far apart say that the score judges the class, not the quality.
+        clean: Log-quality of each sample, (N,); NaN where the modality was not observed.
+        corrupted: The same with the modality corrupted throughout, (S, N).
+        auroc: Probability that a clean sample scores above a corrupted one; 0.5 is chance.
+        class_means: Mean score of each class, ``{class: (clean, corrupted)}``. Clean
+            means far apart say that the score judges the class, not the quality.
 
     ``report.quality[modality]`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
     """
 
-    samples: QualitySamples
-    auroc: Estimate
-    class_means: dict[str, tuple[float, float]]
+    clean: NDArray[np.float32]
+    corrupted: NDArray[np.float32]
+    auroc: Estimate = UNKNOWN
+    class_means: Mapping[str, tuple[float, float]] = {}
 
 
 class Recovered(NamedTuple):
     """True and recovered features of one direction on their common principal axes.
 
     Args:
-        true: `(n, p)` coordinates of the target's own features.
-        recovered: `(n, p)` coordinates of what was recovered from the source.
-        explained: share of the variance on each axis, `(p,)`.
-        labels: classes of the n samples.
+        true: Coordinates (n, p) of the target's own features.
+        recovered: Coordinates (n, p) of what was recovered from the source.
+        explained: Share of the variance on each axis, (p,).
+        labels: Classes of the n samples.
     """
 
     true: NDArray[np.float32]
@@ -127,14 +125,13 @@ class Majority(NamedTuple):
     weighted_f1: float
 
 
-@dataclass(frozen=True)
-class Fingerprint:
+class Fingerprint(NamedTuple):
     """Digests that say whether two reports may be compared.
 
     Args:
-        samples: of the ids and the labels, in their order.
-        disruptions: of which row is disrupted how, in every condition and seed.
-        inputs: of the values the model was given, "" where they were not hashed.
+        samples: Of the ids and the labels, in their order.
+        disruptions: Of which row is disrupted how, in every condition and seed.
+        inputs: Of the values the model was given.
     """
 
     samples: str
@@ -142,53 +139,25 @@ class Fingerprint:
     inputs: str
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The scores of a report: what `summarise` makes from per-sample results."""
+class Summary(NamedTuple):
+    """The scores of a report: what `summarize` makes from what was measured."""
 
     cells: dict[str, Cell]
-    qualities: dict[str, Quality]
-    areas: dict[str, Estimate]
-    premiums: dict[str, Estimate]
+    quality: dict[str, Quality]
+    area: dict[str, Estimate]
+    corruption_premium: dict[str, Estimate]
     majority: Majority
 
 
-@dataclass(frozen=True)
-class Context:
-    """What was measured, on what, and how: the report's head.
-
-    Args:
-        name: of the model.
-        modalities: their names, M.
-        class_names: C.
-        candidates: names of the K fusion candidates, in the order of `weights`.
-        labels: true classes, int16 `(N,)`.
-        seeds: the disruption seeds.
-        level: of the confidence intervals.
-        replicates: bootstrap replicates.
-        bootstrap_seed: their seed.
-        fingerprint: of the data.
-        record: whatever the caller wants kept: command, commit, machine.
-    """
-
-    name: str
-    modalities: tuple[str, ...]
-    class_names: tuple[str, ...]
-    candidates: tuple[str, ...]
-    labels: NDArray[np.int16]
-    seeds: tuple[int, ...]
-    level: float
-    replicates: int
-    bootstrap_seed: int
-    fingerprint: Fingerprint
-    record: Mapping[str, Any] = field(default_factory=dict)
-
-
-def rate_curve(cells: Sequence[Condition], setting: str) -> list[tuple[float, str]]:
-    """The points `(rate, cell key)` of a modality-random curve, clean at rate 0, ascending."""
-    points = [(0.0, c.key) for c in cells if c.strategy == "clean"]
-    points += [(c.rate, c.key) for c in cells if c.strategy == "random" and c.setting == setting]
-    return sorted(points)
+def rate_curve(conditions: Sequence[Condition], setting: str) -> list[tuple[float, str]]:
+    """The points ``(rate, key)`` of a modality-random curve, clean at rate 0, ascending."""
+    return sorted(
+        (c.rate, c.key)
+        for c in conditions
+        if c.strategy in ("clean", "random")
+        and c.setting in (None, setting)
+        and not isinstance(c.rate, tuple)
+    )
 
 
 def _area(points: list[tuple[float, str]], accuracy: Mapping[str, FloatArray]) -> FloatArray:
@@ -199,66 +168,69 @@ def _area(points: list[tuple[float, str]], accuracy: Mapping[str, FloatArray]) -
     return np.asarray((values[:-1] + values[1:]).T @ steps / (2 * steps.sum()))
 
 
-def summarise(
-    context: Context,
-    samples: Sequence[CellSamples],
-    qualities: Mapping[str, QualitySamples],
+class Intervals(NamedTuple):
+    """How scores are made: level of the intervals, bootstrap, rate of the alarms."""
+
+    level: float = 0.95
+    replicates: int = 1000
+    seed: int = 0
+    alarm_rate: float = 0.05
+
+
+def summarize(
+    measured: Sequence[Cell],
+    quality: Mapping[str, Quality],
+    labels: NDArray[np.int16],
+    names: tuple[Sequence[str], Sequence[str]],
+    options: Intervals,
 ) -> Summary:
     """All scores with their intervals, from one set of bootstrap draws.
 
     Args:
-        context: labels, level, replicates and seed.
-        samples: the conditions; the first must be the clean one.
-        qualities: by modality, where the model gives scores.
-
-    Returns:
-        the scores.
+        measured: The conditions, without scores; the first must be the clean one.
+        quality: By modality, where the model gives scores.
+        labels: True classes.
+        names: Of the modalities, and of the classes.
+        options: Level, replicates, seed and alarm rate.
     """
-    conditions = [s.condition for s in samples]
-    labels = context.labels.astype(np.int64)
-    classes = len(context.class_names)
+    modalities, class_names = names
+    true = labels.astype(np.int64)
     # Row 0 of every array is the plain value, the rest are replicates: one pass for both.
+    parts: dict[str, list[dict[str, FloatArray]]] = {c.condition.key: [] for c in measured}
+    auroc: dict[str, list[FloatArray]] = {name: [] for name in quality}
     once = np.ones((1, len(labels)), dtype=np.float32)
-    metrics: dict[str, dict[str, list[FloatArray]]] = {
-        m: {c.key: [] for c in conditions} for m in (*_SCORES, "ece")
+    for weights in chain([once], bootstrap_weights(len(true), options.replicates, options.seed)):
+        for cell in measured:
+            scores = _scores(cell, true, len(class_names), weights, options.alarm_rate)
+            parts[cell.condition.key].append(scores)
+        for name, scored in quality.items():
+            auroc[name].append(_auroc(scored, weights))
+    joined = {
+        key: {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        for key, found in parts.items()
     }
-    auroc: dict[str, list[FloatArray]] = {name: [] for name in qualities}
-    draws = bootstrap_weights(len(labels), context.replicates, context.bootstrap_seed)
-    for weights in chain([once], draws):
-        for cell in samples:
-            key = cell.condition.key
-            scores = classification_scores(labels, cell.predictions, classes, weights)
-            for name, values in zip(_SCORES, scores, strict=True):
-                metrics[name][key].append(values.mean(1))
-            right = cell.predictions == labels
-            sure = cell.confidence.astype(np.float64)
-            ece = calibration_error(right, sure, weights=weights)
-            metrics["ece"][key].append(ece.mean(1))
-        for name, scored in qualities.items():
-            auroc[name].append(_quality_auroc(scored, weights))
-    joined = {m: {k: np.concatenate(v) for k, v in by.items()} for m, by in metrics.items()}
-    accuracy = joined["accuracy"]
+    accuracy = {key: found["accuracy"] for key, found in joined.items()}
 
     def interval(values: FloatArray) -> Estimate:
-        return estimate(values[0], values[1:], context.level)
+        return estimate(values[0], values[1:], options.level)
 
     cells = {}
-    for cell in samples:
-        key = cell.condition.key
-        by_seed = (cell.predictions == labels).mean(1)
-        cells[key] = Cell(
-            samples=cell,
-            accuracy=interval(accuracy[key]),
-            macro_f1=interval(joined["macro_f1"][key]),
-            weighted_f1=interval(joined["weighted_f1"][key]),
+    for cell in measured:
+        key, right = cell.condition.key, cell.predictions == true
+        by_seed = right.mean(1)
+        found = joined[key]
+        made: dict[str, Any] = {name: interval(found[name]) for name in _SCORES}
+        alarms = {m: interval(found[f"alarm {k}"]) for k, m in enumerate(modalities)}
+        cells[key] = replace(
+            cell,
+            **made,
             drop=interval(accuracy["clean"] - accuracy[key]),
-            ece=interval(joined["ece"][key]),
+            alarms={m: rate for m, rate in alarms.items() if not np.isnan(rate.value)},
+            aurc=float(risk_coverage(right, cell.confidence)[1].mean()),
             spread=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan"),
         )
-    areas = {}
-    for setting in dict.fromkeys(c.setting for c in conditions if c.strategy == "random"):
-        points = rate_curve(conditions, str(setting))
-        areas[str(setting)] = interval(_area(points, accuracy))
+    conditions = [c.condition for c in measured]
+    settings = dict.fromkeys(c.setting for c in conditions if c.strategy == "random")
     premiums = {}
     for c in conditions:
         twin = c._replace(setting="C").key
@@ -266,21 +238,46 @@ def summarise(
             premiums[c.place] = interval(accuracy[c.key] - accuracy[twin])
     return Summary(
         cells=cells,
-        qualities={
-            name: Quality(
-                scored,
-                interval(np.concatenate(auroc[name])),
-                _class_means(scored, labels, context.class_names),
+        quality={
+            name: scored._replace(
+                auroc=interval(np.concatenate(auroc[name])),
+                class_means=_class_means(scored, true, class_names),
             )
-            for name, scored in qualities.items()
+            for name, scored in quality.items()
         },
-        areas=areas,
-        premiums=premiums,
-        majority=_majority(labels, context.class_names),
+        area={str(s): interval(_area(rate_curve(conditions, str(s)), accuracy)) for s in settings},
+        corruption_premium=premiums,
+        majority=_majority(true, class_names),
     )
 
 
-def _quality_auroc(scored: QualitySamples, weights: NDArray[np.float32]) -> FloatArray:
+_SCORES = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
+
+
+def _scores(
+    cell: Cell,
+    labels: NDArray[np.int64],
+    classes: int,
+    weights: NDArray[np.float32],
+    alarm_rate: float,
+) -> dict[str, FloatArray]:
+    """Every score of a cell, (R,): means over the seeds."""
+    scores = classification_scores(labels, cell.predictions, classes, weights)
+    right = cell.predictions == labels
+    ece = calibration_error(right, cell.confidence.astype(np.float64), weights=weights)
+    nll = weighted_mean(-cell.log_likelihood.astype(np.float32), weights)
+    made = dict(zip(_SCORES, (*scores, ece, nll), strict=True))
+    for column in range(cell.p_values.shape[2]):
+        p = cell.p_values[..., column].astype(np.float32)
+        seen = ~np.isnan(p)
+        alarm = np.full((len(weights), len(p)), np.nan)
+        if seen.any():
+            alarm = weighted_mean((p <= alarm_rate).astype(np.float32), weights, seen)
+        made[f"alarm {column}"] = alarm
+    return {name: values.mean(1) for name, values in made.items()}
+
+
+def _auroc(scored: Quality, weights: NDArray[np.float32]) -> FloatArray:
     """Mean over the seeds, over the rows whose modality was observed."""
     seen = ~np.isnan(scored.clean)
     clean = scored.clean[seen].astype(np.float64)
@@ -292,7 +289,7 @@ def _quality_auroc(scored: QualitySamples, weights: NDArray[np.float32]) -> Floa
 
 
 def _class_means(
-    scored: QualitySamples, labels: NDArray[np.int64], names: Sequence[str]
+    scored: Quality, labels: NDArray[np.int64], names: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
     means = {}
     for index, name in enumerate(names):

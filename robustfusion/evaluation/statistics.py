@@ -32,6 +32,9 @@ class Estimate(NamedTuple):
     high: float
 
 
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+
+
 class Scores(NamedTuple):
     """Accuracy, macro and weighted F1, each `(...)`."""
 
@@ -142,6 +145,62 @@ def calibration_error(
     return np.asarray(np.abs(_counted(weights, gap)).sum(-1) / total[:, None])
 
 
+def weighted_mean(
+    values: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    counted: NDArray[np.bool_] | None = None,
+) -> FloatArray:
+    """Mean of each seed and bootstrap replicate, over the samples that count.
+
+    Args:
+        values: `(S, N)`.
+        weights: `(R, N)` as in `classification_scores`.
+        counted: bool `(S, N)`; None means all.
+
+    Returns:
+        array `(R, S)`; NaN where nothing counts.
+    """
+    if counted is None:
+        total = weights.sum(-1, dtype=np.float64)[:, None]
+    else:
+        values = np.where(counted, values, np.float32(0))
+        total = _counted(weights, counted.astype(np.float32)[..., None])[..., 0]
+    sums = _counted(weights, values[..., None])[..., 0]
+    nothing = np.full_like(sums, np.nan)
+    return np.asarray(np.divide(sums, total, out=nothing, where=total > 0))
+
+
+def risk_coverage(
+    correct: NDArray[np.bool_], confidence: NDArray[np.floating]
+) -> tuple[FloatArray, FloatArray]:
+    """Error among the most confident samples, for every share of them: the risk-coverage curve.
+
+    Samples of equal confidence have no order: each of them counts with their mean.
+
+    Args:
+        correct: `(S, N)`.
+        confidence: `(S, N)`.
+
+    Returns:
+        the shares of the samples that are answered, `(N,)`, and the error among these, mean over
+        the seeds, `(N,)`; its mean is the area under the curve.
+
+    Example:
+        >>> coverage, risk = risk_coverage(np.array([[True, False]]), np.array([[0.9, 0.6]]))
+        >>> coverage, risk
+        (array([0.5, 1. ]), array([0. , 0.5]))
+    """
+    size = correct.shape[1]
+    risk = np.zeros(size)
+    for right, sure in zip(correct, confidence, strict=True):
+        order = np.argsort(-sure, kind="stable")
+        wrong = ~right[order]
+        _, group = np.unique(-sure[order], return_inverse=True)
+        mean = np.bincount(group, wrong) / np.bincount(group)
+        risk += np.cumsum(mean[group]) / np.arange(1, size + 1)
+    return np.arange(1, size + 1) / size, risk / len(correct)
+
+
 def separation_auroc(
     higher: FloatArray, lower: FloatArray, weights: NDArray[np.float32] | None = None
 ) -> FloatArray:
@@ -164,11 +223,14 @@ def separation_auroc(
     upto = np.searchsorted(ranked, higher, side="right")
     if weights is None:
         return np.asarray([(below + upto).mean() / 2 / len(lower)])
-    cumulative = np.zeros((rows, len(lower) + 1))
-    np.cumsum(weights[:, order], axis=1, out=cumulative[:, 1:])
-    wins = (cumulative[:, below] + cumulative[:, upto]) / 2
+    # Samples first: a row is then the same step for all replicates, and lies in one piece.
+    drawn = np.ascontiguousarray(weights.T)
+    cumulative = np.zeros((len(lower) + 1, rows), dtype=np.float32)
+    np.cumsum(drawn[order], axis=0, out=cumulative[1:])
+    wins = cumulative[below] + cumulative[upto]
     total = weights.sum(-1, dtype=np.float64)
-    return np.asarray((wins * weights).sum(-1) / total**2)
+    won: FloatArray = np.einsum("nr,nr->r", wins, drawn, dtype=np.float64, casting="safe") / 2
+    return np.asarray(won / total**2)
 
 
 def estimate(value: float, replicates: FloatArray, level: float) -> Estimate:
@@ -180,16 +242,41 @@ def estimate(value: float, replicates: FloatArray, level: float) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
-def bootstrap_p_value(replicates: FloatArray) -> float:
-    """Two-sided p-value for "the difference is zero": twice the smaller tail at zero.
+def sign_flip_p_values(differences: FloatArray, flips: int = 10_000, seed: int = 0) -> FloatArray:
+    """Two-sided permutation tests for "the mean difference is zero", one for each column.
 
-    NaN without replicates: nothing was tested.
+    If two models are alike, the difference of a sample is as likely as its negative. The p-value
+    is the share of random signs, given ones included, under which the mean is as far from zero.
+    With one run a side this is McNemar's test; with several, average each sample over its runs
+    first, so that it counts once.
+
+    Args:
+        differences: `(N, K)`, of each sample under K conditions; the signs are shared.
+        flips: random assignments of signs.
+        seed: of the signs.
+
+    Returns:
+        array `(K,)`.
+
+    Example:
+        >>> sign_flip_p_values(np.ones((20, 1))).round(4)
+        array([0.0001])
+
+    Reference:
+        Fisher, "The Design of Experiments", 1935; the share counted as by Phipson and Smyth,
+        "Permutation P-values Should Never Be Zero", 2010.
     """
-    if not len(replicates):
-        return math.nan
-    low = (np.count_nonzero(replicates <= 0) + 1) / (len(replicates) + 1)
-    high = (np.count_nonzero(replicates >= 0) + 1) / (len(replicates) + 1)
-    return min(1.0, 2 * min(low, high))
+    generator = np.random.default_rng(seed)
+    size = len(differences)
+    beyond = np.zeros(differences.shape[1])
+    found = np.abs(differences.sum(0)) - 1e-9 * max(size, 1)
+    block = max(1, _BLOCK_ELEMENTS // max(size, 1))
+    columns = torch.from_numpy(np.ascontiguousarray(differences, dtype=np.float64))
+    for start in range(0, flips, block):
+        rows = min(block, flips - start)
+        signs = 2.0 * generator.integers(2, size=(rows, size), dtype=np.int8) - 1.0
+        beyond += (np.abs((torch.from_numpy(signs) @ columns).numpy()) >= found).sum(0)
+    return np.asarray((beyond + 1) / (flips + 1))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

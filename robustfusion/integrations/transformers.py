@@ -1,14 +1,16 @@
 """Models of transformers as encoders, and batches for them in which a modality may be missing."""
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor, nn
 
 from robustfusion._validation import check_positive
+from robustfusion.datasets.pictures import to_rgb
 from robustfusion.disruption import collate
+from robustfusion.disruption.data import is_missing, placeholder
 
 Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
 
@@ -139,25 +141,32 @@ class TransformersEncoder(nn.Module):
 
 
 class TransformersCollate:
-    """A collate function for images and texts that may be missing: tensors and masks out.
+    """A collate function for inputs of any modality that may be missing: tensors and masks out.
 
-    A missing input is ``None``, a text of blanks only, NaN as in an empty cell of a data frame, or
-    one whose sample says so in ``available``. In its place comes a placeholder that keeps every
-    model finite: a black image, or a lone mask token (a transformer that attends to nothing
-    returns NaN). The mask sees to it that nothing of a placeholder reaches the prediction.
+    A missing input is ``None``, a text of blanks only, NaN as in an empty cell of a data frame, a
+    key that is not there, or one whose sample says so in ``available``. In its place comes a
+    placeholder that keeps every model finite: zeros, a black image, or a lone mask token (a
+    transformer that attends to nothing returns NaN). The mask sees to it that nothing of a
+    placeholder reaches the prediction.
+
+    Pillow images are brought to RGB before any processor sees them.
 
     Args:
         processors: For each modality that needs one, a tokenizer or an image processor of
-            transformers. Inputs of other modalities must be tensors, given for every sample.
+            transformers, or any function of one input, such as a transform of torchvision or
+            timm, that returns a tensor (or a mapping of tensors) of always the same shape. Inputs
+            of other modalities are stacked if they are tensors.
+        placeholders: For each modality that may be missing in a whole batch, one row of what its
+            function returns. Without it a row that was seen before serves for its shape.
         max_length: Most tokens of a text.
 
     Raises:
         TypeError: If a processor is neither; ``CLIPProcessor`` has both inside.
-        ImportError: Without transformers.
 
     Example:
         >>> from transformers import ViTImageProcessor
         >>> from PIL import Image
+        >>> from robustfusion.integrations.transformers import TransformersCollate
         >>> make_batch = TransformersCollate({"image": ViTImageProcessor()})
         >>> there, gone = Image.new("RGB", (50, 40), "white"), None
         >>> batch = make_batch(
@@ -171,31 +180,28 @@ class TransformersCollate:
         https://huggingface.co/docs/transformers/main_classes/data_collator
     """
 
-    def __init__(self, processors: Mapping[str, Any], *, max_length: int = 128) -> None:
-        try:
-            from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
-        except ImportError as error:
-            raise ImportError(
-                'TransformersCollate needs transformers: pip install "robustfusion[hf]"'
-            ) from error
+    def __init__(
+        self,
+        processors: Mapping[str, Any],
+        *,
+        placeholders: Mapping[str, Any] | None = None,
+        max_length: int = 128,
+    ) -> None:
         check_positive(max_length, "max_length")
         for name, processor in processors.items():
-            if isinstance(processor, ProcessorMixin):
+            if _is_of_transformers(processor, "ProcessorMixin"):
                 raise TypeError(
                     f'processors["{name}"] is a {type(processor).__name__}, which holds several: '
                     "give its .tokenizer to the text and its .image_processor to the image"
                 )
-            if not isinstance(processor, PreTrainedTokenizerBase | ImageProcessingMixin):
+            if not callable(processor):
                 raise TypeError(
-                    f'processors["{name}"] must be a tokenizer or image processor of '
-                    f"transformers, got {type(processor).__name__}"
+                    f'processors["{name}"] must be a tokenizer, an image processor or a function '
+                    f"of one input, got {type(processor).__name__}"
                 )
         self.processors = dict(processors)
+        self.placeholders = dict(placeholders or {})
         self.max_length = max_length
-        self._texts = {
-            name: isinstance(processor, PreTrainedTokenizerBase)
-            for name, processor in processors.items()
-        }
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch.
@@ -207,41 +213,37 @@ class TransformersCollate:
         Returns:
             What that function returns, ``inputs[name]`` being what the processor made.
         """
-        bare = [
-            {**sample, "inputs": self._others(sample), "available": self._available(sample)}
-            for sample in samples
-        ]
-        batch = collate(bare)
+        bare = [self._prepared(sample) for sample in samples]
+        batch = collate(bare, placeholders=self.placeholders)
         for name, processor in self.processors.items():
-            if name not in batch["inputs"]:
-                raise ValueError(
-                    f'processors has the key "{name}", samples have {list(batch["inputs"])}'
-                )
-            values = [sample["inputs"][name] for sample in samples]
+            if not _takes_batches(processor):
+                continue
             present = batch["available"][name].tolist()
-            process = self._tokenize if self._texts[name] else _process_images
+            values = [sample["inputs"].get(name) for sample in samples]
+            process = self._tokenize if _is_tokenizer(processor) else _process_images
             batch["inputs"][name] = dict(process(processor, values, present))
         return batch
 
-    def _others(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs without those that a processor is to read."""
-        others = dict(sample["inputs"])
-        for name, value in others.items():
-            if name in self.processors:
-                others[name] = None
-            elif value is None:
-                raise ValueError(
-                    f'inputs["{name}"] is None, and no processor makes a placeholder for it: pass '
-                    f'one of the right shape and available["{name}"] = False'
-                )
-        return others
-
-    def _available(self, sample: Mapping[str, Any]) -> dict[str, bool]:
+    def _prepared(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a sample as tensors, but for what is processed a batch at a time."""
+        inputs = {**sample["inputs"]}
+        for name in self.processors:
+            inputs.setdefault(name, None)
         said = sample.get("available") or {}
-        return {
-            name: bool(said.get(name, True)) and not _is_missing(value)
-            for name, value in sample["inputs"].items()
+        available = {
+            name: bool(said.get(name, True)) and not is_missing(value)
+            for name, value in inputs.items()
         }
+        for name, processor in self.processors.items():
+            if _takes_batches(processor):
+                inputs[name] = torch.zeros(())  # holds the place
+            elif not available[name]:
+                inputs[name] = None
+            else:
+                inputs[name] = processor(_shown(inputs[name]))
+                # For a batch without any: its shape is known from here on.
+                self.placeholders.setdefault(name, placeholder(inputs[name]))
+        return {**sample, "inputs": inputs, "available": available}
 
     def _tokenize(self, tokenizer: Any, texts: list[Any], present: list[bool]) -> Any:
         lone = tokenizer.mask_token or tokenizer.unk_token or tokenizer.eos_token or "."
@@ -254,22 +256,39 @@ class TransformersCollate:
         )
 
 
-def _is_missing(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _process_images(processor: Any, images: list[Any], present: list[bool]) -> Any:
-    from PIL import Image
+    # Beside tensors goes a tensor: no processor takes a mixture.
+    first = next((image for image, here in zip(images, present, strict=True) if here), None)
+    if isinstance(first, Tensor):
+        black: Any = torch.zeros_like(first)
+    else:
+        from PIL import Image
 
-    black = Image.new("RGB", (64, 64))
-    # Grey and palette images are common in the wild, and processors stumble over them.
-    shown = [
-        black if not here else image.convert("RGB") if isinstance(image, Image.Image) else image
-        for image, here in zip(images, present, strict=True)
-    ]
+        black = Image.new("RGB", (64, 64))
+    shown = [_shown(x) if here else black for x, here in zip(images, present, strict=True)]
     return processor(shown, return_tensors="pt")
+
+
+def _shown(value: Any) -> Any:
+    """Gray and palette images are common in the wild, and processors stumble over them."""
+    of_pillow = any(base.__module__.startswith("PIL.") for base in type(value).__mro__)
+    return to_rgb(value) if of_pillow else value
+
+
+def _is_of_transformers(value: Any, name: str) -> bool:
+    # By name: a function needs no transformers.
+    return any(
+        base.__name__ == name and base.__module__.startswith("transformers")
+        for base in type(value).__mro__
+    )
+
+
+def _is_tokenizer(processor: Any) -> bool:
+    return _is_of_transformers(processor, "PreTrainedTokenizerBase")
+
+
+def _takes_batches(processor: Any) -> bool:
+    return _is_tokenizer(processor) or _is_of_transformers(processor, "ImageProcessingMixin")
 
 
 def _width(config: Any, pooling: Pooling) -> int:

@@ -1,13 +1,14 @@
-"""Imputation, EmbraceNet, MMIN and prompts: each against an obvious version."""
+"""Imputation, EmbraceNet and MMIN: each against an obvious version."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustfusion.baselines import EmbraceNetHead, ImputationHead, MissingPromptsHead, MMINHead
+from robustfusion.baselines import EmbraceNetHead, ImputationHead, MMINHead
+from robustfusion.baselines._neighbors import nearest_neighbor_mean
 from robustfusion.baselines.embracenet import embrace
-from robustfusion.baselines.imputation import RunningMean, nearest_neighbour_mean
+from robustfusion.baselines.imputation import RunningMean
 from robustfusion.baselines.mmin import ResidualCascade
 
 DIMS = {"text": 5, "image": 4}
@@ -43,12 +44,12 @@ def test_mean_imputation_uses_past_batches_only() -> None:
     assert torch.equal(second.filled["image"][0], features["image"][0])
 
 
-def test_nearest_neighbour_mean_against_a_sort() -> None:
+def test_nearest_neighbor_mean_against_a_sort() -> None:
     torch.manual_seed(0)
     similarity, candidates = torch.randn(5, 9), torch.randn(9, 3)
     allowed = torch.rand(5, 9) > 0.6
     allowed[3] = False
-    got = nearest_neighbour_mean(similarity, candidates, allowed, 3)
+    got = nearest_neighbor_mean(similarity, candidates, allowed, 3)
     for row in range(5):
         order = sorted(
             (j for j in range(9) if allowed[row, j]), key=lambda j: -float(similarity[row, j])
@@ -58,7 +59,7 @@ def test_nearest_neighbour_mean_against_a_sort() -> None:
 
 
 def test_retrieval_finds_the_stored_partner() -> None:
-    head, features = ImputationHead(DIMS, 3, strategy="nearest", neighbours=1), make_features()
+    head, features = ImputationHead(DIMS, 3, strategy="nearest", neighbors=1), make_features()
     head(features)
     head.eval()
     out = head(
@@ -69,7 +70,7 @@ def test_retrieval_finds_the_stored_partner() -> None:
 
 
 def test_retrieval_learns_from_incomplete_rows_only_what_they_hold() -> None:
-    head, features = ImputationHead(DIMS, 3, strategy="nearest", neighbours=6), make_features()
+    head, features = ImputationHead(DIMS, 3, strategy="nearest", neighbors=6), make_features()
     stored = masks([1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0])
     head(features, stored)
     assert len(head.queue) == 5
@@ -155,19 +156,3 @@ def test_imagination_improves_with_training() -> None:
         head.loss(out, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert sum(history[-10:]) < 0.5 * sum(history[:10])
-
-
-def test_each_missing_pattern_has_its_prompt() -> None:
-    head, features = MissingPromptsHead(DIMS, 3).eval(), make_features(4)
-    available = masks([0, 1, 0, 1], [0, 0, 1, 1])
-    assert head.pattern(torch.stack(list(available.values()), 1)).tolist() == [0, 1, 2, 3]
-    before = head(features, available).logits
-    with torch.no_grad():
-        head.prompts[2].normal_()
-    changed = (head(features, available).logits != before).any(1)
-    assert changed.tolist() == [False, False, True, False]
-
-
-def test_too_many_modalities_for_prompts() -> None:
-    with pytest.raises(ValueError, match="at most 8"):
-        MissingPromptsHead({str(i): 2 for i in range(9)}, 3)

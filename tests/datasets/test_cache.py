@@ -1,120 +1,176 @@
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustfusion.datasets import MVSA, FeatureCache, encode, module_fingerprint
+from robustfusion.datasets import FeatureCache, module_fingerprint
 
-
-class Counting:
-    """Encodes a text as its length and a first letter, and counts what it sees."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def __call__(self, texts: list[Any]) -> Tensor:
-        self.seen += texts
-        return torch.tensor([[len(text), ord(text[-1])] for text in texts], dtype=torch.float32)
+ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
-KEYS = {"text": FeatureCache.key("text", "counting", "none")}
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    made = FeatureCache(tmp_path)
+    made.store("k", ["a", "b"], ROWS)
+    return made
 
 
-def brightness(images: list[Any]) -> Tensor:
-    return torch.tensor([[float(np.asarray(image).mean())] for image in images])
+def the_file(cache: FeatureCache, suffix: str) -> Path:
+    (path,) = (p for p in (cache.directory / "k").glob("*.npy") if suffix in p.name)
+    return path
 
 
-def test_encode_runs_once(three_posts: Path, tmp_path: Path) -> None:
-    dataset, cache, encoder = MVSA(three_posts), FeatureCache(tmp_path / "cache"), Counting()
-    first = encode(dataset, {"text": encoder}, cache=cache, keys=KEYS, batch_size=2)
-    assert first.ids == ["1", "2", "3"]
-    assert first.labels.tolist() == [0, 2, 1]
-    expected = torch.tensor([[13.0, 49], [13, 50], [13, 51]])
-    assert torch.equal(first.features["text"], expected)
-    assert first.available["text"].tolist() == [True] * 3
-    assert len(encoder.seen) == 3
-
-    again = encode(dataset.select(["3", "1"]), {"text": encoder}, cache=cache, keys=KEYS)
-    assert torch.equal(again.features["text"], expected[[2, 0]])
-    assert len(encoder.seen) == 3
+def rows_file(cache: FeatureCache) -> Path:
+    (path,) = (p for p in (cache.directory / "k").glob("*.npy") if ".index" not in p.name)
+    return path
 
 
-def test_a_changed_file_is_encoded_again_and_a_copy_is_not(
-    three_posts: Path, tmp_path: Path
-) -> None:
-    cache, encoder = FeatureCache(tmp_path / "cache"), Counting()
-    encode(MVSA(three_posts), {"text": encoder}, cache=cache, keys=KEYS)
-    data = three_posts / "data"
-    (data / "1.txt").write_text("changed")
-    (data / "2.txt").write_bytes((data / "3.txt").read_bytes())
-    result = encode(MVSA(three_posts), {"text": encoder}, cache=cache, keys=KEYS)
-    assert encoder.seen[3:] == ["changed"]
-    assert torch.equal(result.features["text"][1], result.features["text"][2])
-    other = {"text": FeatureCache.key("text", "counting", "lower case")}
-    encode(MVSA(three_posts), {"text": encoder}, cache=cache, keys=other)
-    assert len(encoder.seen) == 6  # two equal texts count once
+def test_rows_come_back_in_their_type(cache: FeatureCache) -> None:
+    cache.store("k", ["c"], np.ones((1, 3), np.float32))
+    found = cache.lookup("k", ["b", "c", "d"])
+    assert sorted(found) == ["b", "c"]
+    assert np.array_equal(found["b"], ROWS[1])
+    cache.store("half", ["a"], np.ones((1, 3), np.float16))
+    assert cache.lookup("half", ["a"])["a"].dtype == np.float16
+    assert cache.lookup("nothing", ["a"]) == {}
+    assert cache.lookup("k", []) == {}
+    both = cache.lookup_all({"k": ["a"], "half": ["a", "b"]})
+    assert sorted(both["k"]) == sorted(both["half"]) == ["a"]
 
 
-def test_missing_modalities_are_zeros_that_no_encoder_sees(three_posts: Path) -> None:
-    (three_posts / "data" / "2.txt").unlink()
-    encoder = Counting()
-    dataset = MVSA(three_posts, on_bad="missing")
-    result = encode(dataset, {"text": encoder, "image": brightness}, batch_size=1)
-    assert encoder.seen == ["post number 1", "post number 3"]
-    assert result.available["text"].tolist() == [True, False, True]
-    assert result.features["text"][1].tolist() == [0, 0]
-    assert result.features["image"].shape == (3, 1)
-    assert result.available["image"].all()
-
-
-def test_a_bad_file_found_late_is_named(three_posts: Path) -> None:
-    dataset = MVSA(three_posts, verify=False)
-    (three_posts / "data" / "2.txt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"post '2': 2\.txt is empty"):
-        encode(dataset, {"text": Counting()})
-
-
-def test_an_interrupted_run_keeps_whole_files_only(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path)
-    cache.store("k", ["a", "b"], np.ones((2, 3), np.float16))
-    (path,) = (tmp_path / "k").iterdir()
-    (tmp_path / "k" / "zzz.npz").write_bytes(path.read_bytes()[:-30])
-    (tmp_path / "k" / "half.partial").write_bytes(b"PK")
-    found = cache.lookup("k", ["a", "b", "c"])
-    assert sorted(found) == ["a", "b"]
-    assert found["a"].dtype == np.float16
-    path.write_bytes(b"")
+def test_an_interrupted_run_keeps_whole_files_only(cache: FeatureCache) -> None:
+    path = the_file(cache, ".index")
+    (path.parent / "zzz.index.npy").write_bytes(path.read_bytes()[:-30])
+    (path.parent / "half.npy.0.partial").write_bytes(b"PK")
+    assert sorted(cache.lookup("k", ["a", "b", "c"])) == ["a", "b"]
+    rows = rows_file(cache)
+    whole = rows.read_bytes()
+    rows.unlink()  # what a run killed between its two files would never leave
     assert cache.lookup("k", ["a"]) == {}
+    rows.write_bytes(whole[:-4])
+    assert cache.lookup("k", ["a", "b"]) == {}
 
 
-def test_a_damaged_file_is_absent_wherever_the_damage_is(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path)
-    cache.store("k", ["a", "b"], np.arange(6, dtype=np.float32).reshape(2, 3))
-    (path,) = (tmp_path / "k").iterdir()
-    whole = path.read_bytes()
-    good = cache.lookup("k", ["a", "b"])
+@pytest.mark.parametrize("which", ["index", "rows"])
+def test_a_damaged_file_is_absent_wherever_the_damage_is(cache: FeatureCache, which: str) -> None:
+    path = the_file(cache, ".index") if which == "index" else rows_file(cache)
+    whole, lost = path.read_bytes(), 0
     for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-        for name, row in cache.lookup("k", ["a", "b"]).items():
-            assert np.array_equal(row, good[name])
+        for mask in (1, 255):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
+            found = cache.lookup("k", ["a", "b"])
+            lost += len(found) < 2
+            for name, row in found.items():
+                assert row.dtype == np.float32
+                assert np.array_equal(row, ROWS["ab".index(name)])
+    assert lost > 100
+
+
+OTHER_ROWS: dict[str, Any] = {
+    "0-d": np.float32(1),
+    "1-d": np.ones(2, np.float32),
+    "3-d": np.ones((2, 3, 1), np.float32),
+    "fewer rows": ROWS[:1],
+    "more rows": np.concatenate([ROWS, ROWS]),
+    "wider": np.ones((2, 4), np.float32),
+    "NaN": np.full((2, 3), np.nan, np.float32),
+    "integers": ROWS.astype(np.int32),
+    "doubles": ROWS.astype(np.float64),
+    "strings": np.array([["x"] * 3] * 2),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_ROWS)
+def test_rows_that_do_not_fit_are_absent(cache: FeatureCache, kind: str) -> None:
+    np.save(rows_file(cache), OTHER_ROWS[kind])
+    assert cache.lookup("k", ["a", "b"]) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index[None],
+        lambda index: index[0],
+        lambda index: index["checksum"],
+        lambda index: index[:1],
+        lambda _: np.array(["a", "b"]),
+        lambda _: np.array([["a"], ["b"]]),
+        lambda _: np.array([b"a", None], dtype=object),
+    ],
+)
+def test_an_index_that_does_not_fit_is_absent(
+    cache: FeatureCache, change: Callable[[Any], Any]
+) -> None:
+    path = the_file(cache, ".index")
+    np.save(path, change(np.load(path)), allow_pickle=True)
+    assert cache.lookup("k", ["a", "b"]) == {}
+
+
+def test_rows_that_are_not_finite_or_of_another_width_are_absent(cache: FeatureCache) -> None:
+    cache.store("k", ["c", "d"], np.array([[1, np.inf, 1], [1, 2, 3]], np.float32))
+    cache.store("k", ["e"], np.ones((1, 5), np.float32))
+    assert sorted(cache.lookup("k", ["a", "b", "c", "d", "e"])) == ["a", "b", "d"]
+
+
+def test_a_lookup_opens_only_files_that_hold_a_row(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        cache.store("k", [f"{number}/{row}" for row in range(4)], np.ones((4, 3), np.float32))
+    opened: list[str] = []
+    load = np.load
+
+    def seen(path: Path, *arguments: Any, **options: Any) -> Any:
+        if ".index" not in path.name:
+            assert options["mmap_mode"] == "r"
+            opened.append(path.name)
+        return load(path, *arguments, **options)
+
+    monkeypatch.setattr(np, "load", seen)
+    assert len(cache.lookup("k", ["3/0", "3/1", "a"])) == 3
+    assert len(opened) == 2
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(np, "savez", fail)
+    monkeypatch.setattr(np, "save", fail)
     with pytest.raises(OSError, match="disk full"):
         FeatureCache(tmp_path).store("k", ["a"], np.ones((1, 3)))
     assert list((tmp_path / "k").iterdir()) == []
 
 
+def test_files_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        FeatureCache(tmp_path).store("k", ["a"], np.ones((1, 3)))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "k").iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("key", ["../escape", "..", ".", "", "a/b", "/tmp/a", "a\0b", "a\n"])
+def test_keys_cannot_leave_the_folder(tmp_path: Path, key: str) -> None:
+    cache = FeatureCache(tmp_path / "cache")
+    with pytest.raises(ValueError, match="key must be made of letters"):
+        cache.store(key, ["a"], np.ones((1, 3)))
+    with pytest.raises(ValueError, match="key must be made of letters"):
+        cache.lookup(key, ["a"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_store_refuses_other_shapes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"features must have shape \(2, D\), got \(1, 3\)"):
         FeatureCache(tmp_path).store("k", ["a", "b"], np.ones((1, 3)))
+    with pytest.raises(TypeError, match="features must be floating numbers, got int64"):
+        FeatureCache(tmp_path).store("k", ["a"], np.ones((1, 3), np.int64))
     FeatureCache(tmp_path).store("k", [], np.ones((0, 3)))
     assert list(tmp_path.iterdir()) == []
 
@@ -134,32 +190,3 @@ def test_keys_tell_encoders_weights_and_preprocessing_apart() -> None:
     other.load_state_dict(one.state_dict())
     assert module_fingerprint(one) == module_fingerprint(other)
     assert module_fingerprint(nn.BatchNorm1d(2)) != module_fingerprint(nn.BatchNorm1d(2, eps=1.0))
-
-
-def test_bfloat16_features_become_float32(three_posts: Path) -> None:
-    result = encode(MVSA(three_posts), {"image": lambda images: brightness(images).bfloat16()})
-    assert result.features["image"].dtype == torch.float32
-
-
-def test_errors(three_posts: Path, tmp_path: Path) -> None:
-    dataset = MVSA(three_posts)
-    with pytest.raises(ValueError, match='keys must have an entry for "text"'):
-        encode(dataset, {"text": Counting()}, cache=FeatureCache(tmp_path / "c"))
-    with pytest.raises(ValueError, match=r'encoders\["text"\] is in training mode'):
-        encode(dataset, {"text": nn.Linear(1, 1)})
-    with pytest.raises(ValueError, match=r'encoders\["text"\] must return \(3, D\), got \(3,\)'):
-        encode(dataset, {"text": lambda texts: torch.zeros(len(texts))})
-    with pytest.raises(ValueError, match=r"must return \(3, D\), got list"):
-        encode(dataset, {"text": lambda texts: texts})  # type: ignore[dict-item, return-value]
-    with pytest.raises(ValueError, match='named "image" or "text", got \'audio\''):
-        encode(dataset, {"audio": Counting()})
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        encode(dataset, {"text": Counting()}, batch_size=0)
-
-
-def test_progress(three_posts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tqdm")
-    encode(MVSA(three_posts), {"text": Counting()})
-    assert capsys.readouterr().err == ""
-    encode(MVSA(three_posts), {"text": Counting()}, progress=True)
-    assert "encode text" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from PIL import Image
 
 from robustfusion.datasets import MVSA, Splits, normalize_text, stratified_split
 from robustfusion.datasets.duplicates import connect, near_groups
-from robustfusion.datasets.reading import fingerprint
+from robustfusion.datasets.pictures import fingerprint
 
 WriteMVSA = Callable[..., Path]
 

@@ -1,15 +1,17 @@
 """Broken files: each a listed skip, a clear error or a missing modality, as the caller says."""
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from robustfusion.datasets import MVSA
+from robustfusion.datasets import MVSA, BadFileError, read_image
 
 WriteMVSA = Callable[..., Path]
 
@@ -72,7 +74,54 @@ def no_text(folder: Path) -> None:
     (folder / "2.txt").unlink()
 
 
+def pipe(folder: Path) -> None:
+    (folder / "2.jpg").unlink()
+    os.mkfifo(folder / "2.jpg")
+
+
+def pipe_of_text(folder: Path) -> None:
+    (folder / "2.txt").unlink()
+    os.mkfifo(folder / "2.txt")
+
+
+def endless_device(folder: Path) -> None:
+    (folder / "2.jpg").unlink()
+    (folder / "2.jpg").symlink_to("/dev/zero")
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    def link(folder: Path) -> None:
+        (folder / "2.txt").unlink()
+        (folder / "2.txt").symlink_to(target)
+
+    link.__name__ = f"link_to_{target.replace('/', '_')}"
+    return link
+
+
+def loop(folder: Path) -> None:
+    (folder / "2.txt").unlink()
+    (folder / "2.txt").symlink_to("2.txt")
+
+
+def huge_photo(folder: Path) -> None:
+    with (folder / "2.jpg").open("r+b") as file:
+        file.truncate(64_000_001)  # sparse
+
+
+def huge_text(folder: Path) -> None:
+    (folder / "2.txt").write_text("so " * 400_000)
+
+
 CASES = [
+    (pipe, "image", "unreadable image", "2.jpg cannot be read: it is no regular file"),
+    (pipe_of_text, "text", "unreadable text", "2.txt cannot be read: it is no regular file"),
+    (endless_device, "image", "unreadable image", "2.jpg lies outside of the data folder"),
+    (link_to("/etc/passwd"), "text", "unreadable text", "2.txt lies outside of the data folder"),
+    (link_to("/etc/nothing"), "text", "unreadable text", "2.txt lies outside of the data folder"),
+    (link_to("../../../x"), "text", "unreadable text", "2.txt lies outside of the data folder"),
+    (loop, "text", "unreadable text", "2.txt'? cannot be read"),
+    (huge_photo, "image", "unreadable image", "2.jpg has more than 64 MB"),
+    (huge_text, "text", "unreadable text", "2.txt has more than 1 MB"),
     (truncate, "image", "unreadable image", "2.jpg cannot be decoded: .*truncated"),
     (widen, "image", "unreadable image", "2.jpg claims 60000 x 10 pixels"),
     (bomb, "image", "unreadable image", "decompression bomb"),
@@ -220,3 +269,116 @@ def test_images_of_every_mode_become_rgb(three_posts: Path, mode: str) -> None:
     options = {"transparency": bytes(range(256))} if mode == "P" else {}
     image.save(path, "TIFF" if mode == "CMYK" else "PNG", **options)
     assert MVSA(three_posts)[1]["inputs"]["image"].mode == "RGB"
+
+
+def write_picture(folder: Path, pixels: np.ndarray, kind: str = "PNG", **options: Any) -> Any:
+    """Save an array under the name of a post's picture and read that post."""
+    Image.fromarray(pixels).save(folder / "data" / "2.jpg", kind, **options)
+    image = MVSA(folder)[1]["inputs"]["image"]
+    assert image.mode == "RGB"
+    return np.asarray(image)[..., 0]
+
+
+def test_sixteen_bits_and_floats_are_scaled_not_clipped(three_posts: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    expected = np.linspace(0, 255, 64).reshape(8, 8)
+    for pixels, kind in (
+        (ramp.astype(np.uint16), "PNG"),
+        (ramp.astype(np.uint16), "TIFF"),
+        ((ramp * 3 + 100).astype(np.int32), "TIFF"),
+        ((ramp / 65535).astype(np.float32), "TIFF"),
+        ((ramp / 257).astype(np.float32), "TIFF"),
+        ((ramp - 7000).astype(np.float32), "TIFF"),
+    ):
+        found = write_picture(three_posts, pixels, kind)
+        assert np.abs(found - expected).max() <= 1, (pixels.dtype, kind)
+    dim = np.full((8, 8), 0.5, np.float32)
+    assert write_picture(three_posts, dim, "TIFF").max() == 128
+    dim[0, 0] = np.nan
+    assert write_picture(three_posts, dim, "TIFF")[0, 0] == 0
+    dark = np.full((8, 8), 300, np.uint16)
+    assert write_picture(three_posts, dark).max() == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright(three_posts: Path, orientation: int) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :16] = 255  # bright at the top left, as stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = three_posts / "data" / "2.jpg"
+    Image.fromarray(pixels).save(path, "JPEG", exif=exif, quality=95)
+    found = np.asarray(MVSA(three_posts)[1]["inputs"]["image"].convert("L"))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("L"))
+    assert np.array_equal(found, expected)
+    assert found.shape == ((16, 32) if orientation < 5 else (32, 16))
+
+
+def test_a_broken_exif_block_costs_nothing(three_posts: Path) -> None:
+    path = three_posts / "data" / "2.jpg"
+    Image.open(path).save(path, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert MVSA(three_posts)[1]["available"]["image"]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L"])
+def test_what_is_transparent_shows_a_white_ground(three_posts: Path, mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode if mode != "P" else "RGBA")
+    options = {}
+    if mode == "P":
+        image, options = Image.new("P", (8, 8), 0), {"transparency": 0}
+    if mode == "L":
+        image, options = Image.new("L", (8, 8), 7), {"transparency": 7}
+    image.save(three_posts / "data" / "2.jpg", "PNG", **options)
+    found = np.asarray(MVSA(three_posts)[1]["inputs"]["image"])
+    assert found.min() == 255
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    half.save(three_posts / "data" / "2.jpg", "PNG")
+    assert np.asarray(MVSA(three_posts)[1]["inputs"]["image"]).mean() == 127
+
+
+def test_links_are_followed_where_the_caller_says_so(three_posts: Path, tmp_path: Path) -> None:
+    data = three_posts / "data"
+    (data / "2.jpg").rename(tmp_path / "elsewhere.jpg")
+    (data / "2.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    assert MVSA(three_posts).ids == ["1", "3"]
+    assert MVSA(three_posts, allow_outside=True).ids == ["1", "2", "3"]
+    (data / "2.jpg").unlink()
+    (data / "2.jpg").symlink_to("1.jpg")  # a link that stays inside needs no leave
+    assert MVSA(three_posts).ids == ["1", "2", "3"]
+    data.rename(tmp_path / "moved")
+    data.symlink_to(tmp_path / "moved")  # the folder is the caller's own choice
+    assert MVSA(three_posts).ids == ["1", "2", "3"]
+
+
+def test_a_reason_never_tells_what_lies_outside(three_posts: Path) -> None:
+    told = set()
+    for target in ("/etc/passwd", "/etc/nothing", "/etc", "/dev/null"):
+        link_to(target)(three_posts / "data")
+        (problem,) = MVSA(three_posts).report().problems
+        with pytest.raises(BadFileError) as error:
+            MVSA(three_posts, verify=False)[1]
+        told.add((problem, str(error.value)))
+    assert len(told) == 1
+
+
+def test_read_image_keeps_to_a_folder(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    Image.new("RGB", (2, 2)).save(inside / "b.png")
+    assert read_image(tmp_path / "a.png").size == (2, 2)
+    assert read_image(inside / "b.png", within=inside).size == (2, 2)
+    for name in ("../a.png", "../nothing.png", str(tmp_path / "a.png"), "x/../../a.png"):
+        with pytest.raises(BadFileError, match="lies outside of the data folder"):
+            read_image(inside / name, within=inside)
+    with pytest.raises(BadFileError, match="is missing"):
+        read_image(inside / "c.png", within=inside)
+    with pytest.raises(BadFileError, match="cannot be read"):
+        read_image(inside / "a\0.png", within=inside)
+
+
+def test_a_label_file_that_is_a_pipe(three_posts: Path) -> None:
+    (three_posts / "labelResultAll.txt").unlink()
+    os.mkfifo(three_posts / "labelResultAll.txt")
+    with pytest.raises(FileNotFoundError, match="no regular file"):
+        MVSA(three_posts)

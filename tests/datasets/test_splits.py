@@ -146,3 +146,10 @@ def test_bad_arguments() -> None:
         stratified_split(LABELS, seed=0, ids=["1"] * 100)
     with pytest.raises(TypeError, match="train must hold ids as str, got 1"):
         Splits([1], [], ["2"])  # type: ignore[list-item]
+
+
+def test_json_nested_beyond_all_measure(tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="path must be a JSON file of splits"):
+        load_splits(path)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from robustfusion.checkpoint import load_checkpoint, save_checkpoint
 
-pytest.importorskip("safetensors")
-
 BEFORE, AFTER = 4, 4
 
 

@@ -33,8 +33,15 @@ def test_a_missing_extra_is_named(module: str, without: str, extra: str) -> None
     assert f'pip install "robustfusion[{extra}]"' in done.stderr
 
 
-def test_the_collate_without_transformers_names_the_extra() -> None:
-    code = "import sys; sys.modules['transformers'] = None\n"
-    code += "from robustfusion.integrations.transformers import TransformersCollate\n"
-    done = python(f"{code}TransformersCollate({{}})")
-    assert 'pip install "robustfusion[hf]"' in done.stderr
+def test_functions_are_collated_without_transformers() -> None:
+    code = """
+import sys; sys.modules["transformers"] = None
+import torch
+from robustfusion.integrations.transformers import TransformersCollate
+batch = TransformersCollate({"text": lambda text: torch.ones(len(text))})([
+    {"inputs": {"text": "abc"}}, {"inputs": {}},
+])
+print(batch["inputs"]["text"].tolist(), batch["available"]["text"].tolist())
+"""
+    done = python(code)
+    assert done.stdout.strip() == "[[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]] [True, False]", done.stderr

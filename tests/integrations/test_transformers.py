@@ -199,8 +199,9 @@ def test_collate_takes_empty_cells_and_missing_pictures_among_tensors(
     assert batch["inputs"]["image"]["pixel_values"].shape == (2, 3, 32, 32)
     assert batch["available"]["image"].tolist() == [True, False]
     assert batch["available"]["text"].tolist() == [True, False]
-    with pytest.raises(ValueError, match=r'inputs\["image"\] is None, and no processor'):
-        TransformersCollate({"text": tokenizer})(posts)
+    other = TransformersCollate({"text": tokenizer})(posts)
+    assert other["inputs"]["image"].shape == (2, 3, 40, 50)
+    assert other["available"]["image"].tolist() == [True, False]
 
 
 def test_collate_cuts_long_texts_and_takes_other_modalities(tokenizer: Any) -> None:
@@ -212,16 +213,89 @@ def test_collate_cuts_long_texts_and_takes_other_modalities(tokenizer: Any) -> N
     assert batch["inputs"]["text"]["input_ids"].shape == (3, 7)
     assert batch["inputs"]["table"][:, 0].tolist() == [0.0, 1.0, 2.0]
     assert bool(batch["available"]["table"].all())
-    with pytest.raises(ValueError, match=r'processors has the key "title"'):
-        TransformersCollate({"title": tokenizer})(posts)
+    titled = TransformersCollate({"title": tokenizer, "text": tokenizer})(posts)
+    assert not titled["available"]["title"].any()
 
 
 def test_collate_refuses_what_is_no_processor(tokenizer: Any, image_processor: Any) -> None:
-    with pytest.raises(TypeError, match="must be a tokenizer or image processor"):
-        TransformersCollate({"text": str})
+    with pytest.raises(TypeError, match="must be a tokenizer, an image processor or a function"):
+        TransformersCollate({"text": "bert-base-uncased"})
     both = transformers.CLIPProcessor.__new__(transformers.CLIPProcessor)
     with pytest.raises(TypeError, match=r"its \.tokenizer to the text"):
         TransformersCollate({"text": both})
+
+
+class Transform:
+    """What timm, torchvision and open_clip return: a Pillow image in, a tensor out."""
+
+    def __init__(self, side: int = 8) -> None:
+        self.side = side
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        assert image.mode == "RGB"
+        pixels = np.asarray(image.resize((self.side, self.side)), np.float32) / 255
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def words(text: str) -> torch.Tensor:
+    """As open_clip's tokenizer has it, ``tokenizer(text)[0]``: always 77 ids."""
+    return torch.tensor([*map(ord, text[:77]), *[0] * (77 - len(text[:77]))])
+
+
+def test_any_function_prepares_an_input(tokenizer: Any) -> None:
+    posts = samples(np.random.default_rng(0))
+    del posts[1]["inputs"]["image"]  # an absent key is as good as None
+    for processor in (tokenizer, words):
+        batch = TransformersCollate({"image": Transform(), "text": processor})(posts)
+        assert batch["available"]["image"].tolist() == [True, False, True, True, True]
+        assert batch["available"]["text"].tolist() == [True, True, False, False, False]
+        pixels = batch["inputs"]["image"]
+        assert pixels.shape == (5, 3, 8, 8)
+        assert torch.equal(pixels[0], Transform()(posts[0]["inputs"]["image"]))
+        assert not pixels[1].any()
+    assert batch["inputs"]["text"].shape == (5, 77)
+    assert not batch["inputs"]["text"][2:].any()
+
+
+def test_a_function_may_return_a_mapping() -> None:
+    def tokens_of(text: str) -> dict[str, torch.Tensor]:
+        ids = words(text)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+    batch = TransformersCollate({"text": tokens_of})([{"inputs": {"text": t}} for t in ("ab", "")])
+    mask = batch["inputs"]["text"]["attention_mask"]
+    assert mask.sum(1).tolist() == [2, 1]  # no text attends to nothing
+
+
+def test_a_batch_in_which_a_modality_is_missing_altogether() -> None:
+    make_batch = TransformersCollate({"image": Transform()})
+    gone: list[dict[str, Any]] = [{"inputs": {"image": None, "text": "a"}}] * 2
+    with pytest.raises(ValueError, match=r'pass one row .* in placeholders\["image"\]'):
+        make_batch(gone)
+    given = TransformersCollate(
+        {"image": Transform()}, placeholders={"image": torch.ones(3, 8, 8)}
+    )
+    for batch in (given(gone), given(gone)):
+        assert batch["inputs"]["image"].shape == (2, 3, 8, 8)
+        assert not batch["inputs"]["image"].any()  # for its shape alone
+        assert not batch["available"]["image"].any()
+    make_batch(samples(np.random.default_rng(0))[:2])
+    assert make_batch(gone)["inputs"]["image"].shape == (2, 3, 8, 8)
+
+
+def test_modalities_without_a_processor_have_placeholders_too() -> None:
+    rows: list[dict[str, Any]] = [
+        {"inputs": {"audio": torch.ones(5), "table": {"x": torch.ones(2)}, "note": "a"}},
+        {"inputs": {"audio": None, "note": "b"}},
+        {"inputs": {"table": {"x": torch.ones(2)}, "note": None}, "available": {"table": False}},
+    ]
+    batch = TransformersCollate({})(rows)
+    assert batch["available"]["audio"].tolist() == [True, False, False]
+    assert batch["available"]["table"].tolist() == [True, False, False]
+    assert batch["available"]["note"].tolist() == [True, True, False]
+    assert batch["inputs"]["audio"].sum(1).tolist() == [5, 0, 0]
+    assert batch["inputs"]["table"]["x"].shape == (3, 2)
+    assert batch["inputs"]["note"] == ["a", "b", ""]
 
 
 def test_a_vit_and_a_bert_train_with_missing_rows(tokenizer: Any, image_processor: Any) -> None:

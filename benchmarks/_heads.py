@@ -1,0 +1,139 @@
+"""The rows of the comparison: every head of this repository, and heads of your own."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from reproductions import (
+    CLMLFHead,
+    HSANHead,
+    MGNNSHead,
+    MissingPromptsHead,
+    MVANHead,
+    MVCNHead,
+)
+from torch import nn
+
+from robustfusion import DRFHead, PaperDRFHead
+from robustfusion.baselines import (
+    ConcatenationHead,
+    DyMoHead,
+    ECMLHead,
+    EmbraceNetHead,
+    ImputationHead,
+    LateMeanHead,
+    LateTransformerHead,
+    MajorityHead,
+    MMINHead,
+    NearestVoteHead,
+    PDFHead,
+    QMFHead,
+    StackingHead,
+    TMCHead,
+    UnimodalHead,
+)
+
+Maker = Callable[..., nn.Module]  # (dims, num_classes, **options)
+
+MAKERS: dict[str, Maker] = {
+    "DRFHead": DRFHead,
+    "PaperDRFHead": PaperDRFHead,
+    "Concatenation + modality dropout": ConcatenationHead,
+    "Concatenation": ConcatenationHead,
+    "Late Transformer": LateTransformerHead,
+    "DyMo": DyMoHead,
+    "Stacking": StackingHead,
+    "Nearest vote": NearestVoteHead,
+    "ECML": ECMLHead,
+    "TMC": TMCHead,
+    "ETMC": TMCHead,
+    "QMF": QMFHead,
+    "PDF": PDFHead,
+    "Late mean": LateMeanHead,
+    "EmbraceNet": EmbraceNetHead,
+    "Zero imputation": ImputationHead,
+    "Mean imputation": ImputationHead,
+    "Nearest imputation": ImputationHead,
+    "MMIN": MMINHead,
+    "Missing prompts": MissingPromptsHead,
+    "HSAN": HSANHead,
+    "MVAN": MVANHead,
+    "MVCN": MVCNHead,
+    "MGNNS": MGNNSHead,
+    "CLMLF": CLMLFHead,
+    "Majority class": MajorityHead,
+}
+FIXED: dict[str, dict[str, Any]] = {
+    "ETMC": {"pseudo_view": True},
+    "Zero imputation": {"strategy": "zero"},
+    "Mean imputation": {"strategy": "mean"},
+    "Nearest imputation": {"strategy": "nearest"},
+    "Concatenation + modality dropout": {"modality_dropout": 0.3},
+}
+TUNED = ("hidden_features", "dropout", "modality_dropout")  # of those, what a head has
+UNTUNED = {"Concatenation": ("modality_dropout",)}  # it is the row without
+
+
+def head_names(modalities: tuple[str, ...]) -> list[str]:
+    """All rows of the table but one's own."""
+    return [*MAKERS, *(f"Only {name}" for name in modalities)]
+
+
+def options_of(name: str, made: Mapping[str, Maker]) -> set[str]:
+    """Which arguments are chosen on validation samples: those that the head has."""
+    maker = UnimodalHead if name.startswith("Only ") else made[name]
+    found = inspect.signature(maker).parameters
+    return {key for key in TUNED if key in found} - set(UNTUNED.get(name, ()))
+
+
+@cache
+def own_makers(
+    models: tuple[str, ...], dims: tuple[tuple[str, int], ...], classes: int
+) -> dict[str, Maker]:
+    """Heads of your own, by the name of their row.
+
+    Args:
+        models: each "FILE:NAME". NAME is a class or function of ``(dims, num_classes)`` and, if it
+            likes, of ``hidden_features``, ``dropout`` and ``modality_dropout``, which are then
+            tuned like everyone's. It makes a head, or a dict of heads by name.
+        dims: width of each modality.
+        classes: number of classes.
+    """
+    found: dict[str, Maker] = {}
+    for model in models:
+        path, _, name = model.rpartition(":")
+        if not path or not Path(path).is_file():
+            raise ValueError(f"--model must be FILE:NAME with a Python file, got {model!r}")
+        maker = getattr(_module(Path(path)), name, None)
+        if maker is None:
+            raise ValueError(f"--model {model!r}: there is no {name} in {path}")
+        made = maker(dict(dims), classes)
+        rows = (
+            {key: _member(maker, key) for key in made}
+            if isinstance(made, Mapping)
+            else {name: maker}
+        )
+        for row in rows:
+            if row in MAKERS or row in found:
+                raise ValueError(f"--model {model!r}: there is another row named {row!r}")
+        found |= rows
+    return found
+
+
+def _member(maker: Callable[..., Mapping[str, nn.Module]], key: str) -> Maker:
+    """Make one of several heads; the signature has no options, so none is tuned."""
+    return lambda dims, num_classes: maker(dims, num_classes)[key]
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

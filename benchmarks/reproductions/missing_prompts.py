@@ -1,0 +1,128 @@
+"""Missing-pattern prompts: a small transformer that is told which modalities it lacks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from reproductions._tokens import masked_tokens, projections
+from robustfusion._modules import ModuleList
+from robustfusion._validation import check_between, check_dims, check_positive
+from robustfusion.baselines._attention import TransformerBlock
+from robustfusion.baselines._inputs import drop_modalities
+from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.output import HeadOutput
+
+
+class MissingPromptsHead(nn.Module):
+    r"""Prepend the prompt of the row's missing pattern to the tokens of every layer.
+
+    .. math:: X_i = \mathrm{Block}_i([\,P^{(i)}_a;\, x_{cls};\, x_1;\, \dots;\, x_M\,]),
+              \qquad z = W\, x_{cls} + b
+
+    with :math:`a` the pattern of availability, one of :math:`2^M`.
+
+    - Kept: input-level prompts per missing pattern, fresh ones at each layer.
+    - Replaced: the pre-trained vision-language transformer becomes a small one over the projected
+      features or tokens, trained with the prompts; what a block makes of its prompts is dropped,
+      where the authors' code passes it on to the next block; training hides modalities, so that
+      every prompt is trained even on complete data.
+    - Unverified: attention-level prompts are not built.
+    - Missing rule: tokens of a missing modality are no keys of any attention, and the prompt says
+      so; there is a prompt for nothing available.
+
+    Args:
+        dims: Width of each modality, ``{name: D_m}``; at most eight modalities.
+        num_classes: Number of classes C.
+        hidden_features: Width F of the transformer, divisible by four.
+        num_layers: Number of blocks.
+        prompt_length: Prompt tokens per pattern and layer.
+        dropout: Dropout in the blocks.
+        modality_dropout: Probability of hiding a modality of a training row; one always stays.
+
+    Shape:
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, F), the class token
+
+    Raises:
+        ValueError: If there are more than eight modalities.
+
+    Example:
+        >>> import torch
+        >>> from reproductions import MissingPromptsHead
+        >>> head = MissingPromptsHead({"text": 3, "image": 4}, num_classes=2)
+        >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 4)}).logits.shape
+        torch.Size([5, 2])
+
+    Reference:
+        Lee et al., "Multimodal Prompting with Missing Modalities for Visual Recognition",
+        CVPR 2023.
+    """
+
+    powers: Tensor
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        *,
+        hidden_features: int = 128,
+        num_layers: int = 2,
+        prompt_length: int = 4,
+        dropout: float = 0.1,
+        modality_dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.dims = check_dims(dims, at_least=1)
+        check_positive(num_classes, "num_classes")
+        check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
+        if len(self.dims) > 8:
+            raise ValueError(f"dims must name at most 8 modalities, got {len(self.dims)}")
+        self.modality_dropout = modality_dropout
+        self.projections = projections(self.dims, hidden_features)
+        self.kinds = nn.Parameter(0.02 * torch.randn(len(self.dims), hidden_features))
+        self.class_token = nn.Parameter(0.02 * torch.randn(hidden_features))
+        shape = (2 ** len(self.dims), num_layers, prompt_length, hidden_features)
+        self.prompts = nn.Parameter(0.02 * torch.randn(shape))
+        self.blocks = ModuleList(
+            TransformerBlock(hidden_features, dropout=dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_features)
+        self.classifier = nn.Linear(hidden_features, num_classes)
+        self.register_buffer("powers", 2 ** torch.arange(len(self.dims)))
+
+    def pattern(self, available: Tensor) -> Tensor:
+        """Number of a missing pattern: bit ``m`` is set if modality ``m`` is there; (B,)."""
+        return (available * self.powers).sum(dim=1)
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        available: Mapping[str, Tensor] | None = None,
+        *,
+        token_mask: Mapping[str, Tensor] | None = None,
+    ) -> HeadOutput:
+        """Run the tokens that are there, prompted with the pattern of those that are not."""
+        tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
+        if self.training:
+            mask = drop_modalities(mask, self.modality_dropout)
+        parts = [self.class_token.expand(mask.shape[0], 1, -1)]
+        keep = [mask.new_ones(mask.shape[0], 1)]
+        for index, (name, layer) in enumerate(self.projections.items()):
+            parts.append(layer(tokens[name]) + self.kinds[index])
+            keep.append(valid[name] & mask[:, index, None])
+        sequence, kept = torch.cat(parts, dim=1), torch.cat(keep, dim=1)
+        prompts = self.prompts[self.pattern(mask)]
+        length = prompts.shape[2]
+        kept = torch.cat([mask.new_ones(mask.shape[0], length), kept], dim=1)
+        for depth, block in enumerate(self.blocks):
+            prompted = torch.cat([prompts[:, depth], sequence], dim=1)
+            sequence = block(prompted, kept)[:, length:]
+        fused: Tensor = self.norm(sequence[:, 0])
+        logits: Tensor = self.classifier(fused)
+        return HeadOutput(logits, fused, zero_loss(logits))
+
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(output.logits, labels)

@@ -1,0 +1,79 @@
+"""The DRF model of a run, ready to predict."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from main_job.encoders import SetupError, encoding, image_encoder, text_encoder
+from main_job.settings import Settings, make_model
+from main_job.training import to
+from robustfusion import DRFOutput
+from robustfusion.checkpoint import load_model, read_config
+
+
+class Predictor:
+    """The DRF model of a run, for pictures and texts of which either may be None.
+
+    Attributes:
+        class_names: of the classes, in the order of the logits.
+        made_up: whether it was trained on made-up posts, so that real ones look strange to it.
+        certainty: the largest probability of each validation post, sorted.
+    """
+
+    def __init__(self, run: Path, device: str = "cpu") -> None:
+        folder = run / "models" / "drf" if (run / "models").is_dir() else run
+        try:
+            config = read_config(folder)
+            self.class_names = tuple(config["class_names"])
+            settings = Settings(**config["settings"])
+            self.made_up, self.certainty = settings.data is None, config["certainty"]
+            self.frozen = tuple(settings.frozen)
+            self.encoders = {
+                "image": image_encoder(settings.image_encoder).to(device).eval(),
+                "text": text_encoder(settings.text_encoder).to(device).eval(),
+            }
+            self.model = make_model("drf", self.encoders, len(self.class_names), settings)
+            load_model(self.model, folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SetupError(f"{run} holds no model of drf_mvsa.py ({reason})") from error
+        self.model.to(device).eval()
+        self.device = device
+        self.candidates = self.model.head.candidates
+
+    @torch.no_grad()
+    def __call__(self, images: list[Any], texts: list[str | None]) -> DRFOutput:
+        """Return the head's output for some posts."""
+        image, text = self.encoders["image"], self.encoders["text"]
+        black = image.blank()
+        values = {
+            "image": [black if i is None else image.resize(i) for i in images],
+            "text": [t or text.mask_token for t in texts],
+        }
+        given: dict[str, list[Any]] = {"image": images, "text": texts}
+        inputs = {
+            name: to(
+                encoding(self.encoders[name], frozen=name in self.frozen)(column), self.device
+            )
+            for name, column in values.items()
+        }
+        available = {
+            name: torch.tensor([value is not None for value in column], device=self.device)
+            for name, column in given.items()
+        }
+        output: DRFOutput = self.model(inputs, available)
+        return output
+
+    def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
+        """Return each modality's p-values: how many intact posts look at least as odd."""
+        return {
+            name: estimator.p_value_of(output.log_quality[name])
+            for name, estimator in self.model.head.estimators.items()
+        }
+
+    @property
+    def references(self) -> int:
+        """Number of intact posts behind a p-value, of the modality that has fewer."""
+        return min(int(e.held_out_count) for e in self.model.head.estimators.values())

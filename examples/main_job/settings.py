@@ -1,0 +1,112 @@
+"""What a run depends on, and what follows from it: recipe, encoders, heads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import nn
+
+from main_job.encoders import (
+    SetupError,
+    SmallImageEncoder,
+    SmallTextEncoder,
+    image_encoder,
+    text_encoder,
+)
+from main_job.training import Recipe
+from robustfusion import DRFClassifier, DRFHead, PaperDRFHead, Standardize
+from robustfusion.baselines import ConcatenationHead
+
+TEST_SEEDS = (0, 1, 2)
+VAL_SEED = 1000
+NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
+
+
+class RecipeName(StrEnum):
+    """How to train: ours, or as the paper says."""
+
+    default = "default"
+    paper = "paper"
+
+
+@dataclass
+class Settings:
+    """What a run depends on; kept in its folder, so that it can be resumed."""
+
+    data: str | None
+    image_column: str
+    text_column: str
+    label_column: str
+    image_root: str | None
+    image_encoder: str
+    text_encoder: str
+    frozen: list[str]
+    recipe: str
+    epochs: int | None
+    batch_size: int | None
+    limit: int | None
+    seed: int
+    device: str
+    threads: int
+
+
+def recipe_of(settings: Settings) -> Recipe:
+    """Return the optimisation for these encoders."""
+    names = {"image": settings.image_encoder, "text": settings.text_encoder}
+    paper = settings.recipe == "paper"
+    lr = 2e-4 if paper else 1e-3
+    encoder_lr = {m: lr if name == "small" else 2e-5 for m, name in names.items()}
+    fine_tuned = any(name != "small" and m not in settings.frozen for m, name in names.items())
+    epochs = 30 if paper else 4 if fine_tuned else 15
+    batch_size, weight_decay = 16 if paper else 32, 0.01
+    if not paper and set(settings.frozen) == set(names):
+        # Heads on frozen features overfit soon: few epochs, large batches, strong decay.
+        epochs, batch_size, weight_decay = 6, 128, 0.1
+    return Recipe(
+        settings.epochs or epochs,
+        settings.batch_size or batch_size,
+        encoder_lr,
+        lr,
+        weight_decay=weight_decay,
+    )
+
+
+def make_encoders(settings: Settings) -> dict[str, Any]:
+    """Build both encoders, the same ones every time."""
+    torch.manual_seed(settings.seed)
+    encoders = {
+        "image": image_encoder(settings.image_encoder).to(settings.device),
+        "text": text_encoder(settings.text_encoder).to(settings.device),
+    }
+    for name in settings.frozen:
+        if isinstance(encoders[name], SmallImageEncoder | SmallTextEncoder):
+            raise SetupError(
+                f"a small {name} encoder knows nothing before training: do not freeze"
+            )
+        encoders[name].eval().requires_grad_(False)
+    return encoders
+
+
+def make_model(
+    kind: str, encoders: Mapping[str, Any], num_classes: int, settings: Settings
+) -> DRFClassifier:
+    """Put a head behind encoders; a frozen one is not called again, its features are scaled."""
+    dims = {name: encoder.dim for name, encoder in encoders.items()}
+    paper = kind == "drf" and settings.recipe == "paper"
+    head: nn.Module
+    if kind == "drf":
+        head = PaperDRFHead(dims, num_classes) if paper else DRFHead(dims, num_classes)
+    else:
+        head = ConcatenationHead(dims, num_classes, modality_dropout=0.3)
+    own: dict[str, nn.Module] = {}
+    for name, encoder in encoders.items():
+        scale = Standardize(dims[name])
+        if paper:  # the densities (9) of features of another scale are next to nothing
+            scale = Standardize(dims[name], covariance_type="spherical", spread=0.4)
+        if name in settings.frozen:
+            own[name] = scale
+        else:
+            own[name] = nn.Sequential(encoder, scale) if paper else encoder
+    return DRFClassifier(own, head)

@@ -1,0 +1,106 @@
+"""Rows of a table file, as mappings, whatever the format: CSV, TSV, JSON lines or Parquet."""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read_table(path: Path) -> tuple[list[tuple[int, Row | str]], tuple[str, ...]]:
+    """Read a table.
+
+    Args:
+        path: by its suffix CSV (.csv), TSV (.tsv), JSON lines (.jsonl, .ndjson) or Parquet
+            (.parquet).
+
+    Returns:
+        For each row its number, from 1, and the row, or the reason why it is none; and the names
+        of the columns.
+
+    Raises:
+        FileNotFoundError: without the file.
+        ValueError: for another suffix, or a file that cannot be read as what it says it is.
+        ImportError: for Parquet without pyarrow.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"path must be a table, {path} is no regular file")
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        raise ValueError(f"path must end in one of {', '.join(_READERS)}, got {path.name}")
+    rows = list(enumerate(_READERS[suffix](path), start=1))
+    columns = dict.fromkeys(name for _, row in rows if isinstance(row, dict) for name in row)
+    return rows, tuple(columns)
+
+
+def is_empty(cell: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN or blanks."""
+    if isinstance(cell, str):
+        return not cell.strip()
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _csv(path: Path) -> Iterator[Row | str]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # One huge cell is one bad row, for whoever reads the rows: not the end of the table.
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter)
+            names = next(reader, [])
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path.name} must not name a column twice, got {names}")
+            while True:
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield f"the row cannot be read: {error}"
+                    continue
+                if len(cells) == len(names):
+                    yield dict(zip(names, cells, strict=True))
+                elif cells:  # a line without anything is none
+                    yield f"expected {len(names)} cells, got {len(cells)}"
+    finally:
+        csv.field_size_limit(before)
+
+
+def _json_lines(path: Path) -> Iterator[Row | str]:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"the line is no JSON: {error}"[:200]
+                continue
+            yield row if isinstance(row, dict) else f"expected an object, got {line.strip()[:40]}"
+
+
+def _parquet(path: Path) -> Iterator[Row | str]:
+    try:
+        parquet = import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ImportError('Parquet needs pyarrow: pip install "robustfusion[table]"') from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        raise ValueError(f"{path.name} cannot be read as Parquet: {error}"[:300]) from error
+
+
+_READERS = {
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".parquet": _parquet,
+}

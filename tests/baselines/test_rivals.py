@@ -1,0 +1,209 @@
+"""Stacking, the vote of the nearest labels, the late Transformer and DyMo, against loops."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustfusion.baselines import (
+    DyMoHead,
+    LateTransformerHead,
+    NearestVoteHead,
+    StackingHead,
+)
+from robustfusion.baselines.dymo import log_tail, reward
+
+DIMS = {"text": 5, "image": 4}
+THREE = {**DIMS, "audio": 3}
+
+
+def make_features(rows: int = 6, dims: dict[str, int] = DIMS) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(rows, dim) for name, dim in dims.items()}
+
+
+def masks(*columns: list[int], dims: dict[str, int] = DIMS) -> dict[str, Tensor]:
+    return {name: torch.tensor(column).bool() for name, column in zip(dims, columns, strict=True)}
+
+
+# ----------------------------------------------------------------------------------- stacking
+
+
+def test_the_second_learner_sees_probabilities_and_flags_alone() -> None:
+    head, features = StackingHead(DIMS, 3).eval(), make_features()
+    out = head(features, masks([1] * 6, [1, 0, 1, 0, 1, 0]))
+    text, image = out.unimodal_logits.softmax(-1).unbind(1)
+    flags = torch.tensor([[1.0, 1.0 - row % 2] for row in range(6)])
+    given = torch.cat([text, flags[:, 1:] * image, flags], dim=1)
+    torch.testing.assert_close(out.fused, head.network(given))
+
+
+def test_the_second_learner_trains_no_branch() -> None:
+    head, features = StackingHead(DIMS, 3), make_features()
+    head(features).logits.sum().backward()
+    assert all(p.grad is None for p in head.branches.parameters())
+    assert all(p.grad is not None for p in head.network.parameters())
+
+
+# ------------------------------------------------------------------------------- nearest vote
+
+
+def test_the_vote_against_a_loop() -> None:
+    torch.manual_seed(0)
+    head, features = NearestVoteHead(DIMS, 3, neighbors=4), make_features(20)
+    labels = torch.arange(20) % 3
+    stored = masks([1] * 15 + [0] * 5, [0] * 5 + [1] * 15)
+    head.loss(head(features, stored), labels)
+    new = {name: torch.randn(6, dim) for name, dim in DIMS.items()}
+    here = masks([1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0])
+    out = head.eval()(new, here)
+    for row in range(6):
+        scored = []
+        for other in range(20):
+            shared = [m for m in DIMS if here[m][row] and stored[m][other]]
+            if shared:
+                cosines = [F.cosine_similarity(new[m][row], features[m][other], 0) for m in shared]
+                scored.append((float(sum(cosines)) / len(shared), int(labels[other])))
+        nearest = [label for _, label in sorted(scored, reverse=True)[:4]]
+        expected = torch.tensor([nearest.count(c) / 4 for c in range(3)])
+        torch.testing.assert_close(out.vote[row], expected if nearest else torch.zeros(3))
+    network = head.network(new, here).logits.softmax(1)
+    torch.testing.assert_close(out.logits[:5].exp(), (0.7 * network + 0.3 * out.vote)[:5])
+    torch.testing.assert_close(out.logits[5].exp(), network[5])
+
+
+def test_a_training_row_does_not_vote_for_itself() -> None:
+    head, features = NearestVoteHead(DIMS, 3), make_features()
+    for _ in range(2):
+        out = head(features)
+        assert (out.vote == 0).all()
+        head.loss(out, torch.arange(6) % 3)
+    assert len(head.queue) == 12
+
+
+def test_rows_without_any_modality_are_not_stored() -> None:
+    head, features = NearestVoteHead(DIMS, 3), make_features()
+    out = head(features, masks([1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 1, 0]))
+    head.loss(out, torch.arange(6) % 3)
+    assert len(head.queue) == 3
+
+
+# --------------------------------------------------------------------------- late Transformer
+
+
+def test_the_class_token_reads_what_is_there() -> None:
+    head, features = LateTransformerHead(DIMS, 3).eval(), make_features()
+    alone = head(features, masks([1] * 6, [0] * 6))
+    assert not torch.allclose(alone.logits, head(features).logits)
+    nothing = head(features, masks([0] * 6, [0] * 6)).logits
+    torch.testing.assert_close(nothing, nothing[:1].expand(6, 3))
+    with pytest.raises(ValueError, match="divisible by 4"):
+        LateTransformerHead(DIMS, 3, hidden_features=10)
+
+
+def test_modality_dropout_is_for_training_only() -> None:
+    features = make_features()
+    head = LateTransformerHead(DIMS, 3, modality_dropout=1.0, dropout=0.0)
+    whole = head.eval()(features).logits
+    assert not torch.allclose(head.train()(features).logits, whole)
+
+
+# --------------------------------------------------------------------------------------- DyMo
+
+
+def test_tail_is_that_of_a_normal_distribution() -> None:
+    distance, spread = torch.tensor([0.0, 0.3, 1.0, 40.0]), torch.tensor([1.0, 0.2, 0.5, 1.0])
+    normal = torch.distributions.Normal(torch.zeros(4), spread)
+    expected = 2 * (1 - normal.cdf(distance))  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(log_tail(distance, spread).exp(), expected)
+    assert log_tail(distance, spread).isfinite().all()
+
+
+def test_reward_discounts_what_became_less_typical() -> None:
+    g, new_g = torch.tensor([0.5, 0.5, 1.0]).log(), torch.tensor([0.8, 0.25, 0.5]).log()
+    got = reward(torch.full((3,), 0.4), torch.full((3,), 0.9), g, new_g)
+    ratio = math.log(0.5) / math.log(0.25)
+    torch.testing.assert_close(got, torch.tensor([0.9 - 0.4, ratio * 0.9 - 0.4, 0 - 0.4]))
+
+
+def trained(dims: dict[str, int], steps: int = 40) -> DyMoHead:
+    torch.manual_seed(0)
+    head = DyMoHead(dims, 3, hidden_features=16, dropout=0.0)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    centers = {name: torch.randn(3, dim) for name, dim in dims.items()}
+    for step in range(steps):
+        labels = (torch.arange(48) + step) % 3
+        features = {m: c[labels] + 0.5 * torch.randn(48, c.shape[1]) for m, c in centers.items()}
+        optimizer.zero_grad()
+        head.loss(head(features), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return head
+
+
+def test_selection_is_the_greedy_loop() -> None:
+    head = trained(THREE).eval()
+    features = make_features(30, THREE)
+    here = {name: torch.rand(30) > 0.5 for name in THREE}
+    mask = torch.stack(list(here.values()), dim=1)
+    with torch.no_grad():
+        out = head(features, here)
+        recovered = head._recover(features, mask)
+        filled = {
+            name: x.where(mask[:, m, None], recovered[name])
+            for m, (name, x) in enumerate(features.items())
+        }
+
+        def score(row: int, taken: set[int]) -> tuple[Tensor, Tensor]:
+            one = {name: x[row : row + 1] for name, x in filled.items()}
+            return head._score(one, torch.tensor([[m in taken for m in range(3)]]))
+
+        for row in range(30):
+            taken = {m for m in range(3) if mask[row, m]}
+            bad: set[int] = set()
+            while taken:
+                quality, typicality = score(row, taken)
+                rewards = {}
+                for m in {0, 1, 2} - taken - bad:
+                    new_quality, new_typicality = score(row, taken | {m})
+                    rewards[m] = float(reward(quality, new_quality, typicality, new_typicality))
+                bad |= {m for m, value in rewards.items() if value < 0}
+                if not rewards or max(rewards.values()) <= 0:
+                    break
+                taken.add(max(rewards, key=lambda m: rewards[m]))
+            got = {m for m in range(3) if out.accepted[row, m] or mask[row, m]}
+            assert got == taken, row
+    assert 0 < out.accepted.sum() < (~mask).sum()
+
+
+def test_class_centers_are_running_means_per_subset() -> None:
+    torch.manual_seed(0)
+    head = DyMoHead(DIMS, 3, hidden_features=16, modality_dropout=0.0)
+    features, labels = make_features(), torch.tensor([0, 0, 1, 1, 2, 2])
+    out = head(features, masks([1] * 6, [1, 1, 1, 0, 0, 0]))
+    head.loss(out, labels)
+    unit = out.projected.detach()
+    torch.testing.assert_close(head.centers[3, 0], unit[:2].mean(0))
+    torch.testing.assert_close(head.centers[3, 1], unit[2])
+    torch.testing.assert_close(head.centers[1, 2], unit[4:].mean(0))
+    distance = 1 - unit[:2] @ head.centers[3, 0]
+    torch.testing.assert_close(head.squares[3, 0], distance.square().mean())
+    assert (head.updates > 0).nonzero().tolist() == [[1, 1], [1, 2], [3, 0], [3, 1]]
+    prototypes, seen = head._prototypes()
+    torch.testing.assert_close(prototypes[1], (unit[2] + unit[3]) / 2)
+    assert seen
+
+
+def test_recovery_uses_the_other_modalities_only() -> None:
+    head, features = trained(DIMS).eval(), make_features()
+    both = torch.ones(6, 2).bool()
+    before = head._recover(features, both)
+    after = head._recover({**features, "text": torch.randn(6, 5)}, both)
+    torch.testing.assert_close(after["text"], before["text"])
+    assert not torch.allclose(after["image"], before["image"])
+
+
+def test_too_many_modalities_for_subsets() -> None:
+    with pytest.raises(ValueError, match="at most 8"):
+        DyMoHead({str(i): 2 for i in range(9)}, 3)
