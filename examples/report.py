@@ -92,8 +92,7 @@ def write_report(
         own.mkdir(parents=True, exist_ok=True)
         report.to_markdown(own / "report.md")
         report.to_csv(own / "report.csv")
-        report.save(own / "report")
-        written += [own / f"report.{kind}" for kind in ("md", "csv", "json", "npz")]
+        written += [own / "report.md", own / "report.csv", *report.save(own / "report")]
         written += plot_report(report, own, embedding=embedding)
     if len(reports) > 1:
         written.append(plot_rate_curves(reports, folder / "rate_curves.png"))
@@ -213,9 +212,6 @@ def main(
         raise typer.Exit(130) from None
     write_report(reports, folder, embedding.value)
     print(console(*reports) if len(reports) == 2 else reports[0].to_markdown())
-    for report in reports:
-        for remark in getattr(report, "remarks", ()):
-            print(f"Mind: {remark}")
     print(f"\nTables and figures are in {folder}")
 
 

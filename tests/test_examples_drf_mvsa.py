@@ -271,11 +271,12 @@ def test_encoded_posts_say_what_raw_samples_say(example: Any, tmp_path: Path) ->
     raw = RawSamples(
         dataset, CORRUPTIONS, transforms={name: pair[name].prepare for name in ("image", "text")}
     )
-    grid = robustness_grid(made.modalities, rates=(0.5,))
+    grid = robustness_grid(("image", "text"), rates=(0.5,))
     ours, theirs = (robustness_report(model, data, grid, seeds=(0, 1)) for data in (made, raw))
     assert ours.fingerprint.disruptions == theirs.fingerprint.disruptions
-    for cell, expected in zip(ours.measured, theirs.measured, strict=True):
-        assert (cell.predictions == expected.predictions).all(), cell.condition.key
+    for key, cell in ours.cells.items():
+        expected = theirs[key]
+        assert (cell.predictions == expected.predictions).all(), key
         assert cell.confidence == pytest.approx(expected.confidence, abs=2e-3)
 
 

@@ -28,10 +28,7 @@ from robustfusion.datasets import MVSA, load_splits
 from robustfusion.evaluation import RobustnessReport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FILES = {
-    *("report.md", "report.csv", "report.json", "report.npz"),
-    *("rate_curves.png", "coverage.png"),
-}
+FILES = {"report.md", "report.csv", "report.json", "report.npz", "rate_curves.png", "coverage.png"}
 
 
 @pytest.fixture

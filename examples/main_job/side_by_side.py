@@ -49,14 +49,16 @@ def table(first: RobustnessReport, second: RobustnessReport) -> str:
         [
             f"Accuracy and macro-F1 in % on {len(first.labels)} test posts, mean over "
             f"{seeds} disruption seeds. C corrupted, D discarded, C+D either. Differences with "
-            "95 % bootstrap intervals; p of exact McNemar tests after Holm's correction.",
+            "95 % bootstrap intervals; p of exact McNemar tests after Holm's correction. The two "
+            "may disagree: an interval is about one condition, the p about all "
+            f"{len(comparison.cells)} at once, so it asks for more.",
             "",
             *lines,
             "",
             f"Mean difference over the disrupted conditions: {100 * overall.value:+.1f} "
             f"[{100 * overall.low:+.1f}, {100 * overall.high:+.1f}].",
+            *(f"\n**{remark}**" for remark in comparison.remarks),
             "",
-            *(f"**{remark}.**\n" for remark in comparison.remarks),
             WHY_THEY_DIFFER,
         ]
     )
@@ -77,7 +79,8 @@ def console(first: RobustnessReport, second: RobustnessReport) -> str:
         lines.append(f"{title:12}{cells[0]:>{wide}}{cells[1]:>{wide + 2}}")
     line = f"{100 * first.majority.accuracy:.1f} ({100 * first.majority.macro_f1:.1f})"
     lines.append(f"{'majority':12}{line:>{wide}}{line:>{wide + 2}}   always {first.majority.name}")
-    return "\n".join([*lines, *first.remarks, *second.remarks])
+    lines += [f"Mind: {remark}" for report in (first, second) for remark in report.remarks]
+    return "\n".join(lines)
 
 
 def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:

@@ -150,7 +150,8 @@ def test_hostile_configs_are_refused_before_anything_is_built(
 
     if kind == "head":
         HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
-        load, given = HubDRFHead.from_pretrained, {}
+        load: Any = HubDRFHead.from_pretrained
+        given: dict[str, Any] = {}
     else:
         HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)).save_pretrained(tmp_path)
         load, given = HubDRFClassifier.from_pretrained, {"encoders": encoders()}
