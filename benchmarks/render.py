@@ -92,6 +92,8 @@ def _with(row: dict[str, Any], name: str, prefix: str) -> str:
     if f"{prefix}ms" in row:
         time = row[f"{prefix}ms"]
         return f"{row[name]} ({f'{time:.3g} ms' if time < 1000 else f'{time / 1000:.3g} s'})"
+    if f"{prefix}count" in row:
+        return f"{row[name]} ({row[f'{prefix}count']:,})"
     return f"{row[name]} ({row[f'{prefix}bytes'] / 2**20:.2f} MiB)"
 
 
