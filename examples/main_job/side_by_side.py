@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from robustfusion.evaluation import RobustnessReport, compare, plot_report
+from robustfusion.evaluation.compare import WHY_THEY_DIFFER
 
 COLOURS = ("#0072B2", "#D55E00")
 WORDS = {"C": "corrupted", "D": "discarded", "C+D": "either"}
@@ -57,6 +58,8 @@ def table(first: RobustnessReport, second: RobustnessReport) -> str:
             f"Mean difference over the disrupted conditions: {100 * overall.value:+.1f} "
             f"[{100 * overall.low:+.1f}, {100 * overall.high:+.1f}].",
             *(f"\n**{remark}**" for remark in comparison.remarks),
+            "",
+            WHY_THEY_DIFFER,
         ]
     )
 
