@@ -17,6 +17,7 @@ pytest.importorskip("safetensors")
 
 from robustfusion import DRFHead, NeighborQualityEstimator  # noqa: E402, after the skip
 from robustfusion.baselines import ConcatenationHead  # noqa: E402
+from robustfusion.disruption import robustness_grid  # noqa: E402
 from robustfusion.evaluation import CachedFeatures, robustness_report  # noqa: E402
 from robustfusion.integrations import hub  # noqa: E402
 from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead  # noqa: E402
@@ -181,9 +182,9 @@ def report() -> Any:
         class_names=("bad", "fine", "good"),
     )
     head = train(HubDRFHead(DIMS, 3))
-    return robustness_report(
-        head, data, rates=(0.5,), settings=("C", "D"), replicates=20, name="tiny DRF"
-    )
+    conditions = robustness_grid(list(DIMS), settings=("C", "D"), rates=(0.5,))
+    measured = robustness_report(head, data, conditions, seeds=(0, 1))
+    return measured.named("tiny DRF").with_intervals(replicates=20)
 
 
 def test_the_card_says_what_was_measured(tmp_path: Path, report: Any) -> None:
