@@ -182,9 +182,8 @@ def report() -> Any:
         class_names=("bad", "fine", "good"),
     )
     head = train(HubDRFHead(DIMS, 3))
-    conditions = robustness_grid(list(DIMS), settings=("C", "D"), rates=(0.5,))
-    measured = robustness_report(head, data, conditions, seeds=(0, 1))
-    return measured.named("tiny DRF").with_intervals(replicates=20)
+    grid = robustness_grid(data.modalities, settings=("C", "D"), rates=(0.5,))
+    return robustness_report(head, data, grid).with_intervals(replicates=20).named("tiny DRF")
 
 
 def test_the_card_says_what_was_measured(tmp_path: Path, report: Any) -> None:
