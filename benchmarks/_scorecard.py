@@ -13,7 +13,6 @@ from _record import read_record, write_record
 from numpy.typing import NDArray
 
 from robustfusion.evaluation.statistics import (
-    bootstrap_p_value,
     combine_p_values,
     estimate,
     holm,
@@ -52,6 +51,13 @@ def common_seeds(jobs: Jobs, names: Sequence[str]) -> list[int]:
 def right(jobs: Mapping[int, Job], seeds: Sequence[int], cell: str) -> Floats:
     """Share of disruption seeds under which each sample is right, (training seeds, samples)."""
     return np.stack([jobs[seed][f"right/{cell}"].mean(0) for seed in seeds])
+
+
+def bootstrap_p_value(replicates: Floats) -> float:
+    """Two-sided: twice the smaller tail of the resampled differences at zero."""
+    low = (np.count_nonzero(replicates <= 0) + 1) / (len(replicates) + 1)
+    high = (np.count_nonzero(replicates >= 0) + 1) / (len(replicates) + 1)
+    return float(min(1.0, 2 * min(low, high)))
 
 
 def resampled(values: Floats) -> Floats:

@@ -23,7 +23,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +36,13 @@ from _render_mvsa import ASSETS, PAGE, render_record
 from _train import Standardized, Training, train
 from torch import nn
 
-from robustfusion import DRFClassifier, DRFHead
+from robustfusion import DRFClassifier, DRFHead, PaperDRFHead
 from robustfusion.baselines import ConcatenationHead
 from robustfusion.datasets.duplicates import normalize_text
 from robustfusion.disruption import Disruption
-from robustfusion.evaluation import RobustnessReport, robustness_report
-from robustfusion.evaluation.grid import RATES
-from robustfusion.evaluation.statistics import combine_p_values, holm
+from robustfusion.disruption.grid import RATES, robustness_grid
+from robustfusion.evaluation import RobustnessReport, compare, robustness_report
+from robustfusion.evaluation.statistics import holm
 
 DEFAULT, PAPER, BASELINE = "DRFHead", "DRFHead.paper", "Concatenation + modality dropout"
 FROZEN = "DRFHead.paper on frozen features"
@@ -83,7 +83,7 @@ def projected(dims: Mapping[str, int], num_classes: int, **switches: bool) -> nn
             # Densities (9) of features of unit scale and this width would start near zero.
             encoder.weight.mul_(0.1)
     return DRFClassifier(
-        encoders, DRFHead.paper(dict.fromkeys(dims, WIDTH), num_classes, **switches)
+        encoders, PaperDRFHead(dict.fromkeys(dims, WIDTH), num_classes, **switches)
     )
 
 
@@ -94,7 +94,7 @@ def makers() -> dict[str, Maker]:
         PAPER: projected,
         **{row: partial(projected, **{switch: False}) for row, switch in ABLATIONS.items()},
         BASELINE: partial(ConcatenationHead, modality_dropout=0.3),
-        FROZEN: DRFHead.paper,
+        FROZEN: PaperDRFHead,
     }
 
 
@@ -114,27 +114,13 @@ def schedule(own: Sequence[str], seeds: Sequence[int], rate_seeds: Sequence[int]
     yield Job(FROZEN, seeds[0])
 
 
-class Seen(nn.Module):
-    """The model as it is, with the inner head as `head`, where a report looks for features."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        inner = model.head
-        self.head = inner.head if isinstance(inner, DRFClassifier) else inner
-
-    def forward(self, features: Any, available: Any) -> Any:
-        """As the model."""
-        return self.model(features, available)
-
-
 def measure(
     job: Job, make: Maker, training: Training, splits: Mapping[str, Split], path: Path
 ) -> None:
     """Train and write the report of the test posts, unless it is there with these settings."""
     settings = {**job._asdict(), **asdict(training), "threads": torch.get_num_threads()}
     if path.exists():
-        kept = RobustnessReport.from_json(path).context.record
+        kept = RobustnessReport.load(path).record
         if kept.get("settings") == settings:
             return
     split, test = splits["train"], splits["test"]
@@ -152,18 +138,14 @@ def measure(
         disruption=disruption,
     )
     seconds = round(time.process_time() - begun, 1)
-    report = robustness_report(
-        Seen(model),
-        test.evaluation(),
-        rates=(job.rate,) if job.rate else RATES,
-        seeds=DISRUPTION_SEEDS,
-        name=job.row,
-        replicates=0,
-        recovered_rows=POINTS if job == Job(PAPER, job.seed) else 0,
-        record={"settings": settings, "cpu_seconds": seconds},
-    )
+    data = test.evaluation()
+    grid = robustness_grid(data.modalities, rates=(job.rate,) if job.rate else RATES)
+    report = robustness_report(model, data, grid, seeds=DISRUPTION_SEEDS)
+    report = report.named(job.row, settings=settings, cpu_seconds=seconds)
+    if job != Job(PAPER, job.seed):
+        report = replace(report, recovered={})
     path.parent.mkdir(parents=True, exist_ok=True)
-    report.to_json(path)
+    report.with_intervals(replicates=0).save(path)
 
 
 def texts_in_train(folder: Path) -> float:
@@ -196,16 +178,17 @@ def p_values(
     ours: Sequence[RobustnessReport], theirs: Sequence[RobustnessReport]
 ) -> dict[str, float]:
     """Paired tests by condition: over the seeds of training twice the median, then Holm's."""
-    found = [a.compare(b, replicates=1).cells for a, b in zip(ours, theirs, strict=False)]
-    keys = [key for key in found[0] if not key.startswith("random")]
-    raw = [combine_p_values(np.asarray([cells[key].mcnemar_p for cells in found])) for key in keys]
-    return dict(zip(keys, (round(float(p), 5) for p in holm(np.asarray(raw))), strict=True))
+    count = min(len(ours), len(theirs))
+    found = compare(ours[:count], theirs[:count], replicates=0).cells
+    keys = [key for key in found if not key.startswith("random")]
+    adjusted = holm(np.asarray([found[key].mcnemar_p for key in keys]))
+    return dict(zip(keys, (round(float(p), 5) for p in adjusted), strict=True))
 
 
 def histogram(reports: Sequence[RobustnessReport], modality: str) -> dict[str, Any]:
     """Quality scores of the first training, binned; lower ones than the first bin are in it."""
     quality = reports[0].quality[modality]
-    clean, corrupted = quality.samples.clean, quality.samples.corrupted.ravel()
+    clean, corrupted = quality.clean, quality.corrupted.ravel()
     both = np.concatenate([clean, corrupted])
     low, high = np.quantile(both, 0.01), both.max()
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
@@ -227,7 +210,11 @@ def recovered(report: RobustnessReport) -> dict[str, Any]:
     from sklearn.manifold import TSNE
 
     found = {}
-    for (target, source), points in report.recovered.items():
+    for (target, source), all_points in report.recovered.items():
+        rows = slice(None, None, -(-len(all_points.labels) // POINTS))
+        points = all_points._replace(
+            true=all_points.true[rows], recovered=all_points.recovered[rows]
+        )
         joint = np.concatenate([points.true, points.recovered])
         flat = TSNE(init="pca", random_state=0).fit_transform(joint)
         count = len(points.true)
@@ -278,15 +265,13 @@ def collect(
         "rows": {
             row: {
                 "seeds": seeds[row],
-                "training": asdict(
-                    training_of(row, clean[row][0].context.record["settings"]["epochs"])
-                ),
-                "cpu_seconds": [r.context.record["cpu_seconds"] for r in clean[row]],
+                "training": asdict(training_of(row, clean[row][0].record["settings"]["epochs"])),
+                "cpu_seconds": [r.record["cpu_seconds"] for r in clean[row]],
                 "scores": scores(clean[row]),
                 "p_values": {} if row == BASELINE else p_values(clean[row], clean[BASELINE]),
                 "auroc": {
                     m: [round(r.quality[m].auroc.value, 4) for r in clean[row]]
-                    for m in first.context.modalities
+                    for m in first.modalities
                     if all(m in r.quality for r in clean[row])
                 },
             }
@@ -362,7 +347,7 @@ def main() -> None:
         if path.exists() or time.monotonic() - begun < 60 * arguments.minutes:
             training = training_of(job.row, 3 if job.row == FROZEN else arguments.epochs)
             measure(job, rows[job.row], training, splits, path)
-            reports[job] = RobustnessReport.from_json(path)
+            reports[job] = RobustnessReport.load(path)
             clean = reports[job]["clean"].accuracy.value
             print(f"{number}/{len(jobs)} {job.file}: clean {100 * clean:.1f}", flush=True)
     lacking = {DEFAULT, PAPER, BASELINE, *own} - {job.row for job in reports if not job.rate}

@@ -38,7 +38,7 @@ from torch import nn
 
 from robustfusion import DRFHead
 from robustfusion.baselines import ConcatenationHead
-from robustfusion.disruption import Disruption
+from robustfusion.disruption import Disruption, robustness_grid
 from robustfusion.evaluation import robustness_report
 
 Arrays = dict[str, Any]
@@ -114,39 +114,29 @@ def measure(
 ) -> Arrays:
     """Right or wrong, (disruption seeds, samples) by condition; quality scores by modality."""
     found: Arrays = {}
+    data = split.evaluation()
     report = robustness_report(
-        head,
-        split.evaluation(),
-        seeds=seeds,
-        rates=rates,
-        replicates=0,
-        recovered_rows=0,
-    )
+        head, data, robustness_grid(data.modalities, rates=rates), seeds=seeds
+    ).with_intervals(replicates=0)
     for key, cell in report.cells.items():
-        found[f"right/{key}"] = cell.samples.predictions == report.context.labels
+        found[f"right/{key}"] = cell.predictions == report.labels
         found[f"macro_f1/{key}"] = cell.macro_f1.value
     for name, quality in report.quality.items():
-        found[f"quality/{name}/clean"] = quality.samples.clean
-        found[f"quality/{name}/corrupted"] = quality.samples.corrupted
+        found[f"quality/{name}/clean"] = quality.clean
+        found[f"quality/{name}/corrupted"] = quality.corrupted
     if not unseen:
         return found
     for image, text in UNSEEN:
         kinds = {"image": image, "text": text}
-        other = robustness_report(
-            head,
-            split.evaluation(kinds),
-            seeds=(0,),
-            settings=("C",),
-            rates=(),
-            replicates=0,
-            recovered_rows=0,
-        )
+        grid = robustness_grid(data.modalities, settings=("C",), rates=())
+        other = robustness_report(head, split.evaluation(kinds), grid, seeds=(0,))
+        other = other.with_intervals(replicates=0)
         for name, kind in kinds.items():
             key = f"{name}:{kind}"
             cell = other.cells[f"fixed/{name}/C"]
-            found[f"right/{key}"] = cell.samples.predictions == other.context.labels
+            found[f"right/{key}"] = cell.predictions == other.labels
             if name in other.quality:
-                found[f"quality/{key}"] = other.quality[name].samples.corrupted
+                found[f"quality/{key}"] = other.quality[name].corrupted
     return found
 
 

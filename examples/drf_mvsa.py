@@ -125,9 +125,8 @@ def run(
             config["certainty"] = certainty(model, val_posts, device)
         save_model(model, folder / "models" / kind, config)
         watch.tick(kind)
-        reports.append(
-            robustness_report(model, test_posts, seeds=TEST_SEEDS, name=title, progress=True)
-        )
+        report = robustness_report(model, test_posts, seeds=TEST_SEEDS, progress=True)
+        reports.append(report.named(title))
         watch.tick("reports")
     record = run_record(
         settings=asdict(settings),
@@ -145,9 +144,6 @@ def run(
     write_json(folder / "run.json", record)
     write_results(folder, dict(zip(NAMES, reports, strict=True)))
     print(console(*reports))
-    for report in reports:
-        for remark in getattr(report, "remarks", ()):
-            print(f"Mind: {remark}")
     print(f"\nDRF, calibrated by {len(val_posts.ids)} validation posts:\n\n{calibration}")
     print(f"\n{record['total_seconds']:.0f} s. Tables, figures and models are in {folder}")
 

@@ -65,7 +65,12 @@ try:
 
     from robustfusion.checkpoint import load_model, read_config
     from robustfusion.datasets import FeatureCache
-    from robustfusion.evaluation import RobustnessReport, plot_rate_curves, robustness_report
+    from robustfusion.evaluation import (
+        RobustnessReport,
+        plot_rate_curves,
+        plot_report,
+        robustness_report,
+    )
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
 
@@ -87,9 +92,8 @@ def write_report(
         own.mkdir(parents=True, exist_ok=True)
         report.to_markdown(own / "report.md")
         report.to_csv(own / "report.csv")
-        report.to_json(own / "report.json")
-        written += [own / f"report.{kind}" for kind in ("md", "csv", "json")]
-        written += report.plot(own, embedding=embedding)
+        written += [own / "report.md", own / "report.csv", *report.save(own / "report")]
+        written += plot_report(report, own, embedding=embedding)
     if len(reports) > 1:
         written.append(plot_rate_curves(reports, folder / "rate_curves.png"))
     if len(reports) == 2:
@@ -197,7 +201,7 @@ def main(
             disruption_seeds = tuple(range(seeds))
         measure = partial(robustness_report, data=posts, seeds=disruption_seeds, progress=True)
         try:
-            reports = [measure(net.to(device), name=name) for name, net in models.items()]
+            reports = [measure(net.to(device)).named(name) for name, net in models.items()]
         except (ValueError, TypeError, AttributeError) as error:
             raise SetupError(f"the model cannot be measured: {error}") from error
     except SetupError as error:
@@ -208,9 +212,6 @@ def main(
         raise typer.Exit(130) from None
     write_report(reports, folder, embedding.value)
     print(console(*reports) if len(reports) == 2 else reports[0].to_markdown())
-    for report in reports:
-        for remark in getattr(report, "remarks", ()):
-            print(f"Mind: {remark}")
     print(f"\nTables and figures are in {folder}")
 
 

@@ -172,4 +172,5 @@ def _ridge(x: Tensor, y: Tensor) -> Tensor:
         score = float(left_over / (rows - kept.sum() - 1).clamp_min(1e-9) ** 2)
         if score < best:
             best, chosen = score, kept
-    return right @ ((chosen / values.sqrt())[:, None] * seen)
+    weights: Tensor = right @ ((chosen / values.sqrt())[:, None] * seen)
+    return weights

@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -194,7 +194,7 @@ def random_state() -> dict[str, Any]:
         >>> torch.equal(torch.rand(3), drawn)
         True
     """
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),
@@ -243,9 +243,10 @@ def _plain(value: Any, where: str) -> Any:
         return {_plain(k, where): _plain(item, f"{where}.{k}") for k, item in value.items()}
     if isinstance(value, str):
         return sys.intern(str(value))
-    for kind in (bool, int, float, type(None)):
-        if isinstance(value, kind):
-            return value if value is None else kind(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
     raise TypeError(f"{where} must be a tensor, number, text or collection, got {type(value)}")
 
 

@@ -11,6 +11,7 @@ settings.load_profile("suite")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="kill, fuzz and rank tests at full size")
+    parser.addoption("--mvsa", metavar="FOLDER", help="a copy of MVSA-Single, for one test")
 
 
 @pytest.fixture(autouse=True, scope="session")

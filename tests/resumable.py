@@ -46,7 +46,7 @@ def train(folder: str, kind: str) -> None:
     model = make_model(kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    path, start = Path(folder) / "last.safetensors", 0
+    path, start = Path(folder) / "last.pt", 0
     if path.exists():
         state = load_checkpoint(path)
         model.load_state_dict(state["model"])
@@ -78,4 +78,4 @@ def train(folder: str, kind: str) -> None:
                 "step": step + 1,
             }
             save_checkpoint(path, parts)
-    save_checkpoint(Path(folder) / "final.safetensors", model.state_dict())
+    save_checkpoint(Path(folder) / "final.pt", model.state_dict())

@@ -14,6 +14,7 @@ import robustfusion as rf
 PACKAGE = Path(rf.__file__).parent
 
 NAMES = [
+    "AttentionPooling",
     "CalibrationReport",
     "CrossModalRecovery",
     "DRFClassifier",
@@ -25,6 +26,7 @@ NAMES = [
     "GaussianQualityEstimator",
     "HeadOutput",
     "LearnedTokens",
+    "MaskedMean",
     "ModalityConverter",
     "NeighborQualityEstimator",
     "PaperDRFHead",
@@ -63,7 +65,7 @@ SIGNATURES = {
     "QualityEstimator.forward": "(self, features: Tensor) -> Tensor",
     "QualityEstimator.p_value": "(self, features: Tensor) -> Tensor",
     "Standardize": (
-        "(dim: int, *, covariance_type: Literal['spherical', 'diag', 'full'] = 'diag', "
+        "(dim: int, *, covariance_type: Literal['diag', 'spherical'] = 'diag', "
         "spread: float = 1.0, window: int = 2048) -> None"
     ),
     "StandIn.forward": (
@@ -120,7 +122,7 @@ SIGNATURES = {
 LAYERS = [
     {"_state", "_modules", "_tree", "_validation"},
     {"functional"},
-    {"conversion", "distributed", "fusion", "losses", "moments"},
+    {"conversion", "distributed", "fusion", "losses", "moments", "pooling"},
     {"_inputs", "candidates", "output"},
     {"feature_queue", "recovery", "stand_in", "standardize"},
     {"quality"},

@@ -208,7 +208,7 @@ def test_two_rows_of_one_name(compare: ModuleType, task: Any, own: str) -> None:
 
 def test_a_features_file_of_any_modalities(compare: ModuleType, tmp_path: Path) -> None:
     data = importlib.import_module("_data")
-    arrays = {
+    arrays: dict[str, Any] = {
         "id": np.array([f"sample-{i}" for i in range(50)]),
         "label": np.arange(50) % 3,
         "split": np.array(["train"] * 40 + ["val"] * 10),

@@ -161,7 +161,7 @@ def test_sliders_move_quality_and_weights(browser: Any) -> None:
     assert sum(before[name] for name in ("positive", "neutral", "negative")) in (99, 100, 101)
     slide_to_the_end(browser, "Severity for the image")
     # Bars change one after another, so what is waited for is the whole of what must follow.
-    lower, higher = "The image is intact", "text trusted"
+    lower, higher = "Intact images that look as odd (p-value)", "text trusted"
     wait(
         browser,
         lambda: (
@@ -209,6 +209,28 @@ def test_nothing_comes_from_elsewhere(browser: Any, address: str) -> None:
     assert urls
     own = (address, "data:", "blob:")
     assert [url for url in urls if not url.startswith(own)] == []
+
+
+def test_the_first_sight_is_an_intact_post_and_disruption_alarms(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    page = AppTest.from_string(
+        f"import demo_app\ndemo_app.page({str(run)!r})", default_timeout=120
+    ).run()
+    assert not page.exception
+    assert [box.value for box in page.success] == [
+        "The image looks intact.",
+        "The text looks intact.",
+    ]
+    assert not page.warning
+    assert any("made-up posts" in caption.value for caption in page.caption)
+    (image,) = [s for s in page.slider if s.label == "Severity for the image"]
+    image.set_value(0.6).run()
+    assert [box.value[:16] for box in page.warning] == ["Alarm: the image"]
+    assert [box.value for box in page.success] == ["The text looks intact."]
 
 
 def test_without_a_run_it_says_so(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from robustfusion import DRFClassifier, DRFHead
 from robustfusion.checkpoint import load_checkpoint, load_model, read_config, save_checkpoint
 from robustfusion.datasets import MVSA, FeatureCache, encode
-from robustfusion.disruption import ImageCorruption, TextCorruption
+from robustfusion.disruption import ImageCorruption, TextCorruption, robustness_grid
 from robustfusion.evaluation import RawSamples, robustness_report
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -271,13 +271,13 @@ def test_encoded_posts_say_what_raw_samples_say(example: Any, tmp_path: Path) ->
     raw = RawSamples(
         dataset, CORRUPTIONS, transforms={name: pair[name].prepare for name in ("image", "text")}
     )
-    options: dict[str, Any] = {"seeds": (0, 1), "rates": (0.5,), "replicates": 0}
-    ours, theirs = (robustness_report(model, data, **options) for data in (made, raw))
-    assert ours.context.fingerprint.disruptions == theirs.context.fingerprint.disruptions
+    grid = robustness_grid(("image", "text"), rates=(0.5,))
+    ours, theirs = (robustness_report(model, data, grid, seeds=(0, 1)) for data in (made, raw))
+    assert ours.fingerprint.disruptions == theirs.fingerprint.disruptions
     for key, cell in ours.cells.items():
-        expected = theirs[key].samples
-        assert (cell.samples.predictions == expected.predictions).all(), key
-        assert cell.samples.confidence == pytest.approx(expected.confidence, abs=2e-3)
+        expected = theirs[key]
+        assert (cell.predictions == expected.predictions).all(), key
+        assert cell.confidence == pytest.approx(expected.confidence, abs=2e-3)
 
 
 def test_frozen_features_are_computed_once(

@@ -76,7 +76,7 @@ def test_a_run_is_kept(
     assert record.keys() == render.read_record("recipe").keys()
     assert record["machine"].keys() == render.read_record("recipe")["machine"].keys()
     assert figure.read_bytes() == (run / "accuracy.png").read_bytes()
-    drf = RobustnessReport.from_json(run / "report-drf.json")
+    drf = RobustnessReport.load(run / "report-drf.json")
     accuracy = record["results"]["accuracy"]["DRF"]
     assert accuracy.keys() == drf.cells.keys()
     for key, cell in drf.cells.items():

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import resumable
 
-pytest.importorskip("safetensors")
 if not hasattr(signal, "SIGKILL"):
     pytest.skip("this system has no SIGKILL", allow_module_level=True)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Optimizers import the compiler: once for all processes, not in each.
-PRELOAD = ["torch", "torch._dynamo", "torch._inductor.utils", "robustfusion", "safetensors.torch"]
+PRELOAD = ["torch", "torch._dynamo", "torch._inductor.utils", "robustfusion"]
 LINE = re.compile(r"(\d+): (\[[\d, ]+\])")
 
 
@@ -65,21 +64,21 @@ def test_killed_training_ends_with_the_same_bits(
     process = start(whole, kind)
     process.join(120)
     assert process.exitcode == 0
-    expected, final = dict(order(whole)), (whole / "final.safetensors").read_bytes()
+    expected, final = dict(order(whole)), (whole / "final.pt").read_bytes()
     assert sorted(expected) == list(range(resumable.STEPS))
 
     draw, killed, runs = random.Random(0), 0, 0
     while killed < kills:
         folder = tmp_path / f"run-{runs}"
         runs += 1
-        while not (folder / "final.safetensors").exists():
+        while not (folder / "final.pt").exists():
             process = start(folder, kind)
             if killed < kills and kill_within(process, folder, draw):
                 killed += 1
                 continue
             process.join(120)
             assert process.exitcode == 0, "a killed run could not be gone on from"
-        assert (folder / "final.safetensors").read_bytes() == final, f"after {killed} kills"
+        assert (folder / "final.pt").read_bytes() == final, f"after {killed} kills"
         seen = order(folder)
         assert {step for step, _ in seen} == set(expected)
         assert all(expected[step] == rows for step, rows in seen), "another order of the data"

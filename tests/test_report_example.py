@@ -28,7 +28,7 @@ from robustfusion.datasets import MVSA, load_splits
 from robustfusion.evaluation import RobustnessReport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FILES = {"report.md", "report.csv", "report.json", "rate_curves.png"}
+FILES = {"report.md", "report.csv", "report.json", "report.npz", "rate_curves.png", "coverage.png"}
 
 
 @pytest.fixture
@@ -107,9 +107,9 @@ def test_the_documented_model_is_short_and_gets_a_whole_report(
     result = call(example, "--model", own, "--output", str(tmp_path / "out"), "--seeds", "2")
     assert result.exit_code == 0, result.output
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
-    report = RobustnessReport.from_json(tmp_path / "out" / "report.json")
+    report = RobustnessReport.load(tmp_path / "out" / "report.json")
     assert report.name == "MyModel"
-    assert report.context.seeds == (0, 1)
+    assert report.seeds == (0, 1)
     assert len(report.cells) == 1 + 3 * (2 + 5)
 
 
@@ -124,8 +124,8 @@ def test_a_run_is_measured_with_its_own_posts_and_models(example: Any, run: Path
     for kind in ("drf", "concatenation-modality-dropout"):
         assert {path.name for path in (folder / kind).iterdir()} >= FILES
     assert (folder / "drf" / "quality.png").exists()
-    report = RobustnessReport.from_json(folder / "drf" / "report.json")
-    assert report.context.labels.tolist() == _test_labels(run)
+    report = RobustnessReport.load(folder / "drf" / "report.json")
+    assert report.labels.tolist() == _test_labels(run)
     again = call(example, str(run))
     assert again.exit_code == 2
     assert "--overwrite" in again.output

@@ -120,14 +120,8 @@ def test_the_example_learns(
     for module in FRAMEWORKS[example]:
         pytest.importorskip(module)
     ranks = 2 if launcher or arguments else 1
-    short = {
-        "digits.py": 1,
-        "train_ddp.py": 2,
-        "train_fsdp.py": 2,
-        "train_lightning.py": 1,
-        "train_trainer.py": 1,
-    }
-    if ranks != short[example] and not request.config.getoption("--long"):
+    short = 2 if example in ("train_ddp.py", "train_fsdp.py") else 1
+    if ranks != short and not request.config.getoption("--long"):
         pytest.skip("a second number of ranks: with --long")
     output = run(tmp_path, *launcher, str(EXAMPLES / example), "--epochs", "3", *arguments)
     scores = accuracies(output)

@@ -137,6 +137,8 @@ def test_checkpointed_encoders_change_nothing(kind: str) -> None:
 
 
 class Sums(nn.Module):
+    total: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("total", torch.full((2,), 1e6))
@@ -145,7 +147,7 @@ class Sums(nn.Module):
         self.layer = nn.Linear(2, 2)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        return super()._apply(keep_float32(fn, self.total), recurse)
+        return super()._apply(keep_float32(fn, self.total), recurse)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
@@ -196,7 +198,8 @@ def test_statistics_of_a_narrow_head_are_those_of_a_wide_one(
 def test_averaged_weights_go_with_the_state_of_the_latest(kind: str, ema: bool) -> None:
     # AveragedModel's default copies buffers; use_buffers=True would average slots of a queue.
     head = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
-    averaged = AveragedModel(head, multi_avg_fn=get_ema_multi_avg_fn(0.9) if ema else None)
+    mean: Any = get_ema_multi_avg_fn
+    averaged = AveragedModel(head, multi_avg_fn=mean(0.9) if ema else None)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     for _ in range(4):
         features = {m: torch.randn(8, d) for m, d in DIMS.items()}

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from robustfusion.evaluation import RobustnessReport
+from robustfusion.evaluation import RobustnessReport, compare, plot_report
+from robustfusion.evaluation.compare import WHY_THEY_DIFFER
 
 COLOURS = ("#0072B2", "#D55E00")
 WORDS = {"C": "corrupted", "D": "discarded", "C+D": "either"}
@@ -18,13 +19,13 @@ def write_results(folder: Path, reports: dict[str, RobustnessReport]) -> None:
     (folder / "table.csv").write_text(rows, encoding="utf-8")
     draw(*pair, folder / "accuracy.png")
     for kind, report in reports.items():
-        report.plot(folder / "figures" / kind)
-        report.to_json(folder / f"report-{kind}.json")
+        plot_report(report, folder / "figures" / kind)
+        report.save(folder / f"report-{kind}")
 
 
 def table(first: RobustnessReport, second: RobustnessReport) -> str:
     """Return a Markdown table: accuracy and macro-F1 of both, difference, Holm's p."""
-    comparison = first.compare(second, same_inputs=False)
+    comparison = compare(first, second, same_inputs=False)
     names = (first.name, second.name)
     lines = [
         f"| condition | {' | '.join(names)} | difference | Holm p | "
@@ -43,17 +44,22 @@ def table(first: RobustnessReport, second: RobustnessReport) -> str:
         f"| always {majority.name} | {100 * majority.accuracy:.1f} | {100 * majority.accuracy:.1f}"
         f" | | | {100 * majority.macro_f1:.1f} | {100 * majority.macro_f1:.1f} |"
     )
-    seeds = len(first.context.seeds)
+    seeds = len(first.seeds)
     return "\n".join(
         [
-            f"Accuracy and macro-F1 in % on {len(first.context.labels)} test posts, mean over "
+            f"Accuracy and macro-F1 in % on {len(first.labels)} test posts, mean over "
             f"{seeds} disruption seeds. C corrupted, D discarded, C+D either. Differences with "
-            "95 % bootstrap intervals; p of exact McNemar tests after Holm's correction.",
+            "95 % bootstrap intervals; p of exact McNemar tests after Holm's correction. The two "
+            "may disagree: an interval is about one condition, the p about all "
+            f"{len(comparison.cells)} at once, so it asks for more.",
             "",
             *lines,
             "",
             f"Mean difference over the disrupted conditions: {100 * overall.value:+.1f} "
             f"[{100 * overall.low:+.1f}, {100 * overall.high:+.1f}].",
+            *(f"\n**{remark}**" for remark in comparison.remarks),
+            "",
+            WHY_THEY_DIFFER,
         ]
     )
 
@@ -69,10 +75,11 @@ def console(first: RobustnessReport, second: RobustnessReport) -> str:
             f"{100 * report[key].accuracy.value:.1f} ({100 * report[key].macro_f1.value:.1f})"
             for report in (first, second)
         ]
-        title = first[key].samples.condition.title
+        title = first[key].condition.title
         lines.append(f"{title:12}{cells[0]:>{wide}}{cells[1]:>{wide + 2}}")
     line = f"{100 * first.majority.accuracy:.1f} ({100 * first.majority.macro_f1:.1f})"
     lines.append(f"{'majority':12}{line:>{wide}}{line:>{wide + 2}}   always {first.majority.name}")
+    lines += [f"Mind: {remark}" for report in (first, second) for remark in report.remarks]
     return "\n".join(lines)
 
 
@@ -83,7 +90,7 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1), sharey=True)
     fixed = [key for key in first.cells if not key.startswith("random")]
-    conditions = [cell.samples.condition for cell in first.cells.values()]
+    conditions = [cell.condition for cell in first.cells.values()]
     settings = [c.setting for c in conditions if c.strategy == "random"]
     setting = "C+D" if "C+D" in settings else settings[0]
     curve = [c for c in conditions if c.strategy == "clean" or c.strategy == "random"]
@@ -100,7 +107,7 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
-    shown = [first[key].samples.condition for key in fixed]
+    shown = [first[key].condition for key in fixed]
     ticks = [f"{c.place}\n{WORDS[c.setting]}" if c.setting else c.place for c in shown]
     left.set_xticks(range(len(fixed)), ticks, fontsize=9)
     left.set_ylabel("accuracy (%)")

@@ -1,5 +1,6 @@
 """A training loop that can be stopped at any step and goes on to the same result, bit for bit."""
 
+import copy
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from main_job.encoders import SetupError
+from robustfusion import calibrate
 from robustfusion.checkpoint import (
     load_checkpoint,
     random_state,
@@ -160,7 +162,14 @@ def step(
 
 @torch.no_grad()
 def validation_score(model: nn.Module, posts: CachedFeatures, seed: int, device: str) -> float:
-    """Return the mean accuracy over clean posts and each modality corrupted and discarded."""
+    """Return the mean accuracy over clean posts and each modality corrupted and discarded.
+
+    A head that judges quality is measured as it will be used, calibrated: to an encoder in
+    training, posts that it was trained on look more usual than any others will.
+    """
+    if hasattr(model.head, "estimators"):
+        model = copy.deepcopy(model)
+        calibrate(model, clean_batches(posts, device))
     mode = model.training
     model.eval()
     scores = []

@@ -36,10 +36,9 @@ def shared_cosine(
     dtype = next(iter(stored.values())).dtype
     similarity = shared = mask.new_zeros(mask.shape[0], held.shape[0], dtype=dtype)
     for index, (name, rows) in enumerate(stored.items()):
-        both = mask[:, index, None] & held[:, index]
         cosine = F.normalize(inputs[name].to(rows.dtype), dim=1) @ F.normalize(rows, dim=1).T
-        similarity = similarity + cosine.where(both, 0.0)
-        shared = shared + both
+        similarity = similarity + cosine  # zero where either lacks it, as its features are
+        shared = shared + (mask[:, index, None] & held[:, index])
     return similarity / shared.clamp_min(1), shared > 0
 
 

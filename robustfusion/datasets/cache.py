@@ -6,7 +6,7 @@ import re
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,34 +73,45 @@ class FeatureCache:
         Raises:
             ValueError: for a key that is not made of letters, digits, '_' and '-'.
         """
+        blocks = self.stream(key, digests)
+        return {name: row for names, rows in blocks for name, row in zip(names, rows, strict=True)}
+
+    def stream(self, key: str, digests: Iterable[str]) -> Iterator[tuple[list[str], NDArray[Any]]]:
+        """Yield the rows that are there in blocks, digests and ``(n, D)``, one file at a time.
+
+        For more rows than should be in memory twice.
+
+        Raises:
+            ValueError: as :meth:`lookup`.
+        """
         wanted = {_name(digest): digest for digest in digests}
-        if not wanted:
-            return {}
+        paths = sorted(self._folder(key).glob("*.index.npy"))
+        if not wanted or not paths:
+            return
         firsts = np.sort(np.frombuffer(b"".join(wanted), "<u8")[::2])
-        found: dict[str, NDArray[Any]] = {}
-        for path in sorted(self._folder(key).glob("*.index.npy")):
+        blocks: list[tuple[dict[int, str], NDArray[Any], NDArray[Any]]] = []
+        for path in paths:
             try:
                 index = _read_index(path)
                 places = np.searchsorted(firsts[:-1], index["name"][:, 0])
                 at = np.flatnonzero(firsts[places] == index["name"][:, 0])
                 names = dict(zip(at.tolist(), map(bytes, index["name"][at]), strict=True))
-                rows = [row for row, name in names.items() if name in wanted]
-                if rows:
-                    whole = _read_rows(path, index, rows)
-                    found.update({wanted[names[row]]: values for row, values in whole.items()})
+                held = {row: wanted[name] for row, name in names.items() if name in wanted}
+                if held:
+                    checksums = index["checksum"][list(held)]
+                    blocks.append((held, checksums, _map_rows(path, index, next(iter(held)))))
             except Exception:  # damaged headers are parsed as Python, and raise anything
                 continue
-        widths = Counter((row.shape, row.dtype) for row in found.values())
-        if len(widths) > 1:
-            usual = widths.most_common(1)[0][0]
-            found = {name: row for name, row in found.items() if (row.shape, row.dtype) == usual}
-        return found
-
-    def lookup_all(
-        self, wanted: Mapping[str, Iterable[str]]
-    ) -> dict[str, dict[str, NDArray[Any]]]:
-        """Return the rows that are there under several keys, such as image and text, by key."""
-        return {key: self.lookup(key, digests) for key, digests in wanted.items()}
+        widths: Counter[Any] = Counter()
+        for held, _, rows in blocks:
+            widths[rows.shape[1], rows.dtype] += len(held)
+        for held, checksums, rows in blocks:
+            if (rows.shape[1], rows.dtype) == widths.most_common(1)[0][0]:
+                part = np.asarray(rows[list(held)])
+                whole = np.isfinite(part).all(1) & (_checksums(part) == checksums)
+                if whole.any():
+                    digests_there = np.array(list(held.values()), object)[whole].tolist()
+                    yield digests_there, part if whole.all() else part[whole]
 
     def store(self, key: str, digests: Sequence[str], features: NDArray[Any]) -> None:
         """Write rows.
@@ -181,16 +192,15 @@ def _read_index(path: Path) -> NDArray[Any]:
     return index
 
 
-def _read_rows(path: Path, index: NDArray[Any], at: list[int]) -> dict[int, NDArray[Any]]:
-    """The rows ``at`` that are whole, by their place; nothing else is read."""
-    rows = np.load(
+def _map_rows(path: Path, index: NDArray[Any], row: int) -> NDArray[Any]:
+    """The rows beside an index; only one is read yet, which says whether the header is true."""
+    rows: NDArray[Any] = np.load(
         path.with_name(path.name.replace(".index", "")), mmap_mode="r", allow_pickle=False
     )
-    if rows.ndim != 2 or len(rows) != len(index) or not np.issubdtype(rows.dtype, np.floating):
+    fits = rows.ndim == 2 and len(rows) == len(index) and np.issubdtype(rows.dtype, np.floating)
+    if not fits or _checksums(np.asarray(rows[[row]]))[0] != index["checksum"][row]:
         raise ValueError(f"the rows beside {path} do not fit it")
-    part = np.asarray(rows[at])
-    whole = np.isfinite(part).all(1) & (_checksums(part) == index["checksum"][at])
-    return {place: row for place, row, good in zip(at, part, whole, strict=True) if good}
+    return rows
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:

@@ -207,9 +207,8 @@ class _Column:
 
     def read(self, cache: FeatureCache) -> None:
         """Take over what the cache has."""
-        found = cache.lookup(self.key, self.todo)
-        if found:
-            self.keep(list(found), torch.from_numpy(np.stack(list(found.values()))))
+        for digests, rows in cache.stream(self.key, self.todo):
+            self.keep(digests, torch.from_numpy(rows))
 
     def value(self, sample: Mapping[str, Any]) -> Any:
         """The input of one sample, corrupted if this column is."""
@@ -277,7 +276,7 @@ def _columns(
         if cache is not None and encoding.network is not None and not encoding.name:
             raise ValueError(f'encoders["{name}"] must have a name when a cache is given')
         kept = cache is not None and bool(encoding.name)
-        clean = _digests(dataset, name)
+        clean = _digests(dataset, name, cached=cache is not None)
         # What a corruption does depends on the post's id too.
         own = [
             None if digest is None else f"{digest}/{post_id}"
@@ -296,9 +295,10 @@ def _columns(
     return columns
 
 
-def _digests(dataset: Posts, name: str) -> list[str | None]:
+def _digests(dataset: Posts, name: str, *, cached: bool) -> list[str | None]:
     read = getattr(dataset, "content_digest", None)
-    if read is None:
+    # What is not known from a look at all files costs one, and without a cache serves for little.
+    if read is None or not (cached or getattr(dataset, "verify", True)):
         return [f"row {row}" for row in range(len(dataset))]
     digests: list[str | None] = [read(row, name) for row in range(len(dataset))]
     if None in digests and getattr(dataset, "on_bad", "missing") != "missing":

@@ -253,7 +253,8 @@ class PostDataset(Dataset[Sample], ABC):
     def duplicate_groups(self) -> list[str]:
         """Return a group name for each post: equal for posts that share a text or an image.
 
-        Hand it to ``stratified_split(groups=...)`` and no duplicate crosses the split.
+        Hand it to ``stratified_split(groups=...)``, or for cross-validation to the ``split(ids,
+        labels, groups)`` of scikit-learn's ``StratifiedGroupKFold``, and no duplicate crosses.
         """
         pairs = [
             (group.ids[0], other) for group in self._duplicates(None) for other in group.ids[1:]

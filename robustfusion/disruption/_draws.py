@@ -20,7 +20,14 @@ Severity: TypeAlias = float | tuple[float, float]
 
 
 def canonical_id(sample_id: object) -> SampleId:
-    """Return `sample_id` as a plain `int` or `str`; numpy and 0-d tensor integers are ints."""
+    """Return `sample_id` as a plain `int` or `str`; numpy and 0-d tensor integers are ints.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.disruption import canonical_id
+        >>> canonical_id(torch.tensor(7)), canonical_id("7")
+        (7, '7')
+    """
     if type(sample_id) is str or type(sample_id) is int:  # nearly all, and it is called a lot
         return sample_id
     if isinstance(sample_id, Tensor):

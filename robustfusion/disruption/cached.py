@@ -99,6 +99,8 @@ def disrupt_features(
         result = map_leaves(_choose(observed[name]), values, placeholder(values))
         if len(rows):
             source = PARTIAL if disruption.setting == "P" else corrupted.get(name)
+            if disruption.setting == "P":
+                check_source(name, PARTIAL, values)
             made = _corrupted_rows(source, values, rows, plan.ids, disruption.seed, name)
             map_leaves(_put(rows.to(device)), result, made)
         inputs[name] = result

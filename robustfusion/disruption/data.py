@@ -117,6 +117,8 @@ def collate(
             for sample, value in zip(samples, values, strict=True)
         ]
         like = next((value for value in values if not is_missing(value)), given.get(name))
+        if like is None:  # a discarded text is empty, which needs no other to go by
+            like = next((value for value in values if isinstance(value, str)), None)
         if like is None:
             raise ValueError(
                 f'inputs["{name}"] is missing in all {len(samples)} rows of a batch: pass one row '

@@ -135,6 +135,9 @@ def robustness_grid(
     for rate in rates:
         if not 0 < rate <= 1:
             raise ValueError(f"rates must lie in (0, 1], got {rate}")
+    for each in independent:
+        if isinstance(each, Sequence) and len(each) != len(modalities):
+            raise ValueError(f"independent must hold as many rates as modalities, got {each}")
     fixed = [Condition("fixed", s, m, 1.0) for m in modalities for s in settings]
     random = [Condition("random", s, None, float(r)) for s in settings for r in rates]
     free = [

@@ -16,12 +16,11 @@ from robustfusion._validation import check_positive
 from robustfusion.disruption import Condition, canonical_id, robustness_grid
 from robustfusion.disruption.grid import checked_conditions
 from robustfusion.disruption.protocol import Draws, draw
-from robustfusion.evaluation._forward import (
+from robustfusion.evaluation._forward import Forward, RowResults
+from robustfusion.evaluation._sources import (
     CORRUPTED,
     DISCARDED,
     PARTIAL,
-    Forward,
-    RowResults,
     States,
     Streamed,
     make_source,

@@ -251,7 +251,7 @@ def _results(report: RobustnessReport, dataset: str) -> list[EvalResult]:
             task_type="multimodal-classification",
             task_name="Classification with missing or poor modalities",
             dataset_type=dataset.lower().replace(" ", "-"),
-            dataset_name=f"{dataset}, {cell.samples.condition.title}",
+            dataset_name=f"{dataset}, {cell.condition.title}",
             dataset_config=key,
             metric_type=metric,
             metric_name=metric,

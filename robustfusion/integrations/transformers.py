@@ -1,5 +1,6 @@
 """Models of transformers as encoders, and batches for them in which a modality may be missing."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -85,7 +86,9 @@ class TransformersEncoder(nn.Module):
             )
         self.model = model
         self.pooling: Pooling = pooling
-        self.main_input: str = getattr(model, "main_input_name", "input_ids")
+        # Before transformers 5 the towers of CLIP did not name it.
+        first = next(iter(inspect.signature(model.forward).parameters))
+        self.main_input: str = getattr(model, "main_input_name", first)
         if dim is not None:
             check_positive(dim, "dim")
         self.dim = _width(config, pooling) if dim is None else dim

@@ -177,6 +177,25 @@ def test_selection_is_the_greedy_loop() -> None:
     assert 0 < out.accepted.sum() < (~mask).sum()
 
 
+def test_what_was_refused_once_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = DyMoHead(THREE, 3).eval()
+    # With modality 0 there, 2 pays only after 1, but was refused before.
+    quality = torch.zeros(8)
+    for subset, value in ((0b001, 0.5), (0b011, 0.6), (0b101, 0.4), (0b111, 0.9)):
+        quality[subset] = value
+
+    def score(inputs: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+        subset = (mask * head.powers).sum(1)
+        return quality[subset], torch.zeros(len(mask))
+
+    monkeypatch.setattr(head, "_score", score)
+    out = head(make_features(2, THREE), masks([1, 1], [0, 0], [0, 0], dims=THREE))
+    assert out.accepted.tolist() == [[False, True, False]] * 2
+    quality[0b101] = 0.5  # a reward of zero is no refusal
+    out = head(make_features(2, THREE), masks([1, 1], [0, 0], [0, 0], dims=THREE))
+    assert out.accepted.tolist() == [[False, True, True]] * 2
+
+
 def test_class_centers_are_running_means_per_subset() -> None:
     torch.manual_seed(0)
     head = DyMoHead(DIMS, 3, hidden_features=16, modality_dropout=0.0)

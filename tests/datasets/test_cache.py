@@ -40,8 +40,17 @@ def test_rows_come_back_in_their_type(cache: FeatureCache) -> None:
     assert cache.lookup("half", ["a"])["a"].dtype == np.float16
     assert cache.lookup("nothing", ["a"]) == {}
     assert cache.lookup("k", []) == {}
-    both = cache.lookup_all({"k": ["a"], "half": ["a", "b"]})
-    assert sorted(both["k"]) == sorted(both["half"]) == ["a"]
+
+
+def test_a_stream_goes_file_by_file(cache: FeatureCache) -> None:
+    for number in range(3):
+        cache.store("k", [f"{number}/{row}" for row in range(4)], np.full((4, 3), number, "f4"))
+    blocks = list(cache.stream("k", ["a", "0/1", "0/3", "2/0", "gone"]))
+    assert sorted(len(names) for names, _ in blocks) == [1, 1, 2]
+    for names, rows in blocks:
+        for name, row in zip(names, rows, strict=True):
+            assert np.array_equal(row, ROWS[0] if name == "a" else np.full(3, int(name[0])))
+    assert list(cache.stream("k", [])) == list(cache.stream("other", ["a"])) == []
 
 
 def test_an_interrupted_run_keeps_whole_files_only(cache: FeatureCache) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import robustfusion.datasets.encoding as encoding
 from robustfusion.datasets import MVSA, Encoding, FeatureCache, encode
+from robustfusion.datasets.reading import read_bytes
 from robustfusion.disruption import Disruption, ImageCorruption, TextCorruption
 from robustfusion.evaluation.data import CachedFeatures, RawSamples
 
@@ -106,6 +107,20 @@ def test_each_post_is_read_once_whatever_is_made_of_it(three_posts: Path, tmp_pa
     other = {**CORRUPTIONS, "text": TextCorruption(severity=1.0)}
     encode(dataset, encoders, **{**options, "corruptions": other})
     assert len(dataset.reads) == 9
+
+
+def test_each_file_is_read_once(three_posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = MVSA(three_posts, verify=False)
+    opened: list[str] = []
+
+    def counted(path: Path, *arguments: Any) -> bytes:
+        opened.append(path.name)
+        return read_bytes(path, *arguments)
+
+    monkeypatch.setattr("robustfusion.datasets.post_dataset.read_bytes", counted)
+    encoders: Any = {"text": Counting(), "image": brightness}
+    encode(dataset, encoders, corruptions=CORRUPTIONS, seeds=(0, 1, 2))
+    assert sorted(opened) == ["1.jpg", "1.txt", "2.jpg", "2.txt", "3.jpg", "3.txt"]
 
 
 @pytest.mark.parametrize("kind", ["features", "prepared"])

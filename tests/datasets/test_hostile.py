@@ -1,6 +1,8 @@
 """Broken files: each a listed skip, a clear error or a missing modality, as the caller says."""
 
+import contextlib
 import os
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -382,3 +384,21 @@ def test_a_label_file_that_is_a_pipe(three_posts: Path) -> None:
     os.mkfifo(three_posts / "labelResultAll.txt")
     with pytest.raises(FileNotFoundError, match="no regular file"):
         MVSA(three_posts)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damaged_pictures_are_read_or_refused(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    draw = random.Random(kind)
+    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8)
+    path = tmp_path / "picture"
+    Image.fromarray(noise).save(path, kind)
+    whole = path.read_bytes()
+    for _ in range(5000 if request.config.getoption("--long") else 150):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content[: draw.randint(1, 2 * len(content))])
+        with contextlib.suppress(BadFileError):
+            assert read_image(path).mode == "RGB"

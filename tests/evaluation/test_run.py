@@ -311,3 +311,113 @@ def test_logits_come_in_three_forms(form: str) -> None:
     found = measure(Formed(), data, seeds=(0,), settings=("D",), rates=())
     expected = (data.features["image"][:, :3] + data.features["text"][:, :3]).argmax(1)
     np.testing.assert_array_equal(found["clean"].predictions[0], expected.numpy())
+
+
+class Alarmed(FakeHead):
+    """Offers p-values: the share of a sample's squares that is below those of a clean one."""
+
+    def p_values(self, output: Any) -> dict[str, Tensor]:
+        return {m: q.exp().where(q > -torch.inf, torch.nan) for m, q in output.log_quality.items()}
+
+
+def test_alarms_are_the_share_of_low_p_values_among_what_is_available() -> None:
+    data, model = make_data(), Alarmed()
+    found = measure(model, data, seeds=(0, 1), replicates=50, rates=(0.5,))
+    for key in ("clean", "fixed/image/C", "random/0.5/C+D"):
+        cell = found[key]
+        alarms = []
+        for seed in cell.seeds:
+            made = disrupt_features(
+                cell.condition.disruption(NAMES, seed), data.ids, data.features, data.corrupted
+            )
+            p = model.p_values(model(made.inputs, made.available))["image"]
+            kept = p[made.available["image"]]
+            alarms.append((kept <= 0.05).float().mean().item())
+        assert cell.alarms["image"].value == pytest.approx(np.mean(alarms), abs=1e-6)
+    assert "image" not in found["fixed/image/D"].alarms  # nothing is there to alarm
+    clean, corrupted = found["clean"].alarms["image"], found["fixed/image/C"].alarms["image"]
+    assert clean.value < corrupted.value
+    assert corrupted.low < corrupted.value < corrupted.high
+    often = found.with_intervals(alarm_rate=0.5, replicates=0)
+    assert often["clean"].alarms["image"].value > clean.value
+    assert "| image alarms |" in found.to_markdown()
+    assert {row["metric"] for row in found.to_rows()} >= {"alarms_image", "nll", "aurc", "ece"}
+    assert not measure(FakeHead(), data, seeds=(0,))["clean"].alarms
+
+
+def test_likelihood_and_coverage_equal_a_slow_run() -> None:
+    data, model = make_data(), FakeHead()
+    found = measure(model, data, seeds=(3, 4), rates=())
+    cell = found["fixed/text/C"]
+    losses, areas = [], []
+    for seed in cell.seeds:
+        _, out = slow_predictions(model, data, cell.condition.disruption(NAMES, seed))
+        losses.append(nn.functional.cross_entropy(out.logits, data.labels).item())
+        sure, guess = out.logits.softmax(-1).max(-1)
+        wrong = (guess != data.labels)[sure.argsort(descending=True)].float()
+        areas.append((wrong.cumsum(0) / torch.arange(1, 91)).mean().item())
+    assert cell.nll.value == pytest.approx(np.mean(losses), rel=1e-3)
+    assert cell.aurc == pytest.approx(np.mean(areas), abs=0.01)
+
+
+def test_harder_conditions_equal_a_slow_run() -> None:
+    data, model = make_data(), FakeHead()
+    harder: dict[str, Any] = {"rates": (0.9,), "independent": (1.0, (0.9, 0.2, 0.5))}
+    found = measure(model, data, settings=("C", "D", "C+D", "P"), seeds=(0, 1), **harder)
+    assert len(found.cells) == 1 + 4 * (3 + 1 + 2)
+    for cell in found.measured:
+        for s, seed in enumerate(cell.seeds):
+            disruption = cell.condition.disruption(NAMES, seed)
+            expected, _ = slow_predictions(model, data, disruption)
+            np.testing.assert_array_equal(
+                cell.predictions[s], expected.numpy(), cell.condition.key
+            )
+    everything = found["independent/1/C"].counts[:, :, 0]
+    assert (everything == 90).all()
+    rows = [
+        row["rate"] for row in found.to_rows() if row["condition"] == "independent/0.9+0.2+0.5/D"
+    ]
+    assert set(rows) == {"0.9, 0.2, 0.5"}
+
+
+def test_dead_models_speak() -> None:
+    class Fixed(nn.Module):
+        def __init__(self, logits: Tensor) -> None:
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
+            rows = len(features["image"])
+            right = torch.eye(3)[features["image"][:, :3].argmax(1)]
+            quality = {"image": torch.full((rows,), -0.693), "text": -features["text"].norm(dim=1)}
+            return {"logits": right * self.logits, "log_quality": quality}
+
+    def remarks(*logits: float) -> str:
+        made = measure(Fixed(torch.tensor(logits)), make_data(), seeds=(0,), rates=(0.5,))
+        text = made.to_markdown()
+        assert all(remark in text for remark in made.remarks)
+        return "\n".join(made.named("it").remarks)
+
+    alive = remarks(1, 1, 1)
+    assert "the quality of image is nearly constant" in alive
+    assert "quality of text" not in alive
+    assert "never" not in alive
+    dead = remarks(0, -1, -1)
+    assert "it answers '0' always: it never left the majority class" in dead
+    two = remarks(1, 1, -1)
+    assert "it never predicts '2', not even when clean" in two
+    assert not measure(FakeHead(), make_data(), seeds=(0,), rates=()).remarks
+
+
+def test_a_model_that_falls_back_on_the_majority_under_disruption_is_told() -> None:
+    class Fallen(FakeHead):
+        def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
+            out = super().forward(features, available)
+            zero = torch.eye(3)[torch.zeros(len(out.logits), dtype=torch.long)]
+            out.logits = torch.where(available["text"][:, None], out.logits, zero)
+            return out
+
+    found = measure(Fallen(), make_data(), seeds=(0,), rates=())
+    assert found.remarks == (
+        "Fallen answers '0', the majority class, to every row in 1 of 10 conditions: text D",
+    )

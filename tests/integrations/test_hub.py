@@ -17,6 +17,7 @@ pytest.importorskip("safetensors")
 
 from robustfusion import DRFHead, NeighborQualityEstimator  # noqa: E402, after the skip
 from robustfusion.baselines import ConcatenationHead  # noqa: E402
+from robustfusion.disruption import robustness_grid  # noqa: E402
 from robustfusion.evaluation import CachedFeatures, robustness_report  # noqa: E402
 from robustfusion.integrations import hub  # noqa: E402
 from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead  # noqa: E402
@@ -149,7 +150,8 @@ def test_hostile_configs_are_refused_before_anything_is_built(
 
     if kind == "head":
         HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
-        load, given = HubDRFHead.from_pretrained, {}
+        load: Any = HubDRFHead.from_pretrained
+        given: dict[str, Any] = {}
     else:
         HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)).save_pretrained(tmp_path)
         load, given = HubDRFClassifier.from_pretrained, {"encoders": encoders()}
@@ -180,9 +182,8 @@ def report() -> Any:
         class_names=("bad", "fine", "good"),
     )
     head = train(HubDRFHead(DIMS, 3))
-    return robustness_report(
-        head, data, rates=(0.5,), settings=("C", "D"), replicates=20, name="tiny DRF"
-    )
+    grid = robustness_grid(data.modalities, settings=("C", "D"), rates=(0.5,))
+    return robustness_report(head, data, grid).with_intervals(replicates=20).named("tiny DRF")
 
 
 def test_the_card_says_what_was_measured(tmp_path: Path, report: Any) -> None:
