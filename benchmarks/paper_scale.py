@@ -3,7 +3,7 @@
     python benchmarks/paper_scale.py --mvsa DIR --output runs/paper_scale
 
 The density (9) peaks at 1 over sqrt(2 pi) sigma, so weights (12) depend on the scale of features.
-Each of `SCALES` trains a :class:`PaperDRFHead` on MVSA-Single: batch 16, 30 epochs, 2e-4 to 1e-6 by
+Each of `SCALES` trains a `PaperDRFHead` on MVSA-Single: batch 16, 30 epochs, 2e-4 to 1e-6 by
 a cosine. After each epoch the validation posts are predicted intact and with either modality
 corrupted or discarded; the epoch with the best mean of these five is the one that is tested. What
 is trained stays in `--output`, where a stopped run goes on; the record is of what is there.
