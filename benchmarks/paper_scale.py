@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _data import Split, batches, load_mvsa
+from _data import Split, batches, load_mvsa, some
 from _record import write_record
+from _train import to_train
 from torch import nn
 
 from robustfusion import DRFClassifier, PaperDRFHead, Standardize
@@ -76,9 +77,7 @@ def fit(scale: str, splits: dict[str, Split], seed: int, epochs: int) -> dict[st
     order = torch.Generator().manual_seed(seed)
     best, kept, validated = -1.0, {}, []
     for epoch in range(1, epochs + 1):
-        model.train()
-        for encoder in model.encoders.values():
-            encoder.eval()  # frozen
+        to_train(model)
         for rows in batches(len(split), BATCH, order):
             output = model({name: x[rows] for name, x in split.features.items()})
             optimizer.zero_grad()
@@ -116,11 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     splits = load_mvsa(arguments.mvsa / "features.npz")
     if arguments.limit:
-        order = torch.Generator().manual_seed(0)
-        splits = {
-            name: split.rows(torch.randperm(len(split), generator=order)[: arguments.limit])
-            for name, split in splits.items()
-        }
+        splits = {name: some(split, arguments.limit) for name, split in splits.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {scale: {} for scale in SCALES}
     for seed in range(arguments.seeds):
