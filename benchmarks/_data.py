@@ -77,6 +77,12 @@ class Split:
         )
 
 
+def some(split: Split, count: int) -> Split:
+    """A few samples, the same each time."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split.rows(order[:count])
+
+
 def join(first: Split, second: Split) -> Split:
     """Both splits as one, with the corruption draws that both have."""
     draws = {

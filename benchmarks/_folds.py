@@ -19,6 +19,7 @@ from _train import Training, train
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustfusion import Standardize
 from robustfusion.disruption import FeatureCorruption
 
 Floats = NDArray[np.float64]
@@ -157,12 +158,13 @@ def fold_of(pool: Pool, folds: int, seed: int) -> NDArray[np.int64]:
 
 def standardized(split: Split, reference: Split) -> Split:
     """Features in units of the reference's moments."""
-    mean = {m: x.mean(0) for m, x in reference.features.items()}
-    spread = {m: x.std(0) + 0.01 * x.std(0).mean() for m, x in reference.features.items()}
+    scales = {m: Standardize(x.shape[1]).fit(x).eval() for m, x in reference.features.items()}
     return replace(
         split,
-        features={m: (x - mean[m]) / spread[m] for m, x in split.features.items()},
-        corrupted={m: (x - mean[m]) / spread[m] for m, x in split.corrupted.items()},
+        features={m: scales[m](x) for m, x in split.features.items()},
+        corrupted={
+            m: torch.stack([scales[m](draw) for draw in x]) for m, x in split.corrupted.items()
+        },
     )
 
 

@@ -48,7 +48,7 @@ def draw(shares: Mapping[str, Any], folder: Path) -> Path:
         row = shares[modality]
         axes.fill_between(x, row["low"], row["high"], color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, row["mean"], color=colour, marker=marker, markersize=4, label=modality)
-    axes.set(xlabel="share of pixels or words masked, %", ylabel="probability of being intact")
+    axes.set(xlabel="share of pixels or words masked, %", ylabel="quality")
     axes.set_ylim(0, 1)
     axes.set_xlim(0, max(x))
     axes.spines[["top", "right"]].set_visible(False)
@@ -97,7 +97,7 @@ def _page(record: Mapping[str, Any]) -> str:
         parts += [
             "![Quality falls with the masked share of image and text]"
             "(../assets/quality-vs-share.png)\n",
-            f"Mean probability of being intact over {results['by_share']['posts']} test posts, "
+            f"Mean quality over {results['by_share']['posts']} test posts, "
             "by the share of pixels or words masked; the bands hold the middle half of the "
             "posts. Nothing of this was trained on: the head learns what broken means from its "
             "own queue.\n",
@@ -122,8 +122,8 @@ def _page(record: Mapping[str, Any]) -> str:
         ablation = read_record("recipe_ablation")
         parts += [
             "## From the paper's head to the default\n",
-            "Each of the upper rows adds one ingredient to the row above; each of the lower ones "
-            "takes one from the default. Accuracy in % with 95 % intervals, and what the default "
+            "Rows that begin with + add one part to the row above; the others say in what they "
+            "differ from the default. Accuracy in % with 95 % intervals, and what the default "
             "gains over the row on the mean of clean and C+D of both modalities. "
             "The numbers of seeds are in the table; each difference takes the same seeds of the "
             "default. The paper's rows train for five epochs of batches of 64, learning rate "

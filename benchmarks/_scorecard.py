@@ -342,25 +342,6 @@ def judge_quality(found: Mapping[str, Any]) -> Any:
         )
 
 
-def tuning(runs: Path) -> dict[str, Any]:
-    """Constants that training does not depend on, tried after it, on validation samples."""
-    made: dict[str, Any] = {}
-    for data in ("mvsa", "digits"):
-        jobs = load(runs, f"tune-{data}")
-        found: dict[str, list[Floats]] = defaultdict(list)
-        for name, seeds in jobs.items():
-            if name.startswith(OURS):
-                for job in seeds.values():
-                    for key, value in job.items():
-                        if key.startswith("variant/"):
-                            found[key.removeprefix("variant/")].append(value)
-        made[data] = {
-            name: {"runs": len(v), "cells": (100 * np.mean(v, axis=0)).round(2).tolist()}
-            for name, v in found.items()
-        }
-    return made
-
-
 def ablation(runs: Path) -> dict[str, Any]:
     """Every row with intervals, and its paired difference from the default."""
     jobs = load(runs, "ablation")
@@ -372,7 +353,7 @@ def ablation(runs: Path) -> dict[str, Any]:
     known["default"] = sorted(
         {s for row, seeds in known.items() if row != "default" for s in seeds}
     )
-    for row, title in ROWS.items():
+    for row, (title, *_) in ROWS.items():
         seeds = known[row]
         if not seeds:
             continue
@@ -404,7 +385,7 @@ def write_all(runs: Path, settings: dict[str, Any], labels: NDArray[np.int64]) -
     lines: list[dict[str, Any]] = []
     write_record(
         "recipe_tuning",
-        {"settings": settings, "constants": tuning(runs)},
+        {"settings": settings},
         data="training and validation samples only",
         seeds=[0],
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from _data import Split, batches
 from torch import Tensor, nn
 
+from robustfusion import DRFClassifier, Standardize
 from robustfusion.disruption import Disruption, disrupt_features
 
 
@@ -23,33 +24,22 @@ class Training:
     batch_size: int = 64
 
 
-class Standardized(nn.Module):
-    """A head behind a fixed standardisation, so that all heads are given the same features.
+def scaled(head: nn.Module, features: Mapping[str, Tensor], **options: Any) -> DRFClassifier:
+    """A head behind a fixed :class:`Standardize` of these features, its options as given."""
+    scales = {
+        name: Standardize(values.shape[1], **options).fit(values)
+        for name, values in features.items()
+    }
+    return DRFClassifier(scales, head)
 
-    The floor on the standard deviation is for dimensions that never vary.
-    """
 
-    def __init__(self, head: nn.Module, features: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.head = head
-        for name, values in features.items():
-            spread = values.std(0)
-            self.register_buffer(f"mean_{name}", values.mean(0))
-            self.register_buffer(f"std_{name}", spread + 0.01 * spread.mean())
-
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> Any:
-        """Standardise, then as the head."""
-        scaled = {
-            name: (values - self.get_buffer(f"mean_{name}")) / self.get_buffer(f"std_{name}")
-            for name, values in features.items()
-        }
-        return self.head(scaled, available)
-
-    def loss(self, output: Any, labels: Tensor) -> Tensor:
-        """As the head."""
-        return cast("Tensor", self.head.loss(output, labels))  # type: ignore[operator]
+def to_train(model: nn.Module) -> nn.Module:
+    """Training mode for all but the scales, which stay what they were fitted to."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, Standardize):
+            module.eval()
+    return model
 
 
 def train(
@@ -70,7 +60,7 @@ def train(
         disruption: disrupts the training samples, drawn anew each epoch; None for clean training.
     """
     torch.manual_seed(seed)
-    head = make_head().train()
+    head = to_train(make_head())
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=training.lr, weight_decay=training.weight_decay
     )

@@ -40,13 +40,18 @@ from _data import (
 )
 from _heads import FIXED, MAKERS, Maker, head_names, options_of, own_makers
 from _record import RESULTS, read_record, write_record
-from _train import Standardized, Training, train
+from _train import Training, scaled, to_train, train
 from torch import Tensor, nn
 
+from robustfusion import DRFClassifier
 from robustfusion.baselines import MajorityHead, QMFHead, UnimodalHead
 from robustfusion.disruption import Disruption, disrupt_features
 
 REFERENCE = "Concatenation"
+# With unit variance in each dimension the paper's weights vanish, and nothing is learned.
+SCALES: dict[str, dict[str, Any]] = {
+    "PaperDRFHead": {"covariance_type": "spherical", "spread": 0.4}
+}
 
 
 class Inputs(NamedTuple):
@@ -153,19 +158,6 @@ class Task:
         return made
 
 
-class Spherical(Standardized):
-    """Features scaled by one number a modality, to the spread at which (9) peaks at one.
-
-    With unit variance in each dimension the paper's weights are near zero, and nothing is learned.
-    """
-
-    def __init__(self, head: nn.Module, features: Mapping[str, Tensor]) -> None:
-        super().__init__(head, features)
-        for name, values in features.items():
-            distance = (values - values.mean(0)).square().sum(1).mean().sqrt()
-            self.get_buffer(f"std_{name}").fill_(float(distance) / 0.4)
-
-
 class RowOrder(nn.Module):
     """Give QMF the training rows of its batch, in the order in which `train` draws them.
 
@@ -231,7 +223,7 @@ def settings(name: str, task: Task, trials: int) -> list[Setting]:
     return made
 
 
-def make_head(name: str, split: Split, setting: Setting, task: Task, seed: int) -> nn.Module:
+def make_head(name: str, split: Split, setting: Setting, task: Task, seed: int) -> DRFClassifier:
     """The head `name`, given what it needs to know about its training."""
     options: dict[str, Any] = FIXED.get(name, {}) | setting.head
     if name in ("TMC", "ETMC", "ECML"):
@@ -243,23 +235,13 @@ def make_head(name: str, split: Split, setting: Setting, task: Task, seed: int) 
         )
     elif name == "QMF":
         qmf = QMFHead(split.dims, split.num_classes, num_samples=len(split), **options)
-        scaled = split.rows(torch.arange(len(split)))
-        outer = Standardized(nn.Identity(), split.features)
-        scaled.features.update(standardized(outer, split.features))
-        head = RowOrder(qmf, scaled, task.batch_size, seed)
+        seen, _ = scaled(qmf, split.features).encode(split.features)
+        head = RowOrder(qmf, replace(split, features=seen), task.batch_size, seed)
     else:
         head = (MAKERS | task.own())[name](split.dims, split.num_classes, **options)
     if isinstance(head, MajorityHead):
         head.fit(split.labels)
-    return (Spherical if name == "PaperDRFHead" else Standardized)(head, split.features)
-
-
-def standardized(scaler: Standardized, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features as a head behind `scaler` sees them."""
-    return {
-        name: (values - scaler.get_buffer(f"mean_{name}")) / scaler.get_buffer(f"std_{name}")
-        for name, values in features.items()
-    }
+    return scaled(head, split.features, **SCALES.get(name, {}))
 
 
 def fit(
@@ -376,9 +358,9 @@ def cost(name: str, task: Task, setting: Setting) -> dict[str, float]:
     }
 
 
-def _times(head: nn.Module, split: Split, batch_size: int) -> tuple[float, float]:
+def _times(head: DRFClassifier, split: Split, batch_size: int) -> tuple[float, float]:
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4)
-    head.train()
+    to_train(head)
     everything = {name: torch.ones(batch_size, dtype=torch.bool) for name in split.features}
     rows = torch.arange(min(len(split), batch_size))
     everything = {name: mask[: len(rows)] for name, mask in everything.items()}
@@ -387,7 +369,7 @@ def _times(head: nn.Module, split: Split, batch_size: int) -> tuple[float, float
         inner = head.head.head
 
         def forward() -> Any:
-            return inner(standardized(head, batch), everything, indices=rows)  # type: ignore[arg-type]
+            return inner(*head.encode(batch, everything), indices=rows)
     else:
 
         def forward() -> Any:

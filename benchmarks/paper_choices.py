@@ -25,6 +25,7 @@ from robustfusion import (
     FeatureQueue,
     GaussianQualityEstimator,
     ModalityConverter,
+    Standardize,
     admit_above_mean,
     admit_all,
 )
@@ -72,9 +73,8 @@ IMAGE, TEXT, THIRD = "#0b6e99", "#b5541c", "#4d4d4d"
 def standardized(splits: Mapping[str, Split]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Training and test features by the moments of the training posts."""
     train, test = splits["train"].features, splits["test"].features
-    spread = {m: x.std(0) + 0.01 * x.std(0).mean() for m, x in train.items()}
-    scaled = [{m: (x[m] - train[m].mean(0)) / spread[m] for m in train} for x in (train, test)]
-    return scaled[0], scaled[1]
+    scales = {m: Standardize(x.shape[1]).fit(x).eval() for m, x in train.items()}
+    return tuple({m: scales[m](x[m]) for m in train} for x in (train, test))  # type: ignore[return-value]
 
 
 def weights(train: Mapping[str, Tensor], test: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import torch
 from _data import Split, load_mvsa
 from _record import RESULTS, write_record
 from _render_mvsa import ASSETS, PAGE, render_record
-from _train import Standardized, Training, train
+from _train import Training, scaled, train
 from torch import nn
 
 from robustfusion import DRFClassifier, DRFHead, PaperDRFHead
@@ -131,7 +131,7 @@ def measure(
         )
     begun = time.process_time()
     model = train(
-        lambda: Standardized(make(split.dims, split.num_classes), split.features),
+        lambda: scaled(make(split.dims, split.num_classes), split.features),
         split,
         training,
         job.seed,

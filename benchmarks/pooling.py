@@ -22,7 +22,7 @@ from _data import batches
 from _record import write_record
 from torch import Tensor, nn
 
-from robustfusion import DRFClassifier, DRFHead
+from robustfusion import DRFClassifier, DRFHead, Standardize
 from robustfusion.datasets import normalize_text
 from robustfusion.pooling import AttentionPooling, MaskedMean
 
@@ -55,14 +55,13 @@ class TextEncoder(nn.Module):
         with torch.no_grad():
             parts = zip(tokens.split(256), mask.split(256), strict=True)
             pooled = torch.cat([pool(x.float(), m) for x, m in parts])
-        self.register_buffer("mean", pooled.mean(0))
-        self.register_buffer("scale", pooled.std(0) + 0.01 * pooled.std(0).mean())
+        self.scale = Standardize(pooled.shape[1]).fit(pooled)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Encode tokens (B, T, D) with their mask (B, T)."""
         used = max(1, int(inputs["mask"].sum(1).max()))
         pooled = self.pool(inputs["tokens"][:, :used].float(), inputs["mask"][:, :used])
-        scaled: Tensor = (pooled - self.get_buffer("mean")) / self.get_buffer("scale")
+        scaled: Tensor = self.scale.eval()(pooled)
         return scaled
 
 

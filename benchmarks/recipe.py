@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _ablation import ROWS, ablation_head
+from _ablation import ROWS, Row
 from _data import (
     Split,
     conflicting_views,
@@ -31,9 +31,10 @@ from _data import (
     load_six_views,
     missing_views,
     resplit,
+    some,
 )
 from _scorecard import write_all
-from _train import Standardized, Training, train
+from _train import Training, scaled, train
 from torch import nn
 
 from robustfusion import DRFHead
@@ -48,8 +49,6 @@ DISRUPTIONS = (0, 1, 2, 3)
 SEEDS = tuple(range(10))
 UNSEEN = (("blur", "mojibake"), ("jpeg", "characters"), ("noise", "mojibake"))
 RATES = (0.2, 0.4, 0.6, 0.8, 1.0)
-PRIORS = (0.5, 0.7, 0.8, 0.9)
-TEMPERATURES = (0.5, 0.7, 1.5)
 
 # Four to ten times as slow as the default: it converts its whole queue at each step.
 PAPER = Training(epochs=5, lr=3e-4, weight_decay=0.01, batch_size=64)
@@ -95,7 +94,7 @@ def make(head: str, split: Split, options: Mapping[str, Any]) -> nn.Module:
     if head == "DRF":
         return DRFHead(split.dims, split.num_classes, **known)
     plain = ConcatenationHead(split.dims, split.num_classes, **known)
-    return Standardized(plain, split.features)
+    return scaled(plain, split.features)
 
 
 def fit(head: str, split: Split, setting: Setting, seed: int, **options: Any) -> nn.Module:
@@ -159,10 +158,12 @@ class Job(NamedTuple):
 class Plan:
     """All jobs, with the data they share and the settings that earlier jobs have chosen."""
 
-    def __init__(self, mvsa: Path, views: Path, cache: Path) -> None:
+    def __init__(self, mvsa: Path, views: Path, cache: Path, limit: int | None = None) -> None:
         self.runs = cache / "runs"
         self.source = views
         self.mvsa = load_mvsa(mvsa / "features.npz", cache / "mvsa_extra.npz")
+        if limit:
+            self.mvsa = {name: some(split, limit) for name, split in self.mvsa.items()}
         self.shares = cache / "mvsa_shares.npz"
 
     def path(self, part: str, name: str, seed: int) -> Path:
@@ -199,49 +200,12 @@ class Plan:
                 first, second = splits["train"], splits["val"]
             model = fit(head, first, setting, seed)
             found = measure(model, second, rates=(), seeds=DISRUPTIONS[:2])
-            if head == "DRF":
-                found |= self._constants(model, second)
         cells = {
             f"mean/{k.removeprefix('right/')}": v.mean()
             for k, v in found.items()
             if k.startswith("right/")
         }
-        variants = {k: v for k, v in found.items() if k.startswith("variant/")}
-        return {"score": selection(found), **cells, **variants}
-
-    @staticmethod
-    def _constants(model: nn.Module, split: Split) -> Arrays:
-        """Constants that training does not depend on, tried after it."""
-        found: Arrays = {}
-
-        on = torch.ones(len(split), dtype=torch.bool)
-        whole = dict.fromkeys(split.features, on)
-
-        def right(features: Mapping[str, Any], available: Mapping[str, Any]) -> float:
-            logits = model(features, available).logits
-            return float((logits.argmax(-1) == split.labels).float().mean())
-
-        @torch.no_grad()
-        def note(name: str) -> None:
-            cells = [right(split.features, whole)]
-            for m, draws in split.corrupted.items():
-                cells.append(right({**split.features, m: draws[0]}, whole))
-                cells.append(right(split.features, {**whole, m: ~on}))
-            found[f"variant/{name}"] = np.asarray(cells)
-
-        assert isinstance(model, DRFHead)
-        note("default")
-        for prior in PRIORS[1:]:
-            for estimator in model.estimators.values():
-                estimator.prior = prior
-            note(f"prior {prior}")
-        for estimator in model.estimators.values():
-            estimator.prior = PRIORS[0]
-        for temperature in TEMPERATURES:
-            model.fusion.temperature = temperature
-            note(f"temperature {temperature}")
-        model.fusion.temperature = 1.0
-        return found
+        return {"score": selection(found), **cells}
 
     def tests(self) -> Iterator[Job]:
         """MVSA's official test split."""
@@ -279,23 +243,14 @@ class Plan:
     def ablation(self) -> Iterator[Job]:
         """From the paper's head to the default; the slow rows, the paper's, come last."""
         for seed in SEEDS[:5]:
-            for row in (*list(ROWS)[5:], *list(ROWS)[:5]):
-                if row != "default":
-                    yield Job("ablation", row, seed, partial(self._ablation, row, seed))
+            for name, row in sorted(ROWS.items(), key=lambda item: item[1].of_paper):
+                if name != "default":
+                    yield Job("ablation", name, seed, partial(self._ablation, row, seed))
 
-    def _ablation(self, row: str, seed: int) -> Arrays:
-        split = self.mvsa["train"]
-        of_paper = list(ROWS).index(row) <= list(ROWS).index("supervised")
-        setting = self.chosen("mvsa", "DRF")
-        training = PAPER if of_paper else setting.training
-
-        def maker() -> nn.Module:
-            hidden = None if of_paper else int(setting.options["hidden_features"])
-            head = ablation_head(row, split.dims, split.num_classes, hidden)
-            if of_paper and row != "paper":
-                return Standardized(head, split.features)
-            return head
-
+    def _ablation(self, row: Row, seed: int) -> Arrays:
+        split, setting = self.mvsa["train"], self.chosen("mvsa", "DRF")
+        maker = partial(row.make, split, int(setting.options["hidden_features"]))
+        training = PAPER if row.of_paper else setting.training
         return measure(train(maker, split, training, seed), self.mvsa["test"])
 
     def digits(self) -> Iterator[Job]:
@@ -385,11 +340,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="features and finished jobs")
     parser.add_argument("--share", default="0/1", help="i/n: the i-th of n processes")
     parser.add_argument("--seeds", type=int, default=10, help="at most; fewer where a part has")
+    parser.add_argument("--limit", type=int, help="posts of each split, for a look; no record")
     parser.add_argument("--parts", nargs="*", default=None, help="some parts only; none: records")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     first, of = map(int, arguments.share.split("/"))
-    plan = Plan(arguments.mvsa, arguments.views, arguments.cache)
+    plan = Plan(arguments.mvsa, arguments.views, arguments.cache, arguments.limit)
     parts: dict[str, Callable[[], Iterator[Job]]] = {
         "tune-mvsa": partial(plan.tuning, "mvsa", range(1)),
         "tests": plan.tests,
@@ -402,7 +358,7 @@ def main() -> None:
     }
     for name in parts if arguments.parts is None else arguments.parts:
         run(plan, parts[name](), (first, of), arguments.seeds)
-    if first:
+    if first or arguments.limit:
         return
     settings = {data: settings_of(plan, data) for data in ("mvsa", "digits", "views")}
     write_all(plan.runs, settings, plan.mvsa["test"].labels.numpy())

@@ -9,11 +9,11 @@ run with trained encoders on real posts.
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import _render_compare
+import _render_folds
 import _render_mvsa
 import _render_recipe
 import _render_runs
@@ -92,6 +92,8 @@ def _with(row: dict[str, Any], name: str, prefix: str) -> str:
     if f"{prefix}ms" in row:
         time = row[f"{prefix}ms"]
         return f"{row[name]} ({f'{time:.3g} ms' if time < 1000 else f'{time / 1000:.3g} s'})"
+    if f"{prefix}count" in row:
+        return f"{row[name]} ({row[f'{prefix}count']:,})"
     return f"{row[name]} ({row[f'{prefix}bytes'] / 2**20:.2f} MiB)"
 
 
@@ -101,22 +103,8 @@ def render_readme() -> None:
 
 
 def readme(text: str) -> str:
-    """The README with the first table of the recipe's page and the main job's figure."""
-    page = (PAGES / "recipe.md").read_text().split("## MVSA-Single", 1)[1].splitlines()
-    start = next(i for i, line in enumerate(page) if line.startswith("|"))
-    stop = next(i for i in range(start, len(page)) if not page[i].startswith("|"))
-    record = read_record("recipe")
-    words = (
-        f"Accuracy in %. {record['data']}; a modality corrupted (C), discarded (D), or half of "
-        f"each. The majority class has {record['results']['majority']:.1f} %. "
-        f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`; [the whole "
-        "page](docs/pages/results/recipe.md) has the goals that were missed and the ablation."
-    )
-    results = [
-        *textwrap.wrap(words, 120, break_on_hyphens=False),
-        "",
-        *page[start:stop],
-    ]
+    """The README with the table of the cross-validation and the main job's figure."""
+    results = _render_folds.readme_lines()
     figure = _render_runs.caption(read_record(_render_runs.NAME))
     return _between(_between(text, "results", results), "figure", figure)
 
@@ -142,6 +130,7 @@ def main() -> None:
         _render_compare.main()
         _render_mvsa.render()
         _render_recipe.render()
+        _render_folds.render()
         _render_runs.render()
         paper_choices.render()
     render_readme()

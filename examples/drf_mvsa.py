@@ -120,7 +120,7 @@ def run(
         }
         if kind == "drf":
             # By posts that it has not seen: what is usual for intact ones, and how sure to be.
-            calibration = calibrate(model, clean_batches(val_posts, device)).to_markdown()
+            calibration = calibrate(model, clean_batches(val_posts, device)).to_markdown().strip()
             (folder / "calibration.md").write_text(calibration + "\n", encoding="utf-8")
             config["certainty"] = certainty(model, val_posts, device)
         save_model(model, folder / "models" / kind, config)

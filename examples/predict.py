@@ -9,7 +9,8 @@ and beside them:
 
 - ``label`` and the probability of each class; with ``--abstain 0.1`` no label for the least
   certain tenth, by the line that is a tenth for the run's validation posts;
-- ``image_score``, ``text_score``: between 0 and 1, what the head weighs the modality by;
+- ``image_score``, ``text_score``: what the head weighs the modality by, between 0 and 1 (a density
+  with ``--recipe paper``);
 - ``image_p``, ``text_p``: the p-value, the share of intact posts that look at least as odd;
 - ``alarm``: the modalities with a p-value of at most ``--alarm-rate``, as so many of the intact
   ones have by chance;
@@ -235,7 +236,7 @@ def main(
     if problems:
         print(report(problems), file=sys.stderr)
     print(", ".join(f"{count} {label}" for label, count in counts.most_common()))
-    told = ", ".join(f"{alarms[name]} of the {name}" for name in columns)
+    told = ", ".join(f"{alarms[name]} for the {name}" for name in columns)
     print(f"alarms at {alarm_rate:.0%}: {told}")
     if predictor.made_up:
         print(MADE_UP)

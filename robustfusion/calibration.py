@@ -97,7 +97,7 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
         Temperature: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. P-values:
         split conformal prediction, https://arxiv.org/abs/2107.07511.
     """
-    head = next((m for m in model.modules() if hasattr(m, "estimators")), None)
+    head: Any = next((m for m in model.modules() if hasattr(m, "estimators")), None)
     if head is None:
         raise ValueError(
             f"model has no quality estimators to calibrate: got {type(model).__name__}, expected "
@@ -160,7 +160,7 @@ def _collect(
 
 
 def _patterns(
-    head: nn.Module, features: dict[str, Tensor], available: dict[str, Tensor], labels: Tensor
+    head: Any, features: dict[str, Tensor], available: dict[str, Tensor], labels: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Logits and labels of the samples that have what each candidate trusts, with just that."""
     found = []

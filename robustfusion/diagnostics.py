@@ -212,7 +212,7 @@ def diagnose(
     Args:
         model: maps `(features, available)` to logits, or to an output with `logits` and,
             optionally, `features`, `log_quality`, `weights` and `recovered`, as `DRFHead` does.
-            Each `FeatureQueue` in it is looked at.
+            Its queues are submodules of type `FeatureQueue`.
         features: clean inputs by modality: tensors `(n, ...)`, mappings of them, or lists. For a
             model with encoders and a `head` these are what the encoders take.
         available: bool `(n,)` by modality, True where observed; None means all.

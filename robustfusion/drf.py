@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from einops import einsum
@@ -191,7 +192,7 @@ class DRFHead(nn.Module):
     def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
         """Return the training objective: the mean cross-entropy of both members of candidates."""
         check_labels(labels, output.usable.shape[0], self.num_classes)
-        logits = output.member_logits
+        logits = cast("Tensor", output.member_logits)
         target = labels[:, None, None].expand(logits.shape[:3])
         loss = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
         loss = loss.view(target.shape).mean(2).where(output.usable, 0.0)
@@ -242,7 +243,7 @@ class DRFHead(nn.Module):
         # Two matrix products for all candidates at once.
         hidden = mixing @ own + made.flatten(2) @ stand_in.flatten(1, 2).to(own.dtype)
         hidden = self.dropout(F.relu(hidden))
-        return self.dropout(F.relu(self.trunk(hidden)))
+        return cast("Tensor", self.dropout(F.relu(self.trunk(hidden))))
 
     def _late(self, z: Mapping[str, Tensor], trusted: Tensor) -> Tensor:
         """The mean of what each trusted modality says alone, (B, K, C)."""

@@ -1,7 +1,7 @@
 """Mean, variance and skew of a stream of rows, at a cost that does not grow with its length."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,8 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(keep_float32(fn, self.moments, self.diagonal), recurse)
+        change = keep_float32(fn, self.moments, self.diagonal)
+        return cast("Self", super()._apply(change, recurse))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def observe(self, rows: Tensor, available: Tensor | None = None) -> None:

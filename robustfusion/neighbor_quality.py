@@ -71,7 +71,7 @@ class NeighborQualityEstimator(QualityEstimator):
         self.register_buffer("inverse_lengths", torch.zeros(capacity + 1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(keep_float32(fn, self.inverse_lengths), recurse)
+        return super()._apply(keep_float32(fn, self.origin, self.inverse_lengths), recurse)
 
     @torch.no_grad()
     def measure(self, features: Tensor) -> Tensor:

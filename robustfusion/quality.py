@@ -118,9 +118,8 @@ class QualityEstimator(nn.Module, ABC):
         self.register_buffer("held_out_count", torch.zeros((), dtype=torch.long))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(
-            keep_float32(fn, self.usual, self.held_out, self.recent.rows), recurse
-        )
+        change = keep_float32(fn, self.usual, self.held_out, self.recent.rows)
+        return cast("Self", super()._apply(change, recurse))  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def measure(self, features: Tensor) -> Tensor:
@@ -190,7 +189,7 @@ class QualityEstimator(nn.Module, ABC):
         self._store(samples, valid)
         rows = self.queue.storage[: len(self.queue)]
         if len(rows) > 1:
-            unlike = torch.cat([self.measure_stored(part) for part in rows.split(_RECENT)])
+            unlike = torch.cat([self.measure_stored(part) for part in torch.split(rows, _RECENT)])
             statistics = self._statistics(rows, unlike)
             self.usual[0, :3], self.usual[1, :3] = statistics.mean(0), statistics.std(0) + _LEAST
             score = self._score(statistics)
@@ -211,7 +210,7 @@ class QualityEstimator(nn.Module, ABC):
         # What was computed of each stored row when it came, by what is known now.
         everywhere = torch.arange(self.capacity, device=rows.device)
         self.adapt(self.queue.storage, self.queue.valid, everywhere)
-        scores = torch.cat([self.score(part) for part in rows.split(_RECENT)])
+        scores = torch.cat([self.score(part) for part in torch.split(rows, _RECENT)])
         even = torch.linspace(0, len(scores) - 1, min(len(scores), _REFERENCES))
         scores = scores[even.round().long()]
         self.held_out[: len(scores)] = scores

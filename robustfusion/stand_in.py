@@ -15,6 +15,10 @@ from robustfusion.conversion import ModalityConverter
 from robustfusion.functional import Gaussian, fit_gaussian
 from robustfusion.losses import DistributionRecoveryLoss
 
+_DOUBT = (
+    0.4  # share of samples expected to have a poor modality; out of fold, 0.02 to 0.4 were tried
+)
+
 
 class StandInOutput(NamedTuple):
     """What a stand-in gives for B samples of M modalities.
@@ -45,8 +49,9 @@ class StandIn(nn.Module, ABC):
 
     Attributes:
         log_quality: What fusion takes a stand-in's log-quality for, beside that of a feature which
-            is there. At the default of log 0.2 a feature weighs as much as its stand-in when one
-            in five intact features looks as odd.
+            is there: log(0.4 / M), so that at M = 2 a feature weighs as much as its stand-in when
+            one in five intact features looks as odd, and with more modalities the complete sample
+            keeps its weight. Less trusts all features more; set it to your liking.
 
     Example:
         >>> import torch
@@ -61,13 +66,12 @@ class StandIn(nn.Module, ABC):
         torch.Size([5, 3])
     """
 
-    log_quality = math.log(0.2)
-
     def __init__(self, dims: Mapping[str, int], out_features: int) -> None:
         super().__init__()
         self.dims = check_dims(dims)
         check_positive(out_features, "out_features")
         self.out_features = out_features
+        self.log_quality = math.log(_DOUBT / len(self.dims))
 
     @abstractmethod
     def forward(

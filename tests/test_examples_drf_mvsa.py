@@ -509,6 +509,15 @@ def test_models_of_transformers_from_folders(
     assert record["recipe"]["batch_size"] == (16 if paper else 128 if "--freeze" in freeze else 32)
     head = read_config(tmp_path / "drf_mvsa-001" / "models" / "drf")["head"]
     assert head == ("PaperDRFHead" if paper else "DRFHead")
+    predictor = example("main_job.predictor").Predictor(tmp_path / "drf_mvsa-001")
+    assert predictor.frozen == tuple(record["settings"]["frozen"])
+    if paper:  # the scale that the densities (9) need
+        scales = [predictor.model.encoders[name][-1] for name in ("image", "text")]
+        assert {(s.covariance_type, s.spread) for s in scales} == {("spherical", 0.4)}
+    output = predictor([None, None], ["a word", None])
+    assert output.logits.isfinite().all()
+    p_value = predictor.p_values(output)["text"][0]
+    assert 1 / (1 + predictor.references) <= p_value <= 1
 
 
 def test_padding_does_not_change_a_text(example: Any, tiny_models: dict[str, Path]) -> None:

@@ -54,7 +54,7 @@ def test_the_third_moment_is_that_of_one_batch_and_of_a_steady_stream() -> None:
     once.observe(rows)
     torch.testing.assert_close(once.moments[2], expected, rtol=1e-3, atol=1e-5)
     steady = RunningMoments(2, window=4000)
-    for batch in rows.split(500):
+    for batch in torch.split(rows, 500):
         steady.observe(batch)
     torch.testing.assert_close(steady.moments[2], expected, rtol=0.1, atol=1e-3)
 
@@ -93,7 +93,7 @@ def test_statistics_are_float32_under_autocast(given_dtype: torch.dtype) -> None
     rows = (100 + torch.randn(64, 3)).to(given_dtype)
     running = RunningMoments(3, window=100)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for batch in rows.split(16):
+        for batch in torch.split(rows, 16):
             running.observe(batch)
         mean, scale = running.gaussian("diag")
     assert mean.dtype == scale.dtype == torch.float32

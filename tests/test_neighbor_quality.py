@@ -75,7 +75,7 @@ def test_copies_of_a_row_in_the_queue_are_passed_over(center: float, drift: floa
     rows = torch.randn(300, 5) @ mixing + center
     estimator = NeighborQualityEstimator(24, capacity=1000)
     for _ in range(2):  # two epochs: two copies of each row
-        for batch in rows.split(50):
+        for batch in torch.split(rows, 50):
             estimator.observe(batch)
     if drift:  # what comes next moves and widens the standardization
         estimator.observe((1 + drift) * torch.randn(300, 5) @ mixing + center + drift)

@@ -47,7 +47,7 @@ def test_fit_forgets_and_takes_valid_rows_alone() -> None:
 
 def test_it_follows_in_training_and_writes_nothing_in_evaluation() -> None:
     layer = Standardize(5, window=200)
-    for batch in samples(200).split(20):
+    for batch in samples(200).split(20):  # type: ignore[no-untyped-call]
         layer(batch)
     before = [buffer.clone() for buffer in layer.buffers()]
     layer.eval()(1e3 * samples())
@@ -96,7 +96,7 @@ def test_it_makes_the_paper_s_head_weigh_frozen_features() -> None:
                 for m, d in dims.items()
             }
         model = DRFClassifier(encoders, PaperDRFHead(dims, 3))
-        for rows in torch.arange(256).split(32):
+        for rows in torch.arange(256).split(32):  # type: ignore[no-untyped-call]
             out = model({m: x[rows] for m, x in features.items()})
         weights[name] = out.weights[:, 0].mean().item()
     assert weights["as they are"] < 0.01
@@ -105,7 +105,7 @@ def test_it_makes_the_paper_s_head_weigh_frozen_features() -> None:
 
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r'covariance_type must be "diag" or "spherical", got'):
-        Standardize(5, covariance_type="full")
+        Standardize(5, covariance_type="full")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="spread must be positive, got 0"):
         Standardize(5, spread=0)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):

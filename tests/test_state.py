@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conformance import CASES
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
@@ -73,6 +74,23 @@ def test_a_checkpointed_head_is_refused(kind: str, reentrant: bool) -> None:
     image, text = torch.randn(5, 6, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     loss = checkpoint(logits, image, text, use_reentrant=reentrant).sum()
     with pytest.raises(RuntimeError, match=r"Head ran again .* checkpoint the encoders"):
+        loss.backward()
+
+
+@REENTRANT
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.head and c.writes == "forward"])
+def test_every_head_that_keeps_statistics_refuses(name: str, reentrant: bool) -> None:
+    case = CASES[name]
+    head, given = case.build().train(), case.inputs(8)
+    key = "features" if "features" in given else "inputs"  # of a head, or of a classifier
+    features = {m: x.requires_grad_() for m, x in given.pop(key).items()}
+
+    def logits(*rows: Tensor) -> Tensor:
+        out: Tensor = head(**{key: dict(zip(features, rows, strict=True))}, **given).logits
+        return out
+
+    loss = checkpoint(logits, *features.values(), use_reentrant=reentrant).sum()
+    with pytest.raises(RuntimeError, match=r"ran again .* checkpoint the encoders"):
         loss.backward()
 
 

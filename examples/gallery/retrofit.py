@@ -2,7 +2,7 @@
 
 The model reads the upper and the lower half of a digit side by side and knows nothing of quality.
 Two estimators are fitted to its cached training features. At inference each half is moved towards
-the training mean as its quality falls: nothing is retrained.
+the training mean as fewer intact ones look as odd: nothing is retrained.
 """
 
 import sys
@@ -39,7 +39,7 @@ def main(folder: Path, iterations: int = 60) -> dict[str, tuple[float, float]]:
     # What you add: one estimator for each modality, and its mean.
     torch.manual_seed(0)
     gates = {
-        name: NeighborQualityEstimator(32, prior=0.9).fit(train[:, columns])
+        name: NeighborQualityEstimator(32).fit(train[:, columns])
         for name, columns in HALVES.items()
     }
     means = {name: train[:, columns].mean(0) for name, columns in HALVES.items()}
@@ -47,8 +47,10 @@ def main(folder: Path, iterations: int = 60) -> dict[str, tuple[float, float]]:
     def gated(x: Tensor) -> Tensor:
         parts = []
         for name, columns in HALVES.items():
-            quality = gates[name](x[:, columns]).exp()[:, None]
-            parts.append(quality * x[:, columns] + (1 - quality) * means[name])
+            # Half is believed of a feature as odd as one in twenty of the intact ones.
+            p_value = gates[name].p_value(x[:, columns])[:, None]
+            trust = p_value / (p_value + 0.05)
+            parts.append(trust * x[:, columns] + (1 - trust) * means[name])
         return torch.cat(parts, dim=1)
 
     conditions = {"clean": pixels[test]}

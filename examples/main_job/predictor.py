@@ -9,7 +9,7 @@ from torch import Tensor
 from main_job.encoders import SetupError, encoding, image_encoder, text_encoder
 from main_job.settings import Settings, make_model
 from main_job.training import to
-from robustfusion import DRFOutput
+from robustfusion import DRFHead, DRFOutput
 from robustfusion.checkpoint import load_model, read_config
 
 
@@ -68,10 +68,11 @@ class Predictor:
 
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
         """Return each modality's p-values: how many intact posts look at least as odd."""
-        return {
-            name: estimator.p_value_of(output.log_quality[name])
-            for name, estimator in self.model.head.estimators.items()
-        }
+        head = self.model.head
+        if isinstance(head, DRFHead):
+            return head.p_values(output)
+        # The paper's head weighs by densities, of which there is no table of intact ones.
+        return {name: e.p_value(output.features[name]) for name, e in head.estimators.items()}
 
     @property
     def references(self) -> int:

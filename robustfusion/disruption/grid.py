@@ -1,7 +1,5 @@
 """The conditions of a robustness report: which modality is disrupted, how, and for whom."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 

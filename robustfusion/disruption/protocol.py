@@ -203,12 +203,9 @@ class Disruption:
                 first place; a modality that is not named was always observed.
         """
         names = tuple(canonical_id(sample_id) for sample_id in ids)
-        return self.plan_from(draw(self.seed, names, self.modalities), available)
+        return self._plan(draw(self.seed, names, self.modalities), available)
 
-    def plan_from(
-        self, draws: Draws, available: Mapping[str, Tensor] | None = None
-    ) -> DisruptionPlan:
-        """The plan for draws that were made before: many plans of one seed need them once."""
+    def _plan(self, draws: Draws, available: Mapping[str, Tensor] | None = None) -> DisruptionPlan:
         observed = self._observed(len(draws.ids), available)
         place, coin = draws.modalities[..., 0], draws.modalities[..., 1]
         rate = self.disruption_rate
@@ -263,3 +260,10 @@ class Disruption:
                 )
             observed[self.modalities.index(name)] = mask.cpu().numpy()
         return observed
+
+
+def plan_from(
+    disruption: Disruption, draws: Draws, available: Mapping[str, Tensor] | None = None
+) -> DisruptionPlan:
+    """The plan for draws that were made before: many plans of one seed need them once."""
+    return disruption._plan(draws, available)

@@ -139,7 +139,7 @@ class RobustnessReport:
         return dataclasses.replace(self, intervals=options)
 
     @cached_property
-    def summary(self) -> Summary:
+    def _summary(self) -> Summary:
         """All scores; the properties below are its parts."""
         names = (self.modalities, self.class_names)
         return summarize(self.measured, self.scored, self.labels, names, self.intervals)
@@ -147,17 +147,17 @@ class RobustnessReport:
     @property
     def cells(self) -> dict[str, Cell]:
         """The conditions by key, clean first."""
-        return self.summary.cells
+        return self._summary.cells
 
     @property
     def quality(self) -> dict[str, Quality]:
         """The quality scores by modality; empty for a model without them."""
-        return self.summary.quality
+        return self._summary.quality
 
     @property
     def area(self) -> dict[str, Estimate]:
         """Area under the rate curve by setting: mean accuracy over the rates, clean at rate 0."""
-        return self.summary.area
+        return self._summary.area
 
     @property
     def corruption_premium(self) -> dict[str, Estimate]:
@@ -165,12 +165,12 @@ class RobustnessReport:
 
         By modality ("image"), and by rate ("random 0.4").
         """
-        return self.summary.corruption_premium
+        return self._summary.corruption_premium
 
     @property
     def majority(self) -> Majority:
         """The line to beat: always answering with the most frequent class."""
-        return self.summary.majority
+        return self._summary.majority
 
     @property
     def remarks(self) -> tuple[str, ...]:

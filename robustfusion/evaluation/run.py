@@ -15,7 +15,7 @@ from robustfusion._modules import evaluating
 from robustfusion._validation import check_positive
 from robustfusion.disruption import Condition, canonical_id, robustness_grid
 from robustfusion.disruption.grid import checked_conditions
-from robustfusion.disruption.protocol import Draws, draw
+from robustfusion.disruption.protocol import Draws, draw, plan_from
 from robustfusion.evaluation._forward import Forward, RowResults
 from robustfusion.evaluation._sources import (
     CORRUPTED,
@@ -181,7 +181,7 @@ class _Measuring:
             name: torch.from_numpy(self.source.observed[:, column].copy())
             for column, name in enumerate(self.names)
         }
-        plan = condition.disruption(self.names, seed).plan_from(draws, observed)
+        plan = plan_from(condition.disruption(self.names, seed), draws, observed)
         states = np.zeros(self.source.observed.shape, dtype=np.int8)
         for column, name in enumerate(self.names):
             corrupted = PARTIAL if condition.setting == "P" else CORRUPTED
