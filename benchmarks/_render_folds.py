@@ -106,9 +106,10 @@ def retrofit_lines() -> list[str]:
     rows = record["results"]["accuracy"]
     cells = list(next(iter(rows.values())))
     return [
-        f"Measured, accuracy in %: {record['data']}; `{record['command'].split(' --')[0]}` at commit",
-        f"`{record['commit']}`. C: that modality is corrupted, D: missing. With a corrupted text the",
-        "plain mean is better: the image head alone is worth less than half of both.",
+        f"Measured, accuracy in %: {record['data']};",
+        f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`. C: that modality is",
+        "corrupted, D: missing. With a corrupted text the plain mean is better: the image alone is",
+        "worth less than half of both.",
         "",
         row(["", *cells]),
         "|---|" + "---:|" * len(cells),
