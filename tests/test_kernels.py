@@ -38,7 +38,7 @@ def test_kernels_of_the_default_head(speed: ModuleType, modalities: int, rows: i
     labels = torch.randint(3, (rows,))
 
     def step() -> None:
-        head.loss(head(features), labels).backward()
+        head.loss(head(features), labels).backward()  # type: ignore[no-untyped-call]
 
     step()  # gradients are there from now on
     counted = speed.count_kernels(step)
