@@ -107,9 +107,9 @@ def retrofit_lines() -> list[str]:
     cells = list(next(iter(rows.values())))
     return [
         f"Measured, accuracy in %: {record['data']};",
-        f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`. C: the modality is",
-        "corrupted, D: missing. With a corrupted text the plain mean is better: the image alone",
-        "is worth less than half of both.",
+        f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`. C: the modality",
+        "is corrupted, D: missing. With a corrupted text the plain mean is better: the image",
+        "alone is worth less than half of both.",
         "",
         row(["", *cells]),
         "|---|" + "---:|" * len(cells),
