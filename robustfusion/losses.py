@@ -18,10 +18,10 @@ class DistributionRecoveryLoss(nn.Module):
     r"""Supervise a converter by samples and by distributions, one direction of the paper's (8).
 
     .. math::
-        w_s \, \overline{\lVert C(f^v) - f^t \rVert_2}
+        \frac{w_s}{B} \sum_{i=1}^{B} \lVert C(f^v_i) - f^t_i \rVert_2
         + w_d \left( \lVert \mu_{v \to t} - \mu_t \rVert_2 + |\sigma_{v \to t} - \sigma_t| \right)
 
-    The first term (4) averages over paired rows and is misled by mismatched pairs; the second (7)
+    The first term (4), over the B paired rows, is misled by mismatched pairs; the second (7)
     compares the moments of converted features (5), (6) with those of the target modality, and
     needs no pairs. A weight of 0 switches its term off.
 
