@@ -71,12 +71,12 @@ def render() -> None:
         "only: no test post was read. Features are frozen and standardised on the training folds; "
         "every head gets the same training. D: the modality is missing; C: corrupted; `only`: all "
         "others missing. Differences are from `ConcatenationHead(modality_dropout=0.5)`, with "
-        "their standard error over samples, those of a group of near-duplicates together; **bold** from "
+        "their standard error over samples (near-duplicates together); **bold** from "
         "two of them on. Weights of the default head are those of training, without `calibrate`.",
         "",
         f"`{record['command']}` at commit `{record['commit']}` on {record['date']}, seeds "
         f"{', '.join(map(str, record['seeds']))}. What was chosen on these samples (depth, "
-        "dropout, branches and stand-ins) was chosen by looking at such tables: expect a little less.",
+        "dropout, branches and stand-ins) was chosen by such tables: expect a little less.",
     ]
     for name, data in results["data"].items():
         told = ", ".join(f"{m} {value:.2f}" for m, value in data["r2"].items())
@@ -98,3 +98,23 @@ def render() -> None:
                     parts.append(gap(cells[cell]))
             lines.append(row(parts))
     PAGE.write_text("\n".join(lines) + "\n")
+
+
+def retrofit_lines() -> list[str]:
+    """What the README says of weighing two heads that are there already."""
+    record = read_record("retrofit")
+    rows = record["results"]["accuracy"]
+    cells = list(next(iter(rows.values())))
+    return [
+        f"Measured, accuracy in %: {record['data']};",
+        f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`. C: the modality",
+        "is corrupted, D: missing. With a corrupted text the plain mean is better: the image",
+        "alone is worth less than half of both.",
+        "",
+        row(["", *cells]),
+        "|---|" + "---:|" * len(cells),
+        *(
+            row([name, *(f"{value:.1f}" for value in values.values())])
+            for name, values in rows.items()
+        ),
+    ]

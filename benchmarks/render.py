@@ -106,7 +106,10 @@ def readme(text: str) -> str:
     """The README with the table of the cross-validation and the main job's figure."""
     results = _render_folds.readme_lines()
     figure = _render_runs.caption(read_record(_render_runs.NAME))
-    return _between(_between(text, "results", results), "figure", figure)
+    parts = {"retrofit": _render_folds.retrofit_lines(), "results": results, "figure": figure}
+    for mark, lines in parts.items():
+        text = _between(text, mark, lines)
+    return text
 
 
 def _between(text: str, mark: str, lines: list[str]) -> str:

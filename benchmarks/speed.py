@@ -18,18 +18,22 @@ import torch
 from _record import write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 from robustfusion import (
     DRFHead,
     FeatureQueue,
     GaussianQualityEstimator,
+    LearnedTokens,
     NeighborQualityEstimator,
+    PaperDRFHead,
 )
-from robustfusion.functional import nearest_rows
+from robustfusion.baselines import ConcatenationHead
+from robustfusion.functional import nearest_similarity
 
 WIDTH = 768
-DIMS = {"image": WIDTH, "text": WIDTH}
+READY = {"image": 1280, "text": 384}  # widths of frozen EfficientNet-Lite0 and MiniLM
 
 
 class Clock:
@@ -162,26 +166,26 @@ def full_covariance(clock: Clock) -> list[dict[str, Any]]:
     return rows
 
 
-def neighbours(clock: Clock) -> list[dict[str, Any]]:
+def neighbors(clock: Clock) -> list[dict[str, Any]]:
     rows = []
     batch, capacity = 256, 65536
-    queries = F.normalize(torch.randn(batch, WIDTH), dim=-1)
-    stored = F.normalize(torch.randn(capacity, WIDTH), dim=-1)
-    inverse = torch.ones(capacity)
+    queries, stored = torch.randn(batch, WIDTH), torch.randn(capacity, WIDTH)
+    inverse = 1 / torch.linalg.vector_norm(stored, dim=1)
+    origin, scale = torch.zeros(WIDTH), torch.ones(WIDTH)
     out = torch.empty(batch, capacity)
     ours, product = clock(
-        lambda: nearest_rows(queries, stored, inverse, torch.zeros(batch)),
+        lambda: nearest_similarity(queries, stored, inverse, origin=origin, scale=scale),
         lambda: torch.mm(queries, stored.T, out=out),
     )
-    what = f"10 nearest of {capacity:,}, B = {batch}, D = {WIDTH}"
+    what = f"mean cosine to the 10 nearest of {capacity:,}, B = {batch}, D = {WIDTH}"
     rows.append(row(what, ours, product, 1.3, "its matrix product alone"))
     if installed("faiss"):
         import faiss
 
         index = faiss.IndexFlatIP(WIDTH)
-        index.add(stored.numpy())
+        index.add(F.normalize(stored, dim=-1).numpy())
         faiss.omp_set_num_threads(torch.get_num_threads())
-        array = queries.numpy()
+        array = F.normalize(queries, dim=-1).numpy()
         peer = clock(lambda: index.search(array, 10), rounds=1)
         rows.append(row("peer: faiss IndexFlatIP.search", peer[0], ours, None, "ours"))
     if installed("sklearn"):
@@ -198,103 +202,94 @@ def compiled(module: nn.Module) -> Any:
     return torch.compile(module, fullgraph=True)
 
 
-def concatenation() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(2 * WIDTH, WIDTH),
-        nn.ReLU(),
-        nn.Linear(WIDTH, WIDTH),
-        nn.ReLU(),
-        nn.Linear(WIDTH, 3),
-    )
-
-
-def joined(module: nn.Module, features: dict[str, Tensor]) -> Tensor:
-    logits: Tensor = module(torch.cat(list(features.values()), dim=1))
-    return logits
-
-
-def default_head(capacity: int = 512) -> DRFHead:
-    quality = partial(NeighborQualityEstimator, capacity=capacity)
-    return DRFHead(DIMS, 3, hidden_features=WIDTH, quality=quality)
-
-
 def draw(batch: int) -> dict[str, Tensor]:
-    return {name: torch.randn(batch, dim) for name, dim in DIMS.items()}
+    return {name: torch.randn(batch, dim) for name, dim in READY.items()}
 
 
-def fill(head: nn.Module, rows: int = 600) -> nn.Module:
+def filled(make: Callable[[dict[str, int], int], nn.Module]) -> nn.Module:
+    """A head whose queues are full, if it has any."""
+    head = make(READY, 3).train()
     with torch.no_grad():
-        for _ in range(math.ceil(rows / 64)):
-            head(draw(64))
+        for _ in range(math.ceil(2048 / 256)):
+            head(draw(256))
     return head
 
 
 def training(clock: Clock) -> list[dict[str, Any]]:
+    """A step on ready features, everything as it comes."""
     features, labels = draw(16), torch.randint(3, (16,))
 
     def step(head: nn.Module) -> None:
         head.zero_grad()
         head.loss(head(features), labels).backward()  # type: ignore[operator]
 
-    plain, ours, paper = concatenation(), fill(default_head()), fill(DRFHead.paper(DIMS, 3))
-
-    def plain_step() -> None:
-        plain.zero_grad()
-        F.cross_entropy(joined(plain, features), labels).backward()
-
-    fast_ours, fast_plain = compiled(fill(default_head())), compiled(concatenation())
-
-    def fast_plain_step() -> None:
-        fast_plain.zero_grad()
-        F.cross_entropy(joined(fast_plain, features), labels).backward()
-
-    times = clock(lambda: step(ours), plain_step, lambda: step(paper))
-    what = f"training step of DRFHead, D = F = {WIDTH}, B = 16, L = 512"
-    rows = [
-        row(what, times[0], times[1], 2.5, f"a three-layer concatenation of width {WIDTH}"),
-        row(what, times[0], times[2], 0.2, "DRFHead.paper, the equations to the letter"),
+    tokens = partial(DRFHead, stand_in=LearnedTokens)
+    heads = [filled(make) for make in (DRFHead, tokens, ConcatenationHead, PaperDRFHead)]
+    fast = [compiled(filled(make)) for make in (DRFHead, ConcatenationHead)]
+    ours, without, plain, paper = clock(*(partial(step, head) for head in heads))
+    fast_ours, fast_plain = clock(*(partial(step, head) for head in fast))
+    what = "training step of DRFHead, image 1280, text 384, B = 16"
+    kernels = count_kernels(lambda: step(heads[0])), count_kernels(lambda: step(heads[2]))
+    return [
+        {**row(what, ours, plain, 4.0, "ConcatenationHead"), "kernels": kernels},
+        row(f"{what}, LearnedTokens", without, plain, 3.0, "ConcatenationHead"),
+        row(what, ours, paper, 0.2, "PaperDRFHead"),
+        row(f"{what}, compiled", fast_ours, fast_plain, 4.0, "ConcatenationHead, compiled"),
+        row(f"{what}, compiled", fast_ours, ours, None, "the same step, eager"),
     ]
-    fast = clock(lambda: step(fast_ours), fast_plain_step)
-    rows.append(row(f"{what}, compiled", fast[0], fast[1], 2.5, "the concatenation, compiled"))
-    rows.append(row(f"{what}, compiled", fast[0], times[0], None, "the same step, eager"))
-    return rows
 
 
 def inference(clock: Clock) -> list[dict[str, Any]]:
+    """Evaluation on ready features, everything as it comes."""
     rows = []
-    plain, head = concatenation().eval(), fill(default_head()).eval()
-    for batch, goal in ((1, 2.0), (256, None)):
+    ours, plain = (filled(make).eval() for make in (DRFHead, ConcatenationHead))
+    fast_ours, fast_plain = compiled(ours), compiled(plain)
+    for batch, goal in ((1, 6.0), (256, None)):
         features = draw(batch)
-        fast_head, fast_plain = compiled(head), compiled(plain)
+        calls = [partial(head, features) for head in (ours, plain, fast_ours, fast_plain)]
         with torch.inference_mode():
-            times = clock(
-                partial(head, features),
-                partial(joined, plain, features),
-                partial(fast_head, features),
-                partial(joined, fast_plain, features),
-            )
-        what = f"inference of DRFHead, B = {batch}, L = 512"
-        rows.append(row(what, times[0], times[1], goal, "the concatenation"))
-        beside = "the concatenation, compiled"
+            times = clock(*calls)
+            kernels = count_kernels(calls[0]), count_kernels(calls[1])
+        what = f"evaluation of DRFHead, image 1280, text 384, B = {batch}"
+        found = row(what, times[0], times[1], goal, "ConcatenationHead")
+        rows.append({**found, "kernels": kernels})
+        beside = "ConcatenationHead, compiled"
         rows.append(row(f"{what}, compiled", times[2], times[3], goal, beside))
-    features = draw(256)
-    weights = [torch.randn(WIDTH, WIDTH) for _ in range(2)]
-    stored = [torch.randn(512, WIDTH) for _ in range(2)]
-    classify = torch.randn(WIDTH, 3)
-    hidden = torch.randn(256, 3, WIDTH)
-
-    def bare() -> None:
-        for x, weight, queue in zip(features.values(), weights, stored, strict=True):
-            x @ weight
-            x @ queue.T
-        hidden @ classify
-
+    products = partial(bare, ours, features)
     with torch.inference_mode():
-        ours, reference = clock(lambda: head(features), bare)
-    rows.append(
-        row("inference of DRFHead, B = 256", ours, reference, 1.2, "its own matrix products, bare")
-    )
+        whole, reference = clock(partial(ours, features), products)
+    beside = "the matrix products of its queues and layers, bare"
+    rows.append(row(f"evaluation of DRFHead, B = {batch}", whole, reference, 1.3, beside))
     return rows
+
+
+def bare(head: Any, features: dict[str, Tensor]) -> None:
+    """The large matrix products of the evaluation alone."""
+    for name, x in features.items():
+        x @ head.queues[name].storage.T
+        x @ head.embed[name].weight.T
+        x @ head.alone[name][0].weight.T
+    hidden = torch.empty(len(x), len(head.candidates), head.hidden_features)
+    hidden @ head.trunk.weight.T
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts the operators that are no views of what is there."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def count_kernels(call: Callable[[], Any]) -> int:
+    """How many kernels a call launches, about: non-view ATen operators, on any device."""
+    with _Kernels() as kernels:
+        call()
+    return kernels.count
 
 
 def modalities(clock: Clock) -> list[dict[str, Any]]:
@@ -358,7 +353,7 @@ def main() -> None:
     torch.manual_seed(0)
     clock = Clock(0.2 if arguments.quick else 1.0)
     rows: list[dict[str, Any]] = []
-    parts = (enqueue, statistics, full_covariance, neighbours, training, inference, modalities)
+    parts = (enqueue, statistics, full_covariance, neighbors, training, inference, modalities)
     for part in parts:
         rows += part(clock)
         print(part.__name__, flush=True)

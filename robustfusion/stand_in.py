@@ -16,7 +16,7 @@ from robustfusion.functional import Gaussian, fit_gaussian
 from robustfusion.losses import DistributionRecoveryLoss
 
 _DOUBT = (
-    0.4  # share of samples expected to have a poor modality; out of fold, 0.02 to 0.4 were tried
+    0.4  # share of samples expected to have a poor modality; out of fold, 0.01 to 0.4 were tried
 )
 
 
@@ -49,8 +49,8 @@ class StandIn(nn.Module, ABC):
 
     Attributes:
         log_quality: What fusion takes a stand-in's log-quality for, beside that of a feature which
-            is there: log(0.4 / M), so that at M = 2 a feature weighs as much as its stand-in when
-            one in five intact features looks as odd, and with more modalities the complete sample
+            is there: log(0.2 / M), so that at M = 2 a feature weighs as much as its stand-in when
+            one in ten intact features looks as odd, and with more modalities the complete sample
             keeps its weight. Less trusts all features more; set it to your liking.
 
     Example:
