@@ -18,7 +18,7 @@ import _render_mvsa
 import _render_recipe
 import _render_runs
 import paper_choices
-from _record import read_record
+from _record import dated, read_record
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -59,7 +59,8 @@ def render_speed() -> None:
                 f"| {_with(row, 'what', '')} | {_with(row, 'beside', 'beside_')} | "
                 f"{row['ratio']:.2f} | {goal} | {met} |"
             )
-    (PAGES / "speed.md").write_text("\n".join([*lines, *long_run()]) + "\n")
+    page = "\n".join([*lines, *long_run()]) + "\n"
+    (PAGES / "speed.md").write_text(dated(page, read_record("speed")))
 
 
 def long_run() -> list[str]:
