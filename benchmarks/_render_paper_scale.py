@@ -10,9 +10,9 @@ from _record import dated, read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "results" / "paper-scale.md"
 TITLES = {
-    "spherical, spread 0.4": "one number a modality, σ = 0.4",
-    "as they are": "as the encoders give them",
-    "each coordinate, deviation 1": "deviation 1 of each coordinate",
+    "spherical": "one number a modality, σ = 0.4",
+    "none": "as the encoders give them",
+    "diag": "deviation 1 of each coordinate",
 }
 
 
