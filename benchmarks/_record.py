@@ -5,8 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,25 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def version() -> str:
+    """Return the version of this checkout, whatever is installed."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    return str(project["project"]["version"])
+
+
+def dated(page: str, record: dict[str, Any]) -> str:
+    """Say under the title of a page that its record is of an earlier version, if it is."""
+    measured = record["machine"]["robustfusion"]
+    if measured == version():
+        return page
+    title, rest = page.split("\n", 1)
+    note = (
+        f"*Measured on version {measured}, whose default head differs; the commit stands with the "
+        "numbers. See the\n[changelog](../about/changelog.md).*"
+    )
+    return f"{title}\n\n{note}\n{rest}"
+
+
 def write_record(
     name: str,
     results: dict[str, Any],
@@ -59,7 +78,7 @@ def write_record(
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "robustfusion": version("robustfusion"),
+            "robustfusion": version(),
         },
         "results": results,
     }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from _data import SIX_VIEWS
 from _heads import head_names
-from _record import RESULTS, read_record
+from _record import RESULTS, dated, read_record
 
 PAGE = Path(__file__).parent.parent / "docs" / "pages" / "results" / "comparison.md"
 TITLES = {
@@ -255,7 +255,8 @@ def render() -> str:
 
 
 def main() -> None:
-    PAGE.write_text(render())
+    first = min(RESULTS.glob("compare_*.json")).stem
+    PAGE.write_text(dated(render(), read_record(first)))
 
 
 if __name__ == "__main__":

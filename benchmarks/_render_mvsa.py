@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _record import RESULTS, read_record
+from _record import RESULTS, dated, read_record
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages"
 PAGE, ASSETS = PAGES / "results" / "mvsa.md", PAGES / "assets"
@@ -72,7 +72,7 @@ def render_record(folder: Path, page: Path, assets: Path) -> list[Path]:
     assets.mkdir(parents=True, exist_ok=True)
     files = figure_files(assets, drawn)
     where = "../assets" if assets == ASSETS else "."
-    page.write_text(text(record, drawn, files, where, folder), encoding="utf-8")
+    page.write_text(dated(text(record, drawn, files, where, folder), record), encoding="utf-8")
     draw_quality(drawn["quality"], files["3"])
     draw_rates(results, files["5"])
     if "6" in files:

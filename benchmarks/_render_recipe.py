@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _record import RESULTS, read_record
+from _record import RESULTS, dated, read_record
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages"
 BASELINES = ("concatenation", "concatenation + dropout")
@@ -28,7 +28,7 @@ def render() -> list[Path]:
     """Write the page and the figure; returns the files written."""
     record = read_record("recipe")
     page = PAGES / "results" / "recipe.md"
-    page.write_text(_page(record), encoding="utf-8")
+    page.write_text(dated(_page(record), record), encoding="utf-8")
     written = [page]
     if record["results"].get("by_share"):
         written.append(draw(record["results"]["by_share"], PAGES / "assets"))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _record import RESULTS, read_record, relative
+from _record import RESULTS, dated, read_record, relative
 
 NAME, END_TO_END = "main_job", "end_to_end"
 PAGES = Path(__file__).parent.parent / "docs" / "pages"
@@ -102,7 +102,7 @@ def _percent(share: str) -> float:
 def render() -> None:
     """Write the page of the run with trained encoders."""
     record = read_record(END_TO_END)
-    (PAGES / "results" / "end-to-end.md").write_text(page(record), encoding="utf-8")
+    (PAGES / "results" / "end-to-end.md").write_text(dated(page(record), record), encoding="utf-8")
 
 
 def page(record: Mapping[str, Any]) -> str:

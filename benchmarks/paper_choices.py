@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _data import Split, batches, load_digit_halves, load_mvsa
-from _record import read_record, write_record
+from _record import dated, read_record, write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -305,7 +305,7 @@ def render() -> None:
     """Write page and figure of the record."""
     record = read_record(NAME)
     draw(record["results"], PAGES / "assets")
-    (PAGES / "results" / "paper-choices.md").write_text(page(record))
+    (PAGES / "results" / "paper-choices.md").write_text(dated(page(record), record))
 
 
 def main() -> None:

@@ -38,9 +38,9 @@ PATIENCE = 6  # epochs that are no better
 TESTED = (0, 1, 2, 3)  # seeds of the disruptions of the test posts
 
 SCALES: dict[str, Callable[[int], nn.Module]] = {
-    "spherical, spread 0.4": partial(Standardize, covariance_type="spherical", spread=0.4),
-    "as they are": lambda dim: nn.Identity(),
-    "each coordinate, deviation 1": partial(Standardize, covariance_type="diag"),
+    "spherical": partial(Standardize, covariance_type="spherical", spread=0.4),
+    "none": lambda dim: nn.Identity(),
+    "diag": partial(Standardize, covariance_type="diag"),
 }
 
 
@@ -108,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mvsa", type=Path, required=True, help="folder with features.npz")
     parser.add_argument("--output", type=Path, default=Path("runs/paper_scale"))
+    parser.add_argument("--scales", nargs="+", choices=SCALES, default=list(SCALES))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="trainings of each scale")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--limit", type=int, help="training posts, for a look; no record then")
@@ -117,10 +118,10 @@ def main() -> None:
     if arguments.limit:
         splits = {name: some(split, arguments.limit) for name, split in splits.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {scale: {} for scale in SCALES}
+    found: dict[str, dict[str, Any]] = {scale: {} for scale in arguments.scales}
     for seed in range(arguments.seeds):
-        for number, scale in enumerate(SCALES):
-            path = arguments.output / f"{number}~{seed}.json"
+        for scale in arguments.scales:
+            path = arguments.output / f"{scale}~{seed}.json"
             if not path.exists():
                 path.write_text(json.dumps(fit(scale, splits, seed, arguments.epochs)))
             found[scale][str(seed)] = json.loads(path.read_text())

@@ -15,10 +15,12 @@ from typing import Any
 import _render_compare
 import _render_folds
 import _render_mvsa
+import _render_paper_scale
+import _render_quality
 import _render_recipe
 import _render_runs
 import paper_choices
-from _record import read_record
+from _record import dated, read_record
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -36,7 +38,8 @@ def render_speed() -> None:
     lines = [
         "# Speed",
         "",
-        "Ratios within one run; times hold for the machine of that run alone.",
+        "Ratios within one run; times hold for the machine of that run alone. Not measured on a "
+        "GPU. Kernels are non-view ATen operators, about what a GPU would launch.",
     ]
     for name, title in SPEED.items():
         record = read_record(name)
@@ -59,7 +62,8 @@ def render_speed() -> None:
                 f"| {_with(row, 'what', '')} | {_with(row, 'beside', 'beside_')} | "
                 f"{row['ratio']:.2f} | {goal} | {met} |"
             )
-    (PAGES / "speed.md").write_text("\n".join([*lines, *long_run()]) + "\n")
+    page = "\n".join([*lines, *long_run()]) + "\n"
+    (PAGES / "speed.md").write_text(dated(page, read_record("speed")))
 
 
 def long_run() -> list[str]:
@@ -136,6 +140,8 @@ def main() -> None:
         _render_folds.render()
         _render_runs.render()
         paper_choices.render()
+        _render_paper_scale.render()
+        _render_quality.render()
     render_readme()
 
 
