@@ -63,7 +63,8 @@ def render() -> None:
         f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`, "
         f"{record['data']}, {record['results']['folds']} folds, seeds "
         f"{', '.join(map(str, record['seeds']))}; mean accuracy in % over intact posts and "
-        "those with either modality missing or corrupted; the difference with its paired standard error.",
+        "those with either modality missing or corrupted; the difference with its paired standard "
+        "error.",
         "",
         "| labelled posts | labelled alone | and the rest without labels | difference |",
         "|---:|---:|---:|---:|",
