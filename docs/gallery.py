@@ -3,9 +3,9 @@
     python docs/gallery.py examples docs/pages/reference
     python docs/gallery.py run examples/gallery
 
-A file is shown if it can be run, that is, if it has a ``__main__``; its docstring becomes the text.
-The second command runs the short ones and keeps what they draw and print, which the pages show, in
-``docs/pages/assets/gallery``.
+A file is shown if it can be run, that is, if it has a ``__main__``; its docstring becomes the
+text. The second command runs the short ones and keeps what they draw and print, which the pages
+show, in ``docs/pages/assets/gallery``.
 """
 
 import ast
@@ -19,8 +19,8 @@ from pathlib import Path
 _ACRONYMS = ("clip", "ddp", "drf", "fsdp", "mvsa", "onnx", "ood")
 HEAD = """# Examples and notebook
 
-Each runs as it is, on a CPU, with data it makes itself. Those with a picture are short; the main job also exists as a
-[notebook](examples/main_job.md).
+Each runs as it is, on a CPU, with data it makes itself. Those with a picture are short; the main
+job also exists as a [notebook](examples/main_job.md).
 """
 _MADE = Path(__file__).parent / "pages" / "assets" / "gallery"
 

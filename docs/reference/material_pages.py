@@ -138,7 +138,9 @@ class MaterialBuilder(StandaloneHTMLBuilder):
                 examples.append(f"[{path.stem}](examples/{path.stem}.md)")
         for name, kind in named.items():
             owner, _, attribute = name.rpartition(".")
-            module = name if kind == "module" else getattr(import_module(owner), attribute).__module__
+            module = (
+                name if kind == "module" else getattr(import_module(owner), attribute).__module__
+            )
             file = f"{module.replace('.', '/')}.py"
             if (_ROOT / file).is_file():
                 sources[f"[{file}](source/{module}.md)"] = None
