@@ -62,8 +62,9 @@ def render() -> None:
     lines = [
         f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`, "
         f"{record['data']}, {record['results']['folds']} folds, seeds "
-        f"{', '.join(map(str, record['seeds']))}; mean accuracy in % over intact posts, each "
-        "modality missing, and each corrupted, with the paired standard error of the difference.",
+        f"{', '.join(map(str, record['seeds']))}; mean accuracy in % over intact posts and "
+        "those with either modality missing or corrupted; the difference with its paired standard "
+        "error.",
         "",
         "| labelled posts | labelled alone | and the rest without labels | difference |",
         "|---:|---:|---:|---:|",

@@ -107,10 +107,12 @@ def render_readme() -> None:
 
 
 def readme(text: str) -> str:
-    """The README with the table of the cross-validation and the main job's figure."""
+    """The README with the tables of its records and the main job's figure."""
     results = _render_folds.readme_lines()
     figure = _render_runs.caption(read_record(_render_runs.NAME))
-    parts = {"retrofit": _render_folds.retrofit_lines(), "results": results, "figure": figure}
+    seeds = _render_runs.seeds_lines(read_record(_render_runs.SEEDS))
+    retrofit = _render_folds.retrofit_lines()
+    parts = {"retrofit": retrofit, "results": results, "figure": figure, "seeds": seeds}
     for mark, lines in parts.items():
         text = _between(text, mark, lines)
     return text

@@ -9,7 +9,7 @@ rm -rf build/reference docs/pages/reference docs/pages/objects.inv
 python -m sphinx -n -W --keep-going -q -b material docs/reference build/reference
 cp -r build/reference/reference docs/pages/reference
 cp build/reference/objects.inv docs/pages/objects.inv
-python docs/gallery.py examples docs/pages/reference/examples.md
+python docs/gallery.py examples docs/pages/reference
 
 if [ "${1:-build}" = serve ]; then
     exec python -m mkdocs serve --strict

@@ -42,6 +42,8 @@ class PaperDRFHead(nn.Module):
     peak is :math:`1 / (\sqrt{2\pi}\,\sigma)`, so at σ = 14, usual for frozen encoders, all weights
     (12) vanish and the class prior is all that is learned; near σ = 0.4 they are near 1.
     ``Standardize(dim, covariance_type="spherical", spread=0.4)`` behind each encoder does that.
+    In float32 its exponentials overflow where features are thousands apart and its weights where
+    they are 1e-5 apart or less: it refuses neither, but the loss is then inf or NaN.
     :class:`~robustfusion.DRFHead` is the default, which needs no such care.
 
     Args:

@@ -15,9 +15,7 @@ from robustfusion.conversion import ModalityConverter
 from robustfusion.functional import Gaussian, fit_gaussian
 from robustfusion.losses import DistributionRecoveryLoss
 
-_DOUBT = (
-    0.4  # share of samples expected to have a poor modality; out of fold, 0.01 to 0.4 were tried
-)
+_DOUBT = 0.2  # of a sample, that a modality of it is poor; 0.01 to 0.4 were tried
 
 
 class StandInOutput(NamedTuple):

@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import json
+import shutil
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,27 @@ def test_the_main_job_is_the_one_of_the_record(render: ModuleType) -> None:
     assert record["results"]["seconds"] < 180
 
 
+def test_goals_follow_from_the_seeds(render: ModuleType) -> None:
+    record = render.read_record("main_job_seeds")
+    results = record["results"]
+    gaps: dict[str, float] = {}
+    means: dict[str, float] = {}
+    assert len(record["seeds"]) == 5
+    for title, cell in results["cells"].items():
+        gap = [a - b for a, b in zip(cell["ours"], cell["theirs"], strict=True)]
+        gaps[title], means[title] = statistics.mean(gap), statistics.mean(cell["ours"])
+        reach = 2.776 * statistics.stdev(gap) / 5**0.5
+        interval = [gaps[title], gaps[title] - reach, gaps[title] + reach]
+        assert cell["difference"] == pytest.approx(interval, abs=0.02)
+    harm = min(means[f"{m} C"] - means[f"{m} D"] for m in ("image", "text"))
+    expected = {"clean": gaps["clean"] >= -0.5, "corrupted": harm >= -1}
+    expected["every cell"] = min(gaps.values()) >= -0.5
+    assert {name: goal["met"] for name, goal in results["promises"].items()} == expected
+    block = README.split("<!-- seeds -->")[1].split("<!-- /seeds -->")[0]
+    assert block.count("| yes |") == sum(expected.values())
+    assert block.count("| **no** |") == len(expected) - sum(expected.values())
+
+
 def test_a_run_is_kept(
     render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,8 +86,8 @@ def test_a_run_is_kept(
 
     runs: Any = render._render_runs
     records = tmp_path / "results"
-    records.mkdir()
-    (records / "recipe.json").write_text(json.dumps(render.read_record("recipe")))
+    shutil.copytree(ROOT / "benchmarks" / "results", records)
+    (records / "main_job.json").unlink()
     for module in (runs, importlib.import_module("_record")):
         monkeypatch.setattr(module, "RESULTS", records)
     monkeypatch.setitem(runs.FIGURES, "main_job", figure)

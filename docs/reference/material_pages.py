@@ -6,6 +6,8 @@ table of contents and search know them, and all the rest as the HTML that Sphinx
 """
 
 import html
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.writers.html5 import HTML5Translator
+
+_ROOT = Path(__file__).parents[2]
 
 
 class MaterialTranslator(HTML5Translator):
@@ -109,7 +113,48 @@ class MaterialBuilder(StandaloneHTMLBuilder):
             return  # the general index and the like
         path = Path(self.outdir) / f"{pagename}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(addctx["body"].lstrip(), encoding="utf-8")
+        heading, _, rest = addctx["body"].lstrip().partition("\n")
+        path.write_text(f"{heading}\n\n{self.links(pagename)}\n\n{rest}", encoding="utf-8")
+
+    def links(self, pagename: str) -> str:
+        """Where else a page's objects are: in guides, in examples, in the source."""
+        objects = self.env.domains.python_domain.objects
+        named = {
+            name: entry.objtype
+            for name, entry in objects.items()
+            if entry.docname == pagename and entry.objtype in ("class", "function", "module")
+        }
+        words = re.compile("|".join(rf"\b{name.rpartition('.')[2]}\b" for name in named) or "(?!)")
+        stem = pagename.rpartition("/")[2]
+        guides, examples, sources = [], [], {}
+        for path in sorted((_ROOT / "docs/pages/guides").glob("*.md")):
+            text = path.read_text(encoding="utf-8")
+            if f"reference/{stem}.md" in text:
+                title = text.partition("\n")[0].removeprefix("# ").partition(":")[0]
+                guides.append(f"[{title}](../guides/{path.name})")
+        for path in sorted((_ROOT / "examples").rglob("[!_]*.py")):
+            text = path.read_text(encoding="utf-8")
+            if "__main__" in text and words.search(text):
+                examples.append(f"[{path.stem}](examples/{path.stem}.md)")
+        for name, kind in named.items():
+            owner, _, attribute = name.rpartition(".")
+            module = (
+                name if kind == "module" else getattr(import_module(owner), attribute).__module__
+            )
+            file = f"{module.replace('.', '/')}.py"
+            if (_ROOT / file).is_file():
+                sources[f"[{file}](source/{module}.md)"] = None
+                self.show(module, file)
+        parts = {"Guide": guides, "Example": examples, "Source": list(sources)}
+        line = " · ".join(f"{what}: {', '.join(found)}" for what, found in parts.items() if found)
+        return f"{line}\n{{ .links }}" if line else ""
+
+    def show(self, module: str, file: str) -> None:
+        """Write a page of source code, which search passes over."""
+        page = Path(self.outdir) / "reference" / "source" / f"{module}.md"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        code = f'```` {{ .python }}\n--8<-- "{file}"\n````'
+        page.write_text(f"---\nsearch: {{exclude: true}}\n---\n# {file}\n\n{code}\n")
 
     def finish(self) -> None:
         self.dump_inventory()

@@ -97,19 +97,38 @@ def test_long_examples_are_included_from_their_files(site: Path) -> None:
     assert "class ImageTextDRF(nn.Module):" in text
 
 
-def test_gallery_shows_every_program(site: Path) -> None:
-    text = (site / "reference" / "examples.html").read_text(encoding="utf-8")
+def test_gallery_has_a_page_for_every_program(site: Path) -> None:
+    index = (site / "reference" / "examples.html").read_text(encoding="utf-8")
     programs = [p for p in (site.parent / "examples").rglob("*.py") if "__main__" in p.read_text()]
-    assert programs
-    assert [path.name for path in programs if f"{path.name}</summary>" not in text] == []
+    assert len(programs) > 15
+    for path in programs:
+        assert f'href="examples/{path.stem}.html"' in index, path
+        page = (site / "reference" / "examples" / f"{path.stem}.html").read_text(encoding="utf-8")
+        text = re.sub(r"<(pre|code).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
+        assert ":: " not in text
+        assert "__main__" in page
+    assert (site / "reference" / "examples" / "main_job.html").is_file()
 
 
-def test_gallery_shows_every_figure(site: Path) -> None:
-    text = (site / "reference" / "examples.html").read_text(encoding="utf-8")
+def test_gallery_shows_what_the_short_ones_draw_and_print(site: Path) -> None:
     programs = [p for p in (ROOT / "examples/gallery").glob("*.py") if "__main__" in p.read_text()]
     assert len(programs) > 5
-    assert [p.stem for p in programs if f"assets/gallery/{p.stem}.png" not in text] == []
-    assert ":: " not in re.sub(r"<(pre|code).*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)
+    index = (site / "reference" / "examples.html").read_text(encoding="utf-8")
+    for path in programs:
+        page = (site / "reference" / "examples" / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert f"assets/gallery/{path.stem}.png" in index
+        assert f"assets/gallery/{path.stem}.png" in page
+        assert "It prints:" in page
+
+
+def test_reference_pages_lead_to_guides_examples_and_source(site: Path) -> None:
+    page = (site / "reference" / "monitor.html").read_text(encoding="utf-8")
+    line = page[page.index('class="links"') :].partition("</p>")[0]
+    assert '"../guides/monitoring.html"' in line
+    assert '"examples/drift_monitor.html"' in line
+    source = (site / "reference/source/robustfusion.monitor.html").read_text(encoding="utf-8")
+    assert '"source/robustfusion.monitor.html"' in line
+    assert "def update" in re.sub(r"<[^>]*>", "", source)
 
 
 def test_formulas_are_mathml(site: Path) -> None:
