@@ -16,7 +16,7 @@ from robustfusion.functional import Gaussian, fit_gaussian
 from robustfusion.losses import DistributionRecoveryLoss
 
 _DOUBT = (
-    0.4  # share of samples expected to have a poor modality; out of fold, 0.01 to 0.4 were tried
+    0.2  # share of samples expected to have a poor modality; out of fold, 0.01 to 0.4 were tried
 )
 
 
