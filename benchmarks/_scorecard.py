@@ -13,11 +13,13 @@ from _record import read_record, write_record
 from numpy.typing import NDArray
 
 from robustfusion.evaluation.statistics import (
+    bootstrap_weights,
     combine_p_values,
     estimate,
     holm,
     mcnemar_exact,
     separation_auroc,
+    sign_flip_p_values,
 )
 
 Floats = NDArray[np.float64]
@@ -53,20 +55,13 @@ def right(jobs: Mapping[int, Job], seeds: Sequence[int], cell: str) -> Floats:
     return np.stack([jobs[seed][f"right/{cell}"].mean(0) for seed in seeds])
 
 
-def bootstrap_p_value(replicates: Floats) -> float:
-    """Two-sided: twice the smaller tail of the resampled differences at zero."""
-    low = (np.count_nonzero(replicates <= 0) + 1) / (len(replicates) + 1)
-    high = (np.count_nonzero(replicates >= 0) + 1) / (len(replicates) + 1)
-    return float(min(1.0, 2 * min(low, high)))
-
-
 def resampled(values: Floats) -> Floats:
     """Bootstrap means of (T, N) over samples and over training seeds; the same draws each time."""
-    rng = np.random.default_rng(0)
     seeds, samples = values.shape
-    counts = rng.multinomial(samples, np.full(samples, 1 / samples), size=REPLICATES) / samples
+    drawn = np.concatenate(list(bootstrap_weights(samples, REPLICATES, 0))) / samples
+    rng = np.random.default_rng(0)
     chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=REPLICATES) / seeds
-    return np.asarray(((counts @ values.T) * chosen).sum(1))
+    return np.asarray(((drawn @ values.T) * chosen).sum(1))
 
 
 def points(values: Floats) -> list[float]:
@@ -83,7 +78,7 @@ def paired(ours: Floats, theirs: Floats) -> dict[str, Any]:
     return {
         "difference": [round(100 * v, 2) for v in found],
         "standard_error": round(100 * float(draws.std()), 2),
-        "bootstrap_p": round(bootstrap_p_value(draws), 4),
+        "permutation_p": round(float(sign_flip_p_values(gap.mean(0)[:, None])[0]), 4),
     }
 
 
@@ -230,7 +225,7 @@ def judge_cells(number: str, data: str, made: Mapping[str, Any], cells: Sequence
             number,
             f"{data}, {cell.removeprefix('fixed/')}",
             f"≥ {name}",
-            f"{gap:+.1f} [{low:+.1f}, {high:+.1f}], p {row['bootstrap_p']:.3f}",
+            f"{gap:+.1f} [{low:+.1f}, {high:+.1f}], p {row['permutation_p']:.3f}",
             gap >= 0,
         )
 
