@@ -32,7 +32,7 @@ COST, HARM = 0.5, 1.0  # points: against the baseline, and of corruption against
 def run_of(seed: int, folder: Path) -> Path:
     """The finished run of a seed, made where there is none."""
     for attempt in range(2):
-        if found := sorted(folder.glob("drf_mvsa-*/run.json")):
+        if found := sorted(folder.glob(f"drf_mvsa-*/report-{MODELS[-1]}.json")):  # the last file
             return found[0].parent
         if attempt == 0:
             options = ["--seed", str(seed), "--output-dir", str(folder)]
