@@ -20,7 +20,7 @@ import _render_quality
 import _render_recipe
 import _render_runs
 import paper_choices
-from _record import dated, read_record
+from _record import RESULTS, dated, read_record
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -142,7 +142,8 @@ def main() -> None:
         _render_folds.render()
         _render_runs.render()
         paper_choices.render()
-        _render_paper_scale.render()
+        if (RESULTS / "paper_scale.json").exists():
+            _render_paper_scale.render()
         _render_quality.render()
     render_readme()
 
