@@ -75,7 +75,7 @@ def long_run() -> list[str]:
         "## A long run",
         "",
         f"`{record['command']}` at commit `{record['commit']}` on {record['date']}. Drift is the "
-        "largest relative difference of the running moments from those computed anew; growth is "
+        "largest relative difference of the running moments from exact ones in float64; growth is "
         "that of the process's memory after warming up.",
         "",
         "| what | drift | memory, MiB | growth, MiB |",

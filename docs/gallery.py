@@ -3,9 +3,9 @@
     python docs/gallery.py examples docs/pages/reference
     python docs/gallery.py run examples/gallery
 
-A file is shown if it can be run, so if it has a ``__main__``; its docstring becomes the text.
-The second command runs the short ones and keeps what they draw and print, which the pages show, in
-``docs/pages/assets/gallery``.
+A file is shown if it can be run, that is, if it has a ``__main__``; its docstring becomes the
+text. The second command runs the short ones and keeps what they draw and print, which the pages
+show, in ``docs/pages/assets/gallery``.
 """
 
 import ast

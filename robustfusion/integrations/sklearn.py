@@ -76,7 +76,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         modalities: For an array or a data frame: modality to a slice, indices or column names.
             ``None`` if ``X`` is a dict.
         head: Class or function from (dims, number of classes) to a head, such as
-            :class:`~robustfusion.DRFHead` (``None``), ``DRFHead.paper`` or a baseline.
+            :class:`~robustfusion.DRFHead` (``None``), :class:`~robustfusion.PaperDRFHead` or a baseline.
         epochs: ``None`` makes about 300 steps, at least 6 and at most 100 epochs.
         batch_size: Samples of a step.
         learning_rate: At the start.

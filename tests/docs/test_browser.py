@@ -139,10 +139,10 @@ def test_reference_page_has_what_a_reader_needs(desktop: Any, address: str) -> N
     inside = [
         link.get_attribute("href")
         for link in find(desktop, "article a[href]")
-        if "reference/neighbor-quality-estimator.html" in link.get_attribute("href")
+        if "reference/quality-estimator.html" in link.get_attribute("href")
     ]
     desktop.get(inside[0])
-    assert "NeighborQualityEstimator" in find(desktop, "h1")[0].text
+    assert "QualityEstimator" in find(desktop, "h1")[0].text
 
 
 def test_copy_button_copies_the_code(desktop: Any, address: str) -> None:
