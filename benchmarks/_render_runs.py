@@ -102,13 +102,13 @@ def seeds_lines(record: Mapping[str, Any]) -> list[str]:
     for title, cell in results["cells"].items():
         first, second = cell["means"]
         lines.append(f"| {title} | {second:.1f} | {first:.1f} | {_gap(cell['difference'])} |")
-    harm = " and ".join(
-        f"{_gap(values)} points for {modality}"
+    harm = ", ".join(
+        f"{modality} {_gap(values)}"
         for modality, values in results["corrupted_minus_discarded"].items()
     )
     lines += [
         "",
-        f"{ours}, corrupted against discarded: {harm}.",
+        f"{ours}, C − D: {harm}.",
         "Whether a goal is met is said of the means: an interval that reaches below it leaves it",
         "open. How much a sample is doubted was chosen on seeds 10 to 13, after more doubt had",
         "missed the first goal on these.",
