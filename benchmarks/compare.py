@@ -48,7 +48,7 @@ from robustfusion.baselines import MajorityHead, QMFHead, UnimodalHead
 from robustfusion.disruption import Disruption, disrupt_features
 
 REFERENCE = "Concatenation"
-# With unit variance in each dimension the paper's weights vanish, and nothing is learned.
+# With unit variance in each dimension the paper's weights are near zero, and it learns slowly.
 SCALES: dict[str, dict[str, Any]] = {
     "PaperDRFHead": {"covariance_type": "spherical", "spread": 0.4}
 }

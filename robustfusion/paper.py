@@ -39,8 +39,9 @@ class PaperDRFHead(nn.Module):
     holds NaN, inf or a value beyond 1e9 counts as missing.
 
     Use it to reproduce or study the paper, with features of the scale that (9) is made for: its
-    peak is :math:`1 / (\sqrt{2\pi}\,\sigma)`, so at σ = 14, usual for frozen encoders, all weights
-    (12) vanish and the class prior is all that is learned; near σ = 0.4 they are near 1.
+    peak is :math:`1 / (\sqrt{2\pi}\,\sigma)`, so at σ = 14, usual for frozen encoders, the weights
+    (12) are near 1e-3, the fused vector starts near zero and the classifier learns the class prior
+    first and the rest slowly; near σ = 0.4 they are near 1.
     ``Standardize(dim, covariance_type="spherical", spread=0.4)`` behind each encoder does that.
     In float32 its exponentials overflow where features are thousands apart and its weights where
     they are 1e-5 apart or less: it refuses neither, but the loss is then inf or NaN.
