@@ -13,7 +13,7 @@ modality, and writes records, page and figures to `--output` instead; the page o
 such a class, with its `loss`.
 
 Encoders are frozen, so the paper's head, whose encoders are trained, stands behind one trained
-linear layer a modality ("DRFHead.paper"). Without it ("on frozen features") its weights are near zero.
+linear layer a modality ("DRFHead.paper"); without it ("on frozen features") weights are near zero.
 """
 
 from __future__ import annotations
