@@ -56,7 +56,10 @@ class CalibrationReport(NamedTuple):
                 for p in self.patterns
             ),
         ]
-        alarms = ", ".join(f"{name} {100 * rate:.1f} %" for name, rate in self.alarms.items())
+        alarms = ", ".join(
+            f"{name} {100 * rate:.1f} %" if rate == rate else f"{name} not known (too few rows)"
+            for name, rate in self.alarms.items()
+        )
         return "\n".join([*(lines if self.patterns else []), "", f"Alarms at 5 %: {alarms}."])
 
 

@@ -250,7 +250,8 @@ class QualityEstimator(nn.Module, ABC):
     def _log_quality(self, score: Tensor) -> Tensor:
         """The tail of a logistic curve with the mean and deviation of intact scores."""
         mean, deviation = snapshot(self.usual, training=self.training)[:, 3]
-        return F.logsigmoid((mean - score) * (_LOGISTIC / deviation))
+        # The log of a sigmoid; as logsigmoid it would be -inf below -16 in ONNX Runtime.
+        return -F.softplus((score - mean) * (_LOGISTIC / deviation))
 
     def _refresh(self) -> None:
         """Make scores and log-qualities comparable with those of the rows seen lately."""

@@ -419,6 +419,19 @@ def test_mistakes_are_told_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_table_whose_pictures_all_lie_elsewhere(
+    example: Any, tmp_path: Path, table: Path
+) -> None:
+    columns = ["--image-column", "photo", "--text-column", "caption", "--label-column", "mood"]
+    out = tmp_path / "runs"
+    result = invoke(example, ["--data", str(table), *columns, "--output-dir", str(out)])
+    assert result.exit_code == 2, result.output
+    assert "no post has the image" in result.stderr
+    assert "--image-root" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [

@@ -90,6 +90,12 @@ def test_onnx_is_eager_at_any_batch_size(kind: str, example: Any, tmp_path: Path
         with torch.no_grad():
             expected = head(features, available).logits
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    odd = {name: 30 * x for name, x in features.items()}  # of next to no quality, yet there
+    got = example.run(path, odd, available)
+    with torch.no_grad():
+        out = head(odd, available)
+    assert min(q[available[name]].min() for name, q in out.log_quality.items()) < -20
+    torch.testing.assert_close(got, out.logits, rtol=1e-4, atol=1e-4)
     first, second = list(head.dims)[:2]
     features[first][0, 0], features[first][1], features[second][2] = (
         torch.nan,

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import os
 import re
 import shutil
@@ -184,6 +185,36 @@ def test_pictures_inside_a_table_and_lines_that_are_none(
     assert [row["id"] for row in rows] == ["7", "", ""]
     assert [row["problem"] == "" for row in rows] == [True, False, False]
     assert "the line is no JSON" in rows[1]["problem"]
+
+
+def test_the_exported_model_gives_the_same_predictions(
+    example: Any, run: Path, picture: str, tmp_path: Path
+) -> None:
+    for module in ("onnx", "onnxscript"):
+        pytest.importorskip(module)
+    runtime = pytest.importorskip("onnxruntime")
+    from robustfusion.datasets import read_image
+
+    # A post of its own: beside itself, among those it was calibrated by, rounding decides.
+    image = read_image(tmp_path / picture).rotate(180)
+    image.save(tmp_path / "turned.png")
+    rows = [("turned.png", "so happy"), ("turned.png", ""), ("", "what a day")]
+    table, out = write(tmp_path / "posts.csv", rows), tmp_path / "out.csv"
+    assert invoke(example, run, table, "--output", out).exit_code == 0
+    example("export_run").main(run, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+    opened = example("main_job.predictor").Predictor(run)
+    inputs, here = opened.prepare([image, image, None], [text or None for _, text in rows])
+    feed = {name: x.numpy() for name, x in inputs.items()}
+    feed |= {f"has_{name}": x.numpy() for name, x in here.items()}
+    probabilities, *p_values = session.run(["probabilities", "image_p", "text_p"], feed)
+    for n, row in enumerate(read(out)):
+        for name, value in zip(classes, probabilities[n], strict=True):
+            assert float(row[f"probability_{name}"]) == pytest.approx(value, abs=1e-4)
+        for name, values in zip(("image", "text"), p_values, strict=True):
+            told = float(row[f"{name}_p"] or "nan")
+            assert told == pytest.approx(values[n], abs=1e-4, nan_ok=True)
 
 
 def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What every quality estimator promises, and the Gaussian one against torch.distributions."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from robustfusion import (
     GaussianQualityEstimator,
     NeighborQualityEstimator,
     QualityEstimator,
+    calibrate,
 )
 from robustfusion.functional import CovarianceType, fit_gaussian, mahalanobis_sq
 
@@ -462,3 +464,12 @@ def test_errors_name_the_argument(kind: str) -> None:
         estimator.observe(x, torch.ones(4).bool())
     with pytest.raises(TypeError, match="abstract"):
         QualityEstimator(3)  # type: ignore[abstract]
+
+
+def test_a_share_of_alarms_of_too_few_rows_is_not_a_number() -> None:
+    head = DRFHead({"image": 8, "text": 4}, num_classes=3)
+    rows = {name: torch.randn(60, dim) for name, dim in head.dims.items()}
+    here = {"image": torch.ones(60, dtype=torch.bool), "text": torch.arange(60) < 30}
+    batch = {"inputs": rows, "available": here, "label": torch.arange(60) % 3}
+    told = calibrate(head, [batch]).to_markdown()
+    assert re.search(r"Alarms at 5 %: image \d+\.\d %, text not known \(too few rows\)\.", told)

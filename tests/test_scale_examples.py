@@ -58,6 +58,7 @@ NEEDED = [
     ("drf_mvsa.py", "typer", "examples"),
     ("predict.py", "typer", "examples"),
     ("report.py", "safetensors", "examples"),
+    ("export_run.py", "typer", "examples,onnx"),
     ("demo_app.py", "streamlit", "examples,demo"),
     ("gallery/converter_alone.py", "matplotlib.figure", "examples"),
     ("gallery/ensemble.py", "sklearn.datasets", "examples"),

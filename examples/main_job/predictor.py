@@ -46,6 +46,12 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, images: list[Any], texts: list[str | None]) -> DRFOutput:
         """Return the head's output for some posts."""
+        output: DRFOutput = self.model(*self.prepare(images, texts))
+        return output
+
+    @torch.no_grad()
+    def prepare(self, images: list[Any], texts: list[str | None]) -> tuple[dict[str, Any], ...]:
+        """Return what the model is called with: a frozen encoder's features, else its inputs."""
         image, text = self.encoders["image"], self.encoders["text"]
         black = image.blank()
         values = {
@@ -63,8 +69,7 @@ class Predictor:
             name: torch.tensor([value is not None for value in column], device=self.device)
             for name, column in given.items()
         }
-        output: DRFOutput = self.model(inputs, available)
-        return output
+        return inputs, available
 
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
         """Return each modality's p-values: how many intact posts look at least as odd."""

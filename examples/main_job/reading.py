@@ -76,6 +76,12 @@ def open_data(
             )
         if not splits.val:
             raise ValueError("no post is in the split val, by which the epoch is chosen")
+        for name, here in dataset.available.items():
+            if not here.any():
+                reasons = [p.reason for p in dataset.report().problems if p.kind.endswith(name)]
+                root_option = " (--image-root names the folder that holds all pictures)"
+                hint = root_option if name == "image" else ""
+                raise ValueError(f"no post has the {name}: {reasons[0]}{hint}")
     except (OSError, ValueError, ImportError) as error:
         what = "a table" if root.is_file() else "MVSA-Single"
         raise SetupError(f"--data {root} cannot be read as {what}: {error}") from error
