@@ -57,7 +57,7 @@ def commands(text: str, ending: str) -> list[list[str]]:
     else:
         block = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
         lines = _joined("\n".join(block.findall(text))).splitlines()
-        prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
         spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
         lines += [span for span in spans if re.match(TYPED, span)]
     parts = [part for line in lines for part in re.split(r"&&|\|", line)]
