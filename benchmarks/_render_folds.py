@@ -13,6 +13,7 @@ TITLES = {
     "harmeme": "HarMeme, memes: image, text",
     "thirds": "Scikit-learn's digits in three parts",
     "fou-zer-mor": "UCI's digits in three views",
+    "six-views": "UCI's digits in six views",
 }
 CELLS = {"clean": "all fine", "corrupted": "one poor", "missing": "one missing"}
 

@@ -22,7 +22,7 @@ import torch
 from _folds import TRIPLES, Head, cells_of, load_pool, recoverability, run, summarize
 from _record import write_record
 
-from robustfusion import DRFHead, LearnedTokens
+from robustfusion import DRFHead, LearnedTokens, RecoveredFeatures
 from robustfusion.baselines import ConcatenationHead, LateMeanHead
 
 RIVAL = "concatenation + dropout"
@@ -32,6 +32,9 @@ HEADS: dict[str, Head] = {
     "late mean": LateMeanHead,
     "DRF": DRFHead,
     "DRF, tokens alone": partial(DRFHead, stand_in=LearnedTokens),
+    "DRF, moments too": partial(
+        DRFHead, stand_in=partial(RecoveredFeatures, distribution_weight=1.0)
+    ),
 }
 POSTS = ("mvsa", "harmeme")
 VIEWS = ("six-views", *TRIPLES)
