@@ -105,6 +105,13 @@ def fusion_inputs(batch: int) -> Inputs:
     }
 
 
+def tokens(batch: int) -> Inputs:
+    return {
+        "features": torch.randn(batch, 6, 4),
+        "available": (torch.arange(batch * 6) % 4 > 0).reshape(batch, 6),
+    }
+
+
 def vectors(width: int, batch: int) -> Inputs:
     return {"features": torch.randn(batch, width)}
 
@@ -186,6 +193,8 @@ PARTS = {
         )
         for kind in ("diag", "spherical")
     },
+    "MaskedMean": part(rf.MaskedMean, tokens),
+    "AttentionPooling": part(partial(rf.AttentionPooling, 4), tokens),
     "ModalityConverter": part(
         lambda: rf.ModalityConverter(4, 3), partial(vectors, 4), masked=False
     ),

@@ -197,6 +197,6 @@ def test_every_cell_of_the_page_of_tables_is_from_its_record(
     files = module.figure_files(module.ASSETS, drawn["results"])
     folder = root / "benchmarks" / "results"
     text = module.text(record, drawn["results"], files, "../assets", folder)
-    assert module.PAGE.read_text(encoding="utf-8") == text
+    assert module.PAGE.read_text(encoding="utf-8") == module.dated(text, record)
     assert all(path.exists() for path in files.values())
     assert text.count("Always positive: accuracy") == text.count("\n## ") - 2
