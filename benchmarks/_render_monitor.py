@@ -20,7 +20,10 @@ def render() -> None:
 
 def write(path: Path, name: str, lines: list[str]) -> None:
     """Replace what stands between the two comments of this name."""
-    begin, end = f"<!-- {name}: written by benchmarks/render.py -->", f"<!-- {name}: end -->"
+    begin, end = (
+        f"<!-- {name}: written by benchmarks/_render_monitor.py -->",
+        f"<!-- {name}: end -->",
+    )
     text = path.read_text(encoding="utf-8")
     block = "\n\n".join([begin, "\n".join(lines), end])
     found, count = re.subn(
