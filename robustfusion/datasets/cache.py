@@ -7,6 +7,7 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _KEY = re.compile(r"[A-Za-z0-9_\-]+")
 
 # Of each row: who it is, and a checksum of its bytes and type.
 _INDEX = np.dtype([("name", "<u8", (2,)), ("checksum", "<u4")])
+_Block = tuple[dict[int, str], NDArray[Any], NDArray[Any]]  # digests by row, checksums, all rows
 
 
 class FeatureCache:
@@ -37,6 +39,11 @@ class FeatureCache:
     Shape:
         Rows are ``(D,)``; ``store`` takes ``(N, D)``.
 
+    Raises:
+        ValueError: for a key that is not made of letters, digits, '_' and '-', or ``features``
+            without a row for each digest.
+        TypeError: for ``features`` that are no floating numbers.
+
     Example:
         >>> import tempfile
         >>> import numpy as np
@@ -53,26 +60,19 @@ class FeatureCache:
 
     @staticmethod
     def key(modality: str, encoder: str | nn.Module, preprocessing: str) -> str:
-        """Name a kind of feature.
+        """Name a kind of feature by sixteen hexadecimal digits.
 
         Args:
             modality: "image", "text" ...
             encoder: a name with its version, or a module, whose weights then count.
             preprocessing: what happens to the file before the encoder, in words.
-
-        Returns:
-            Sixteen hexadecimal digits.
         """
         name = module_fingerprint(encoder) if isinstance(encoder, nn.Module) else encoder
         parts = "\0".join((modality, name, preprocessing))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def lookup(self, key: str, digests: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Return the rows that are there, by digest.
-
-        Raises:
-            ValueError: for a key that is not made of letters, digits, '_' and '-'.
-        """
+        """Return the rows that are there, by digest."""
         blocks = self.stream(key, digests)
         return {name: row for names, rows in blocks for name, row in zip(names, rows, strict=True)}
 
@@ -80,31 +80,16 @@ class FeatureCache:
         """Yield the rows that are there in blocks, digests and ``(n, D)``, one file at a time.
 
         For more rows than should be in memory twice.
-
-        Raises:
-            ValueError: as :meth:`lookup`.
         """
         wanted = {_name(digest): digest for digest in digests}
-        paths = sorted(self._folder(key).glob("*.index.npy"))
-        if not wanted or not paths:
-            return
-        firsts = np.sort(np.frombuffer(b"".join(wanted), "<u8")[::2])
-        blocks: list[tuple[dict[int, str], NDArray[Any], NDArray[Any]]] = []
-        for path in paths:
-            try:
-                index = _read_index(path)
-                places = np.searchsorted(firsts[:-1], index["name"][:, 0])
-                at = np.flatnonzero(firsts[places] == index["name"][:, 0])
-                names = dict(zip(at.tolist(), map(bytes, index["name"][at]), strict=True))
-                held = {row: wanted[name] for row, name in names.items() if name in wanted}
-                if held:
-                    checksums = index["checksum"][list(held)]
-                    blocks.append((held, checksums, _map_rows(path, index, next(iter(held)))))
-            except Exception:  # damaged headers are parsed as Python, and raise anything
-                continue
+        blocks: list[_Block] = []
         widths: Counter[Any] = Counter()
-        for held, _, rows in blocks:
-            widths[rows.shape[1], rows.dtype] += len(held)
+        for path in sorted(self._folder(key).glob("*.index.npy")) if wanted else ():
+            # Damaged headers are parsed as Python, and raise anything.
+            with suppress(Exception):
+                if (block := _find(path, wanted)) is not None:
+                    blocks.append(block)
+                    widths[block[2].shape[1], block[2].dtype] += len(block[0])
         for held, checksums, rows in blocks:
             if (rows.shape[1], rows.dtype) == widths.most_common(1)[0][0]:
                 part = np.asarray(rows[list(held)])
@@ -114,13 +99,7 @@ class FeatureCache:
                     yield digests_there, part if whole.all() else part[whole]
 
     def store(self, key: str, digests: Sequence[str], features: NDArray[Any]) -> None:
-        """Write rows.
-
-        Raises:
-            ValueError: where ``features`` has no row for each digest, or for a key that is not
-                made of letters, digits, '_' and '-'.
-            TypeError: where ``features`` are no floating numbers.
-        """
+        """Write rows."""
         if features.ndim != 2 or len(features) != len(digests):
             raise ValueError(
                 f"features must have shape ({len(digests)}, D), got {tuple(features.shape)}"
@@ -185,22 +164,23 @@ def _checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
     return np.array([zlib.crc32(row.data, start) for row in rows], np.uint32)
 
 
-def _read_index(path: Path) -> NDArray[Any]:
+def _find(path: Path, wanted: dict[bytes, str]) -> _Block | None:
+    """What a pair of files holds of what is wanted; only one of the rows is read yet."""
     index: NDArray[Any] = np.load(path, allow_pickle=False)
     if index.dtype != _INDEX or index.ndim != 1:
         raise ValueError(f"{path} is no index")
-    return index
-
-
-def _map_rows(path: Path, index: NDArray[Any], row: int) -> NDArray[Any]:
-    """The rows beside an index; only one is read yet, which says whether the header is true."""
-    rows: NDArray[Any] = np.load(
-        path.with_name(path.name.replace(".index", "")), mmap_mode="r", allow_pickle=False
-    )
+    names = index["name"].tobytes()
+    each = ((row, names[16 * row : 16 * row + 16]) for row in range(len(index)))
+    held = {row: wanted[name] for row, name in each if name in wanted}
+    if not held:
+        return None
+    path = path.with_name(path.name.replace(".index", ""))
+    rows: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     fits = rows.ndim == 2 and len(rows) == len(index) and np.issubdtype(rows.dtype, np.floating)
-    if not fits or _checksums(np.asarray(rows[[row]]))[0] != index["checksum"][row]:
-        raise ValueError(f"the rows beside {path} do not fit it")
-    return rows
+    one = next(iter(held))  # says whether the header of the rows is true
+    if not fits or _checksums(np.asarray(rows[[one]]))[0] != index["checksum"][one]:
+        raise ValueError(f"{path} does not fit its index")
+    return held, index["checksum"][list(held)], rows
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:

@@ -1,7 +1,6 @@
 """Posts as tensors, made once: clean and corrupted, through frozen encoders or only prepared."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -62,7 +61,7 @@ class Encoding(NamedTuple):
         >>> def lengths(texts):
         ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
         >>> encoding = Encoding(lengths, nn.Linear(2, 4).eval(), "letters and blanks")
-        >>> encoding.network(encoding.prepare(["so happy", "meh"])).shape
+        >>> encoding(["so happy", "meh"]).shape
         torch.Size([2, 4])
     """
 
@@ -153,30 +152,26 @@ def encode(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     columns = _columns(dataset, encoders, corruptions or {}, seeds, cache)
-    rows = range(len(dataset))
-    rank, ranks = _place()
+    rank, ranks = 0, 1
+    if distributed.is_available() and distributed.is_initialized():
+        rank, ranks = distributed.get_rank(), distributed.get_world_size()
     shared = [column for column in columns if column.key]
-    if cache is not None:
-        for column in shared:
-            column.read(cache)
-        if ranks > 1 and shared:
-            # By row, not by what is left to do: a rank that comes late finds more in the cache.
-            _fill(dataset, shared, rows[rank::ranks], cache, batch_size, progress and not rank)
-            distributed.barrier()
-            for column in shared:
-                column.read(cache)
-    _fill(dataset, columns, rows, cache, batch_size, progress)
-    features = {column.name: column.result() for column in columns if column.seed is None}
-    corrupted: dict[str, dict[int, Any]] = {}
-    for column in columns:
-        if column.seed is not None:
-            corrupted.setdefault(column.name, {})[column.seed] = column.result()
+    options = (cache, batch_size, progress and rank == 0)
+    if ranks > 1 and shared:
+        # By row, not by what is left to do: a rank that comes late finds more in the cache.
+        _fill(dataset, shared, range(rank, len(dataset), ranks), *options)
+        distributed.barrier()
+    _fill(dataset, columns, range(len(dataset)), *options)
+    clean = [column for column in columns if column.seed is None]
     return CachedFeatures(
-        features,
+        {column.name: column.result() for column in clean},
         torch.tensor(list(dataset.labels)),
         ids=dataset.ids,
-        corrupted=corrupted,
-        available={c.name: torch.from_numpy(c.there) for c in columns if c.seed is None},
+        corrupted={
+            name: {c.seed: c.result() for c in columns if c.name == name and c.seed is not None}
+            for name in (corruptions or {} if seeds else ())
+        },
+        available={column.name: torch.from_numpy(column.there) for column in clean},
         class_names=dataset.class_names,
     )
 
@@ -192,9 +187,8 @@ class _Column:
         corruption: Corruption | None = None,
         seed: int | None = None,
     ) -> None:
-        self.name, self.encoding = name, encoding
+        self.name, self.encoding, self.digests = name, encoding, digests
         self.corruption, self.seed = corruption, seed
-        self.digests = digests
         self.places: dict[str, list[int]] = {}  # equal contents are encoded once
         for row, digest in enumerate(digests):
             if digest is not None:
@@ -205,17 +199,35 @@ class _Column:
         self.key = ""
         self.unsaved: list[str] = []
 
-    def read(self, cache: FeatureCache) -> None:
-        """Take over what the cache has."""
-        for digests, rows in cache.stream(self.key, self.todo):
-            self.keep(digests, torch.from_numpy(rows))
+    def encode(self, rows: Iterable[int], samples: list[dict[str, Any]]) -> None:
+        """Make the rows of some samples, unless they are known or turn out to be missing."""
+        wanted: dict[str, Any] = {}
+        for row, sample in zip(rows, samples, strict=True):
+            digest = self.digests[row]
+            if digest is None or digest not in self.todo:
+                continue
+            if not sample.get("available", {}).get(self.name, True):
+                self.todo.discard(digest)
+                self.there[self.places[digest]] = False
+                continue
+            value = sample["inputs"][self.name]
+            if self.corruption is not None and self.seed is not None:
+                noise = sample_generator(self.seed, sample["id"], self.name)
+                value = self.corruption(value, noise)
+            wanted[digest] = value
+        if wanted:
+            self.keep(list(wanted), self._checked(self.encoding(list(wanted.values())), wanted))
+            self.unsaved += wanted
 
-    def value(self, sample: Mapping[str, Any]) -> Any:
-        """The input of one sample, corrupted if this column is."""
-        value = sample["inputs"][self.name]
-        if self.seed is None or self.corruption is None:
-            return value
-        return self.corruption(value, sample_generator(self.seed, sample["id"], self.name))
+    def _checked(self, batch: Any, wanted: Any) -> Any:
+        where, rows = f'encoders["{self.name}"]', len(wanted)
+        for leaf in leaves(batch):
+            if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows:
+                raise ValueError(f"{where} must return ({rows}, ...), got {_kind(leaf)}")
+        vectors = isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point()
+        if not vectors and (self.key or self.encoding.network is not None):
+            raise ValueError(f"{where} must return ({rows}, D) features, got {_kind(batch)}")
+        return batch
 
     def keep(self, digests: list[str], batch: Any) -> None:
         """Put rows in their places."""
@@ -227,22 +239,16 @@ class _Column:
         source = [row for row, digest in enumerate(digests) for _ in self.places[digest]]
         target = [row for digest in digests for row in self.places[digest]]
 
-        def put(table: Tensor, rows: Tensor) -> Tensor:
+        def put(table: Tensor, rows: Tensor) -> None:
             if rows.shape[1:] != table.shape[1:] or rows.dtype != table.dtype:
                 raise ValueError(
                     f'encoders["{self.name}"] must give rows of one shape, got '
                     f"{tuple(rows.shape[1:])} after {tuple(table.shape[1:])}"
                 )
             table[target] = rows[source]
-            return table
 
         map_leaves(put, self.table, batch)
         self.todo.difference_update(digests)
-
-    def lose(self, digest: str) -> None:
-        """Take a content as missing that cannot be decoded."""
-        self.todo.discard(digest)
-        self.there[self.places[digest]] = False
 
     def save(self, cache: FeatureCache) -> None:
         """Write what is not yet in the cache."""
@@ -275,22 +281,17 @@ def _columns(
                 raise ValueError(f'encoders["{name}"] is in training mode: call .eval() first')
         if cache is not None and encoding.network is not None and not encoding.name:
             raise ValueError(f'encoders["{name}"] must have a name when a cache is given')
-        kept = cache is not None and bool(encoding.name)
         clean = _digests(dataset, name, cached=cache is not None)
         # What a corruption does depends on the post's id too.
-        own = [
-            None if digest is None else f"{digest}/{post_id}"
-            for digest, post_id in zip(clean, dataset.ids, strict=True)
-        ]
+        own = [d and f"{d}/{post_id}" for d, post_id in zip(clean, dataset.ids, strict=True)]
         parts = [_Column(name, encoding, clean)]
         if name in corruptions:
             parts += [_Column(name, encoding, own, corruptions[name], seed) for seed in seeds]
-        for column in parts if kept else ():
-            network = "" if encoding.network is None else encoding.network
+        for column in parts if cache is not None and encoding.name else ():
             how = f"{encoding.name}, reading {_READING}"
             if column.seed is not None:
                 how += f", {column.corruption!r}, {column.seed}"
-            column.key = FeatureCache.key(name, network, how)
+            column.key = FeatureCache.key(name, encoding.network or "", how)
         columns += parts
     return columns
 
@@ -309,48 +310,26 @@ def _digests(dataset: Posts, name: str, *, cached: bool) -> list[str | None]:
 def _fill(
     dataset: Posts,
     columns: list[_Column],
-    rows: Sequence[int],
+    share: Iterable[int],
     cache: FeatureCache | None,
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Read the posts of which any column lacks a row, and make those rows."""
-    rows = [row for row in rows if any(column.digests[row] in column.todo for column in columns)]
+    """Take from the cache what it has, then read the posts of which any column lacks a row."""
+    for column in columns:
+        if cache is not None and column.key:
+            for digests, block in cache.stream(column.key, column.todo):
+                column.keep(digests, torch.from_numpy(block))
+    rows = [row for row in share if any(column.digests[row] in column.todo for column in columns)]
     starts: Iterable[int] = range(0, len(rows), batch_size)
-    for start in _with_progress(starts) if progress and rows else starts:
+    for start in _bar(starts) if progress and rows else starts:
         part = rows[start : start + batch_size]
         samples = [{"id": dataset.ids[row], **dataset[row]} for row in part]
         for column in columns:
-            wanted: dict[str, Mapping[str, Any]] = {}
-            for row, sample in zip(part, samples, strict=True):
-                digest = column.digests[row]
-                if digest is None or digest not in column.todo:
-                    continue
-                if sample.get("available", {}).get(column.name, True):
-                    wanted[digest] = sample
-                else:
-                    column.lose(digest)
-            if wanted:
-                values = [column.value(sample) for sample in wanted.values()]
-                column.keep(list(wanted), _run(column, values))
-                column.unsaved += wanted
+            column.encode(part, samples)
             full = len(column.unsaved) >= _PIECE or start + batch_size >= len(rows)
             if cache is not None and column.key and column.unsaved and full:
                 column.save(cache)
-
-
-def _run(column: _Column, values: list[Any]) -> Any:
-    batch = column.encoding(values)
-    where, rows = f'encoders["{column.name}"]', len(values)
-    for leaf in leaves(batch):
-        if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows:
-            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(f"{where} must return ({rows}, ...), got {got}")
-    vectors = isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point()
-    if not vectors and (column.key or column.encoding.network is not None):
-        got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-        raise ValueError(f"{where} must return ({rows}, D) features, got {got}")
-    return batch
 
 
 def _plain(leaf: Tensor) -> Tensor:
@@ -359,15 +338,13 @@ def _plain(leaf: Tensor) -> Tensor:
     return (leaf.float() if half else leaf).detach().cpu()
 
 
-def _place() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+def _kind(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _with_progress(starts: Iterable[int]) -> Iterator[int]:
+def _bar(starts: Iterable[int]) -> Any:
     try:
-        tqdm = import_module("tqdm.auto").tqdm
+        from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError('progress needs tqdm: pip install "robustfusion[report]"') from error
-    yield from tqdm(starts, desc="encode", unit="batch", leave=False, disable=None)
+    return tqdm(starts, desc="encode", unit="batch", leave=False, disable=None)

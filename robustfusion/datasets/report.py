@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 ProblemKind = Literal[
     "label row", "label rule", "missing text", "missing image", "empty text", "unreadable text",
@@ -11,13 +11,11 @@ ProblemKind = Literal[
 ]  # fmt: skip
 Action = Literal["skipped", "excluded", "missing modality"]
 DuplicateKind = Literal["text", "image", "near image"]
+SHOWN = 3  # problems of a kind that are told one by one
 
 
 class Problem(NamedTuple):
-    """One thing wrong with one post, and what was done about it.
-
-    A :class:`DatasetReport` holds them in ``problems``; see the example there.
-    """
+    """One thing wrong with one post, and what was done: ``problems`` of :class:`DatasetReport`."""
 
     id: str
     kind: ProblemKind
@@ -126,16 +124,19 @@ class DatasetReport:
             lines.append(
                 f"  named by the splits, not in the data set: {_some(self.unknown_split_ids)}"
             )
-        lines += _problem_lines(self.problems)
+        counts = Counter((problem.kind, problem.action) for problem in self.problems)
+        for (kind, action), count in sorted(counts.items()):
+            lines.append(f"  {kind} ({action}): {count}")
+            examples = [p for p in self.problems if (p.kind, p.action) == (kind, action)]
+            lines += [f"    {p.id[:40]}: {p.reason}" for p in examples[:SHOWN]]
+            if count > SHOWN:
+                lines.append(f"    and {count - SHOWN} more in .problems")
         if not self.verified:
-            lines.append("  file contents were not checked (verify=False)")
-            return "\n".join(lines)
+            return "\n".join([*lines, "  file contents were not checked (verify=False)"])
         lines.append(f"  texts with bytes that are not UTF-8 (left out): {len(self.lossy_texts)}")
         if self.unlabelled:
             lines.append(f"  files without a label row: {_some(self.unlabelled)}")
-        kinds: tuple[DuplicateKind, ...] = ("text", "image", "near image")
-        lines += [self._duplicate_line(kind) for kind in kinds]
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(self._duplicate_line, get_args(DuplicateKind))])
 
     def _duplicate_line(self, kind: DuplicateKind) -> str:
         groups = self.groups(kind)
@@ -151,22 +152,11 @@ class DatasetReport:
         return line
 
 
-def _problem_lines(problems: tuple[Problem, ...], shown: int = 3) -> list[str]:
-    lines = []
-    for (kind, action), count in sorted(Counter((p.kind, p.action) for p in problems).items()):
-        lines.append(f"  {kind} ({action}): {count}")
-        examples = [p for p in problems if (p.kind, p.action) == (kind, action)]
-        lines += [f"    {p.id[:40]}: {p.reason}" for p in examples[:shown]]
-        if count > shown:
-            lines.append(f"    and {count - shown} more in .problems")
-    return lines
-
-
 def _counts(counts: Mapping[str, int]) -> str:
     total = max(sum(counts.values()), 1)
     return ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items())
 
 
-def _some(ids: tuple[str, ...], shown: int = 5) -> str:
-    more = ", ..." if len(ids) > shown else ""
-    return f"{len(ids)} ({', '.join(ids[:shown])}{more})"
+def _some(ids: tuple[str, ...]) -> str:
+    more = ", ..." if len(ids) > 5 else ""
+    return f"{len(ids)} ({', '.join(ids[:5])}{more})"

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
 from robustfusion.disruption.features import PARTIAL
-from robustfusion.disruption.images import ImageCorruption, _import_pil, _is_pil
+from robustfusion.disruption.images import ImageCorruption, import_pillow, is_pillow
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 from robustfusion.disruption.texts import TextCorruption
 
@@ -54,8 +54,8 @@ def placeholder(value: Any) -> Any:
             if key == "attention_mask" and isinstance(entry, Tensor) and entry.numel():
                 result[key][..., 0] = 1
         return result
-    if _is_pil(value):
-        return _import_pil().new(value.mode, value.size)
+    if is_pillow(value):
+        return import_pillow().new(value.mode, value.size)
     raise TypeError(f"no placeholder for an input of type {type(value).__name__}")
 
 
@@ -295,7 +295,7 @@ def _partial(name: str, value: Any) -> Corruption:
     """What setting "P" does to an input."""
     if isinstance(value, str):
         return TextCorruption(kind="truncate")
-    if _is_pil(value) or (isinstance(value, Tensor) and value.ndim == 3):
+    if is_pillow(value) or (isinstance(value, Tensor) and value.ndim == 3):
         return ImageCorruption(kind="occlusion")
     if isinstance(value, Tensor) and value.is_floating_point():
         return PARTIAL

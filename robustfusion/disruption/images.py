@@ -32,7 +32,7 @@ NOISE_STD = 0.5  # of full scale, at severity 1
 BLUR_STD = 0.05  # of the shorter side, at severity 1
 
 
-def _import_pil() -> ModuleType:
+def import_pillow() -> ModuleType:
     try:
         import PIL.Image
     except ImportError as error:
@@ -42,11 +42,11 @@ def _import_pil() -> ModuleType:
     return PIL.Image
 
 
-def _is_pil(image: object) -> bool:
+def is_pillow(image: object) -> bool:
     # Looks at the class's module first, so that Pillow is imported for its own images only.
     if not any(base.__module__.startswith("PIL.") for base in type(image).__mro__):
         return False
-    return isinstance(image, _import_pil().Image)
+    return isinstance(image, import_pillow().Image)
 
 
 def _full_scale(pixels: Array) -> float:
@@ -121,7 +121,7 @@ def _blur(pixels: Array, severity: float) -> Array:
 def _jpeg(pixels: Array, severity: float) -> Array:
     if pixels.shape[2] not in (1, 3):
         raise ValueError(f'kind="jpeg" needs an image of 1 or 3 channels, got {pixels.shape[2]}')
-    pil = _import_pil()
+    pil = import_pillow()
     scale = 255.0 / _full_scale(pixels)
     levels = np.rint(np.clip(pixels * scale, 0.0, 255.0)).astype(np.uint8)
     buffer = io.BytesIO()
@@ -206,7 +206,7 @@ class ImageCorruption:
         """Return a corrupted copy of `image`; all randomness comes from `generator`."""
         if isinstance(image, Tensor):
             return cast("ImageT", self._tensor(image, generator))
-        if _is_pil(image):
+        if is_pillow(image):
             return cast("ImageT", self._pil(image, generator))
         raise TypeError(
             f"image must be a PIL image or a tensor of shape (C, H, W), got {type(image).__name__}"
@@ -242,7 +242,7 @@ class ImageCorruption:
         return result.to(dtype=image.dtype, device=image.device)
 
     def _pil(self, image: Any, generator: np.random.Generator) -> Any:
-        pil = _import_pil()
+        pil = import_pillow()
         if image.mode not in ("L", "RGB", "RGBA"):
             image = image.convert("RGB")
         pixels = np.asarray(image)
