@@ -73,16 +73,15 @@ class Condition(NamedTuple):
 
     def disruption(self, modalities: Sequence[str], seed: int) -> Disruption:
         """The condition as the disruption that makes it."""
-        rate = self.rate
+        rates = self.rate
+        rate = dict(zip(modalities, rates, strict=True)) if isinstance(rates, tuple) else rates
         return Disruption(
             tuple(modalities),
-            setting=self.setting or "C+D",
-            strategy="random" if self.strategy == "clean" else self.strategy,
-            modality=self.modality,
-            disruption_rate=dict(zip(modalities, rate, strict=True))
-            if isinstance(rate, tuple)
-            else rate,
-            seed=seed,
+            self.setting or "C+D",
+            "random" if self.strategy == "clean" else self.strategy,
+            self.modality,
+            rate,
+            seed,
         )
 
 
@@ -98,15 +97,10 @@ def robustness_grid(
     Args:
         modalities: The names, at least two.
         settings: Which of "C", "D", "C+D" and "P".
-        rates: The disruption rates of modality-random, each in (0, 1]; also rates that a model was
-            not trained with.
+        rates: The disruption rates of modality-random, each in (0, 1].
         independent: Rates at which every modality is disrupted by itself, so that several of one
             sample may be poor at once: numbers in (0, 1], or tuples of one in [0, 1] for each
             modality.
-
-    Returns:
-        The conditions: ``1 + len(settings) * (len(modalities) + len(rates) + len(independent))``
-        of them.
 
     Raises:
         ValueError: For fewer than two modalities, an unknown setting, a rate out of its range, or

@@ -1,10 +1,8 @@
 """Corruption of images: PIL images and tensors of shape (C, H, W)."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,17 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion.disruption._draws import (
-    Severity,
-    check_kind,
-    check_severity,
-    choose,
-    count_of,
-    draw_severity,
-)
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
 ImageKind: TypeAlias = Literal["mask", "occlusion", "noise", "low_light", "blur", "jpeg"]
 ImageT = TypeVar("ImageT")
@@ -32,29 +20,23 @@ NOISE_STD = 0.5  # of full scale, at severity 1
 BLUR_STD = 0.05  # of the shorter side, at severity 1
 
 
-def import_pillow() -> ModuleType:
+def import_pillow() -> Any:
+    """Return ``PIL.Image``, or say which extra brings it."""
     try:
         import PIL.Image
     except ImportError as error:
-        raise ImportError(
-            'PIL images and kind="jpeg" need Pillow: pip install "robustfusion[data]"'
-        ) from error
+        raise ImportError('images need Pillow: pip install "robustfusion[data]"') from error
     return PIL.Image
 
 
-def is_pillow(image: object) -> bool:
-    # Looks at the class's module first, so that Pillow is imported for its own images only.
-    if not any(base.__module__.startswith("PIL.") for base in type(image).__mro__):
-        return False
-    return isinstance(image, import_pillow().Image)
+def is_pillow(value: object) -> bool:
+    """Whether this is an image of Pillow, which is not imported to find out."""
+    of_pillow = any(base.__module__.startswith("PIL.") for base in type(value).__mro__)
+    return of_pillow and isinstance(value, import_pillow().Image)
 
 
 def _full_scale(pixels: Array) -> float:
     return 255.0 if pixels.dtype == np.uint8 else 1.0
-
-
-def _working(pixels: Array) -> np.dtype[Any]:
-    return np.result_type(pixels.dtype, np.float32)
 
 
 def _store(values: Array, like: Array) -> Array:
@@ -80,7 +62,7 @@ def _fill(pixels: Array, chosen: Array, fill: float | tuple[float, ...]) -> Arra
     return filled
 
 
-def _mask(pixels: Array, severity: float, rng: np.random.Generator) -> Array:
+def _scattered(pixels: Array, severity: float, rng: np.random.Generator) -> Array:
     height, width = pixels.shape[:2]
     count = count_of(severity, height * width)
     return choose(height * width, count, rng).reshape(height, width)
@@ -160,8 +142,8 @@ class ImageCorruption:
     `jpeg`        JPEG at quality 95 - 94 s                               none
     ============= ====================================================== ===========
 
-    The default, 40-80 % of the pixels masked, is the corruption of the paper. The input is never
-    changed. The share of `mask` is met exactly, to the nearest pixel.
+    The default, 40-80 % of the pixels masked, is the corruption of the paper. The share of `mask`
+    is met to the nearest pixel.
 
     Args:
         kind: What is done to the image.
@@ -176,7 +158,7 @@ class ImageCorruption:
         L, RGB and RGBA are kept (alpha is never touched), other modes come back as RGB.
 
     Raises:
-        ValueError: If `kind` is unknown, `severity` is no share, or a float image is out of range.
+        ValueError: If `kind` is unknown, `severity` no share, or a float image out of range.
         TypeError: If the input is neither a PIL image nor such a tensor.
 
     Example:
@@ -190,8 +172,7 @@ class ImageCorruption:
         (40, 0)
 
     Reference:
-        "Robust Multimodal Sentiment Analysis of Image-Text Pairs by Distribution-Based Feature
-        Recovery and Fusion", section 4.1.
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     kind: ImageKind = "mask"
@@ -199,8 +180,7 @@ class ImageCorruption:
     fill: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
-        check_kind(self.kind, get_args(ImageKind))
-        check_severity(self.severity)
+        check_options(self.kind, ImageKind, self.severity)
 
     def __call__(self, image: ImageT, generator: np.random.Generator) -> ImageT:
         """Return a corrupted copy of `image`; all randomness comes from `generator`."""
@@ -214,17 +194,17 @@ class ImageCorruption:
 
     def _pixels(self, pixels: Array, generator: np.random.Generator) -> Array:
         severity = draw_severity(self.severity, generator)
-        if self.kind == "mask":
-            return _fill(pixels, _mask(pixels, severity, generator), self.fill)
-        if self.kind == "occlusion":
-            return _fill(pixels, _rectangle(pixels, severity, generator), self.fill)
+        if self.kind in ("mask", "occlusion"):
+            where = _scattered if self.kind == "mask" else _rectangle
+            return _fill(pixels, where(pixels, severity, generator), self.fill)
         if self.kind == "blur":
             return _blur(pixels, severity)
         _check_range(pixels, self.kind)
         if self.kind == "noise":
             return _noise(pixels, severity, generator)
         if self.kind == "low_light":
-            return _store(np.multiply(pixels, 1.0 - severity, dtype=_working(pixels)), pixels)
+            working = np.result_type(pixels.dtype, np.float32)
+            return _store(np.multiply(pixels, 1.0 - severity, dtype=working), pixels)
         return _jpeg(pixels, severity)
 
     def _tensor(self, image: Tensor, generator: np.random.Generator) -> Tensor:

@@ -1,22 +1,13 @@
 """Corruption of texts as strings."""
 
-from __future__ import annotations
-
 import re
 import string
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from robustfusion.disruption._draws import (
-    Severity,
-    check_kind,
-    check_severity,
-    choose,
-    count_of,
-    draw_severity,
-)
+from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
 TextKind: TypeAlias = Literal["mask", "characters", "mojibake", "truncate"]
 
@@ -64,9 +55,9 @@ class TextCorruption:
     `truncate`    share of the characters cut off at the end; at least one stays
     ============= =====================================================================
 
-    Words are what white space separates; white space itself is kept. The number of words or
-    characters is the nearest to the share and at least one (a text of one word always loses it
-    under `mask`). A text without words comes back as it is.
+    Words are what white space separates; white space itself is kept. Their number, or that of
+    the characters, is the nearest to the share and at least one. A text without words comes back
+    as it is.
 
     Args:
         kind: What is done to the text.
@@ -84,8 +75,7 @@ class TextCorruption:
         2
 
     Reference:
-        "Robust Multimodal Sentiment Analysis of Image-Text Pairs by Distribution-Based Feature
-        Recovery and Fusion", section 4.1.
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     kind: TextKind = "mask"
@@ -93,8 +83,7 @@ class TextCorruption:
     mask_token: str = "[MASK]"
 
     def __post_init__(self) -> None:
-        check_kind(self.kind, get_args(TextKind))
-        check_severity(self.severity)
+        check_options(self.kind, TextKind, self.severity)
 
     def __call__(self, text: str, generator: np.random.Generator) -> str:
         """Return a corrupted copy of `text`; all randomness comes from `generator`."""
