@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from robustfusion._validation import check_positive
 from robustfusion.datasets.pictures import to_rgb
 from robustfusion.disruption import collate
-from robustfusion.disruption.data import is_missing, placeholder
+from robustfusion.disruption.data import is_there, placeholder
+from robustfusion.disruption.images import import_pillow, is_pillow
 
 Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
 
@@ -204,24 +205,18 @@ class TransformersCollate:
         self.max_length = max_length
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Make a batch of samples as :func:`robustfusion.disruption.collate` takes and returns.
 
-        Args:
-            samples: As :func:`robustfusion.disruption.collate` takes them: mappings with
-                ``inputs`` and, optionally, ``available``, ``label`` and ``id``.
-
-        Returns:
-            What that function returns, ``inputs[name]`` being what the processor made.
+        Its ``inputs[name]`` are what the processor made.
         """
         bare = [self._prepared(sample) for sample in samples]
         batch = collate(bare, placeholders=self.placeholders)
         for name, processor in self.processors.items():
-            if not _takes_batches(processor):
-                continue
-            present = batch["available"][name].tolist()
-            values = [sample["inputs"].get(name) for sample in samples]
-            process = self._tokenize if _is_tokenizer(processor) else _process_images
-            batch["inputs"][name] = dict(process(processor, values, present))
+            if _takes_batches(processor):
+                present = batch["available"][name].tolist()
+                values = [sample["inputs"].get(name) for sample in samples]
+                process = self._tokenize if _is_tokenizer(processor) else _process_images
+                batch["inputs"][name] = dict(process(processor, values, present))
         return batch
 
     def _prepared(self, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,11 +224,7 @@ class TransformersCollate:
         inputs = {**sample["inputs"]}
         for name in self.processors:
             inputs.setdefault(name, None)
-        said = sample.get("available") or {}
-        available = {
-            name: bool(said.get(name, True)) and not is_missing(value)
-            for name, value in inputs.items()
-        }
+        available = {name: is_there(sample, name) for name in inputs}
         for name, processor in self.processors.items():
             if _takes_batches(processor):
                 inputs[name] = torch.zeros(())  # holds the place
@@ -257,22 +248,18 @@ class TransformersCollate:
 
 
 def _process_images(processor: Any, images: list[Any], present: list[bool]) -> Any:
-    # Beside tensors goes a tensor: no processor takes a mixture.
-    first = next((image for image, here in zip(images, present, strict=True) if here), None)
-    if isinstance(first, Tensor):
-        black: Any = torch.zeros_like(first)
+    black = next((x for x, here in zip(images, present, strict=True) if here), None)
+    if isinstance(black, Tensor):  # beside tensors goes a tensor: no processor takes a mixture
+        black = torch.zeros_like(black)
     else:
-        from PIL import Image
-
-        black = Image.new("RGB", (64, 64))
+        black = import_pillow().new("RGB", (64, 64))
     shown = [_shown(x) if here else black for x, here in zip(images, present, strict=True)]
     return processor(shown, return_tensors="pt")
 
 
 def _shown(value: Any) -> Any:
     """Gray and palette images are common in the wild, and processors stumble over them."""
-    of_pillow = any(base.__module__.startswith("PIL.") for base in type(value).__mro__)
-    return to_rgb(value) if of_pillow else value
+    return to_rgb(value) if is_pillow(value) else value
 
 
 def _is_of_transformers(value: Any, name: str) -> bool:
