@@ -56,11 +56,10 @@ class Encoding(NamedTuple):
 
     Example:
         >>> import torch
-        >>> from torch import nn
         >>> from robustfusion.datasets import Encoding
         >>> def lengths(texts):
         ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
-        >>> encoding = Encoding(lengths, nn.Linear(2, 4).eval(), "letters and blanks")
+        >>> encoding = Encoding(lengths, torch.nn.Linear(2, 4).eval(), "letters and blanks")
         >>> encoding(["so happy", "meh"]).shape
         torch.Size([2, 4])
     """
@@ -95,11 +94,9 @@ def encode(
     Each post is read and decoded once; its inputs are corrupted after that, under every seed, as
     :class:`~robustfusion.disruption.DisruptedDataset` would, and encoded. An encoder sees
     available inputs only; in the place of a missing one is a placeholder. Equal files are encoded
-    once. With a cache, so are files that any earlier run has encoded, and a run that is
-    interrupted goes on where it was.
-
-    Where torch.distributed is initialised, as under ``torchrun`` or accelerate, and a cache is
-    given, each rank encodes its share of the posts into the cache and then reads all of them.
+    once. With a cache, so are files of any earlier run, and an interrupted run goes on where it
+    was; where torch.distributed is initialised, as under ``torchrun`` or accelerate, each rank
+    then encodes its share of the posts into the cache and reads all of them.
 
     Args:
         dataset: the posts; its ``image_transform``, say to one size, comes before the corruption.
@@ -125,29 +122,18 @@ def encode(
         >>> import torch
         >>> from robustfusion.datasets import encode
         >>> from robustfusion.disruption import TextCorruption
-        >>> class Posts:  # or MVSA(...), TumEmo(...), PostTable(...)
+        >>> class Posts(list):  # or MVSA(...), TumEmo(...), PostTable(...)
         ...     ids, labels, class_names = ["a", "b"], [0, 1], ("sad", "happy")
-        ...     texts = ["rain again", "so very happy"]
-        ...
-        ...     def __len__(self):
-        ...         return 2
-        ...
-        ...     def __getitem__(self, row):
-        ...         return {"inputs": {"text": self.texts[row], "image": torch.zeros(3, 8, 8)}}
-        >>> def lengths(texts):
-        ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
-        >>> data = encode(
-        ...     Posts(),
-        ...     {"text": lengths, "image": torch.stack},
-        ...     corruptions={"text": TextCorruption(severity=1.0)},
-        ...     seeds=(0, 1),
-        ... )
-        >>> data.features["text"], data.features["image"].shape
-        (tensor([[10.,  1.],
-                [13.,  2.]]), torch.Size([2, 3, 8, 8]))
-        >>> data.corrupted["text"][0]
-        tensor([[13.,  1.],
-                [20.,  2.]])
+        >>> image, texts = torch.zeros(3, 8, 8), ("rain again", "so very happy")
+        >>> posts = Posts({"inputs": {"text": text, "image": image}} for text in texts)
+        >>> encoders = {"text": lambda texts: torch.tensor([[len(t)] for t in texts]).float()}
+        >>> encoders["image"] = torch.stack
+        >>> masked = {"text": TextCorruption(severity=1.0)}
+        >>> data = encode(posts, encoders, corruptions=masked, seeds=(0, 1))
+        >>> data.features["text"][:, 0], data.corrupted["text"][0][:, 0]
+        (tensor([10., 13.]), tensor([13., 20.]))
+        >>> data.features["image"].shape
+        torch.Size([2, 3, 8, 8])
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -49,16 +49,11 @@ class MVSA(PostDataset):
         >>> from robustfusion.datasets import MVSA
         >>> root = Path(tempfile.mkdtemp())
         >>> (root / "data").mkdir()
-        >>> for name in ("1", "2"):
-        ...     Image.new("RGB", (8, 8)).save(root / "data" / f"{name}.jpg")
-        ...     _ = (root / "data" / f"{name}.txt").write_text("what a day")
-        >>> rows = "ID\ttext,image\n1\tpositive,positive\n2\tneutral,negative\n"
-        >>> _ = (root / "labelResultAll.txt").write_text(rows)
-        >>> posts = MVSA(root)
-        >>> posts[0]["inputs"]["text"], posts.labels
-        ('what a day', [0, 2])
-        >>> len(MVSA(root, label_rule="equal"))
-        1
+        >>> Image.new("RGB", (8, 8)).save(root / "data" / "1.jpg")
+        >>> _ = (root / "data" / "1.txt").write_text("what a day")
+        >>> _ = (root / "labelResultAll.txt").write_text("ID\ttext,image\n1\tneutral,positive\n")
+        >>> MVSA(root)[0]["label_name"], len(MVSA(root, label_rule="equal", on_bad="raise"))
+        ('positive', 0)
 
     Reference:
         Niu et al., Sentiment analysis on multi-view social data, MMM 2016.

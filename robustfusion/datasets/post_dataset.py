@@ -83,26 +83,23 @@ class PostDataset(Dataset[Sample], ABC):
         >>> from PIL import Image
         >>> from robustfusion.datasets import PostDataset
         >>> from robustfusion.datasets.labels import LabelledPost
-        >>> class Folder(PostDataset):  # {id}.jpg and {id}.txt, and a label file of pairs
+        >>> class Folder(PostDataset):  # {id}.jpg and {id}.txt, and labels from wherever they are
         ...     class_names = ("no", "yes")
         ...
         ...     def _data_folder(self):
         ...         return self.root
         ...
         ...     def _read_rows(self):
-        ...         lines = (self.root / "labels.csv").read_text().splitlines()
-        ...         pairs = [line.split(",") for line in lines]
-        ...         return [LabelledPost(i, label, label, label) for i, label in pairs], []
+        ...         return [LabelledPost(i, l, l, l) for i, l in (("7", "yes"), ("8", "no"))], []
         ...
         ...     def _title(self):
         ...         return "Folder"
         >>> root = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (8, 8)).save(root / "7.jpg")
         >>> _ = (root / "7.txt").write_text("sunny")
-        >>> _ = (root / "labels.csv").write_text("7,yes\n8,no\n")
         >>> posts = Folder(root)
-        >>> posts[0]["inputs"]["text"], posts[0]["label"], posts.posts[0].label_name
-        ('sunny', 1, 'yes')
+        >>> posts[0]["inputs"]["text"], posts[0]["label"]
+        ('sunny', 1)
         >>> [problem.reason for problem in posts.report().problems]
         ['8.txt is missing', '8.jpg is missing']
 
@@ -213,12 +210,7 @@ class PostDataset(Dataset[Sample], ABC):
     def select(self, ids: Sequence[str], *, absent: Literal["raise", "ignore"] = "raise") -> Self:
         """Return the same data set with the given posts only, in the given order.
 
-        Args:
-            ids: ids of posts, as from :class:`Splits`.
-            absent: whether an id that is not here (skipped, say) is an error or left out.
-
-        Raises:
-            ValueError: for an absent id, naming the first few.
+        An id that is not here (skipped, say) is a ``ValueError``, or left out as ``absent`` says.
         """
         lost = [post_id for post_id in ids if post_id not in self._index]
         if lost and absent == "raise":
@@ -258,8 +250,7 @@ class PostDataset(Dataset[Sample], ABC):
     def report(self, splits: Splits | None = None) -> DatasetReport:
         """Return what was kept, what was not and why, and which posts are duplicates.
 
-        Args:
-            splits: also tell the splits' sizes and the duplicates across them.
+        Given ``splits``, also their sizes and the duplicates across them.
         """
         names = Counter(post.label_name for post in self._posts)
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)

@@ -59,12 +59,8 @@ class PostTable(PostDataset):
         >>> _ = (root / "posts.csv").write_text(
         ...     "photo,caption,mood,user\nsea.png,what a day,good,ann\n,rain again,bad,bob\n"
         ... )
-        >>> posts = PostTable(
-        ...     root / "posts.csv",
-        ...     image_column="photo",
-        ...     text_column="caption",
-        ...     label_column="mood",
-        ... )
+        >>> names = {"image_column": "photo", "text_column": "caption", "label_column": "mood"}
+        >>> posts = PostTable(root / "posts.csv", **names)
         >>> posts.class_names, posts.labels, posts.available["image"]
         (('bad', 'good'), [1, 0], tensor([ True, False]))
         >>> posts[0]["inputs"]["text"], posts.rows[1]["user"]
@@ -100,11 +96,7 @@ class PostTable(PostDataset):
 
     @property
     def splits(self) -> Splits | None:
-        """What the column ``split`` says of the posts that are here, None without the column.
-
-        Raises:
-            ValueError: for a name that is no split's, or without posts to train or to test on.
-        """
+        """What the column ``split`` says of the posts that are here, None without the column."""
         if "split" not in self.columns:
             return None
         parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}

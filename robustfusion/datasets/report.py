@@ -38,8 +38,7 @@ class Duplicates(NamedTuple):
 
     Reference:
         The hash of "near image": Krawetz, "Kind of Like That", 2013 (dHash). Why duplicates across
-        splits count: Barz and Denzler, "Do We Train on Test Data? Purging CIFAR of
-        Near-Duplicates", Journal of Imaging 6, 2020.
+        splits count: Barz and Denzler, "Do We Train on Test Data?", Journal of Imaging 6, 2020.
     """
 
     kind: DuplicateKind
@@ -64,7 +63,7 @@ class DatasetReport:
 
     ``str(report)`` is the readable form.
 
-    Args:
+    Attributes:
         name: which data set, with its label rule.
         rows: rows of the label file, the header left out.
         kept: posts in the data set.
@@ -84,10 +83,8 @@ class DatasetReport:
         >>> table = Path(tempfile.mkdtemp()) / "posts.csv"
         >>> _ = table.write_text("id,image,text,label\n7,,what a day,good\n8,,,bad\n")
         >>> report = PostTable(table).report()
-        >>> report.rows, report.kept
-        (2, 1)
-        >>> report.problems[0].reason, report.problems[0].action
-        ('the image of row 1 is an empty cell', 'missing modality')
+        >>> report.rows, report.kept, report.problems[0].reason
+        (2, 1, 'the image of row 1 is an empty cell')
         >>> print(str(report).splitlines()[0])
         PostTable posts.csv: 1 posts of 2 rows in the label file
     """
