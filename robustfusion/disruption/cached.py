@@ -32,10 +32,9 @@ def disrupt_features(
 ) -> DisruptedFeatures:
     """Disrupt cached features as `disruption` says.
 
-    The rows to corrupt are taken from `corrupted`, the features of corrupted inputs, or corrupted
-    as features; discarded rows (and rows that were never observed) become a `placeholder`, zeros.
-    The features given are not changed. What an encoder is to be trained on, pixels or token ids
-    or a mapping of tensors, is disrupted in the same way.
+    Rows to corrupt are taken from `corrupted`; discarded rows (and rows that were never observed)
+    become a `placeholder`, zeros. The features given are not changed. What an encoder is to be
+    trained on, pixels or token ids or a mapping of tensors, is disrupted in the same way.
 
     Args:
         disruption: The protocol.
@@ -62,9 +61,7 @@ def disrupt_features(
     Example:
         >>> import torch
         >>> from robustfusion.disruption import Disruption, disrupt_features
-        >>> disruption = Disruption(
-        ...     ("image", "text"), setting="C", strategy="fixed", modality="image"
-        ... )
+        >>> disruption = Disruption(("image", "text"), "C", strategy="fixed", modality="image")
         >>> clean = {"image": torch.ones(2, 3), "text": torch.ones(2, 4)}
         >>> out = disrupt_features(disruption, ["a", "b"], clean, {"image": torch.zeros(2, 3)})
         >>> out.inputs["image"].sum(), out.inputs["text"].sum(), out.available["image"]

@@ -93,11 +93,8 @@ def collate(
         ...     {"inputs": {"image": None, "text": "bad"}, "label": 0},
         ... ]
         >>> batch = collate(samples)
-        >>> batch["inputs"]["image"], batch["inputs"]["text"]
-        (tensor([[1., 1.],
-                [0., 0.]]), ['good', 'bad'])
-        >>> batch["available"]["image"], batch["label"]
-        (tensor([ True, False]), tensor([1, 0]))
+        >>> batch["inputs"]["image"].tolist(), batch["available"]["image"], batch["label"]
+        ([[1.0, 1.0], [0.0, 0.0]], tensor([ True, False]), tensor([1, 0]))
     """
     if not samples:
         raise ValueError("samples must not be empty")
@@ -166,10 +163,10 @@ def _stack(where: str, values: list[Any]) -> Any:
 class DisruptedDataset(Dataset[Sample]):
     """A map-style dataset whose samples are corrupted and discarded as a `Disruption` says.
 
-    The plan for all samples is drawn at construction, from their ids, and no sample is read for
-    it: `dataset.plan.counts()` are the realised counts. A sample that turns out to lack a modality
-    by itself (None, blank, its key absent, or `available` False) is planned again with that in
-    mind, so that the last one it has stays; that the counts know of it too, say it in `available`.
+    The plan is drawn at construction, from the ids; no sample is read for it, and `plan.counts()`
+    are the realised counts. A sample that turns out to lack a modality by itself (as `collate`
+    has it) is planned again, so that the last one it has stays; say it in `available`, and the
+    counts know of it too.
 
     Args:
         dataset: Gives mappings with `inputs` (a mapping from modality to input) and, optionally,
@@ -178,7 +175,7 @@ class DisruptedDataset(Dataset[Sample]):
         corruptions: For each modality that may be corrupted, a function of (input, generator).
         ids: Names of the samples; without it `dataset.ids`, or else the indices 0, 1, ...
         transforms: For each modality, a function of the disrupted input, say from a PIL image to a
-            normalised tensor. Corruption comes before, as corrupted pixels do.
+            normalised tensor.
         available: For each modality, bool (N,), what was observed in the first place.
 
     Raises:
@@ -188,17 +185,11 @@ class DisruptedDataset(Dataset[Sample]):
     Example:
         >>> import torch
         >>> from robustfusion.disruption import DisruptedDataset, Disruption, TextCorruption
-        >>> inputs = {"image": torch.ones(3, 4, 4), "text": "so very good"}
-        >>> posts = [{"inputs": inputs, "label": 1}]
-        >>> data = DisruptedDataset(
-        ...     posts,
-        ...     Disruption(("image", "text"), setting="C", strategy="fixed", modality="text"),
-        ...     {"text": TextCorruption(severity=1.0)},
-        ... )
+        >>> posts = [{"inputs": {"image": torch.ones(3, 4, 4), "text": "so very good"}}]
+        >>> disruption = Disruption(("image", "text"), "C", strategy="fixed", modality="text")
+        >>> data = DisruptedDataset(posts, disruption, {"text": TextCorruption(severity=1.0)})
         >>> data[0]["inputs"]["text"], data[0]["available"], data[0]["corrupted"]["text"]
         ('[MASK] [MASK] [MASK]', {'image': True, 'text': True}, True)
-        >>> posts[0]["inputs"]["text"]
-        'so very good'
 
     Reference:
         Section 4.1 of https://arxiv.org/abs/2511.18751.

@@ -149,8 +149,8 @@ class ImageCorruption:
         kind: What is done to the image.
         severity: A number, or a pair (low, high) from which each sample draws uniformly.
         fill: Value of the pixels that `mask` and `occlusion` hide, one or one a channel, as a
-            share of full scale (1 is 255 in uint8). Black before normalisation is 0; for an
-            image that is normalised already give (0 - mean) / std of each channel.
+            share of full scale (1 is 255 in uint8): black is 0, or (0 - mean) / std of each
+            channel in an image that is normalised already.
 
     Shape:
         A PIL image, or a tensor (C, H, W), uint8 or floating, values in [0, 1] for `noise`,
@@ -164,10 +164,8 @@ class ImageCorruption:
     Example:
         >>> import torch
         >>> from robustfusion.disruption import ImageCorruption, sample_generator
-        >>> image = torch.ones(3, 10, 10)
-        >>> masked = ImageCorruption(kind="mask", severity=0.4)(
-        ...     image, sample_generator(0, "post-17", "image")
-        ... )
+        >>> image, noise = torch.ones(3, 10, 10), sample_generator(0, "post-17", "image")
+        >>> masked = ImageCorruption(kind="mask", severity=0.4)(image, noise)
         >>> int((masked == 0).all(0).sum()), int((image == 0).sum())
         (40, 0)
 

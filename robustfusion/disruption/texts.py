@@ -70,8 +70,8 @@ class TextCorruption:
 
     Example:
         >>> from robustfusion.disruption import TextCorruption, sample_generator
-        >>> corrupt = TextCorruption(kind="mask", severity=0.5)
-        >>> corrupt("what a lovely day", sample_generator(0, "post-17", "text")).count("[MASK]")
+        >>> noise = sample_generator(0, "post-17", "text")
+        >>> TextCorruption(kind="mask", severity=0.5)("what a lovely day", noise).count("[MASK]")
         2
 
     Reference:

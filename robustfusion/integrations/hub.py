@@ -91,9 +91,8 @@ class HubDRFHead(DRFHead, _HubModule):
     the model card. Reading it runs no code, and refuses what does not fit.
 
     ``save_pretrained(folder, model_card_kwargs={"report": report, "dataset": "MVSA-Single"})``
-    writes the card from a :class:`~robustfusion.evaluation.RobustnessReport`; without one the card
-    says that nothing was measured. ``push_to_hub(repo_id, model_card_kwargs=...)`` does the same
-    on the hub. A card that is there already is kept.
+    hands these to :func:`model_card`, and so does ``push_to_hub(repo_id, model_card_kwargs=...)``.
+    A card that is there already is kept.
 
     Args:
         dims: As ``num_classes`` and every further argument of :class:`~robustfusion.DRFHead`.
@@ -159,8 +158,7 @@ class HubDRFClassifier(DRFClassifier, _HubModule):
         >>> import tempfile
         >>> from torch import nn
         >>> from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead
-        >>> def build():
-        ...     return {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
+        >>> build = lambda: {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
         >>> model = HubDRFClassifier(build(), HubDRFHead({"image": 8, "text": 4}, num_classes=3))
         >>> folder = tempfile.mkdtemp()
         >>> model.save_pretrained(folder)

@@ -67,12 +67,10 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     r"""Train a robust head on cached features with ``fit`` and ``predict``.
 
     ``X`` is a dict from modality to (N, D_m), or one array (N, D) of which ``modalities`` names
-    the columns. scikit-learn splits arrays, not dicts, so cross-validation and pipelines want the
-    second form: :func:`join_features` makes it. A row with NaN in a modality lacks that modality,
-    in ``fit`` as in ``predict``; a sample that lacks all is left out of ``fit``.
-
-    Features are standardised with the statistics of the rows that have them. Training is AdamW
-    with a learning rate that falls to zero along a cosine.
+    the columns, as cross-validation and pipelines want it and :func:`join_features` makes it. A
+    row with NaN in a modality lacks that modality, in ``fit`` as in ``predict``; a sample that
+    lacks all is left out of ``fit``. Features are standardised with the statistics of the rows
+    that have them. Training is AdamW with a learning rate that falls to zero along a cosine.
 
     Args:
         modalities: For an array or a data frame: modality to a slice, indices or column names.
@@ -100,16 +98,11 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     Example:
         >>> import numpy as np
         >>> from robustfusion.integrations.sklearn import RobustFusionClassifier, join_features
-        >>> rng = np.random.default_rng(0)
-        >>> y = np.array(["no", "yes"] * 50)
+        >>> from sklearn.model_selection import cross_val_score
+        >>> rng, y = np.random.default_rng(0), np.array(["no", "yes"] * 50)
         >>> image = rng.normal(size=(100, 8)) + 2 * (y == "yes")[:, None]
         >>> text = rng.normal(size=(100, 4)) + 2 * (y == "yes")[:, None]
         >>> text[::3] = np.nan  # these samples have no text
-        >>> model = RobustFusionClassifier(epochs=20, random_state=0)
-        >>> model = model.fit({"image": image, "text": text}, y)
-        >>> model.predict({"image": image[:2], "text": np.full((2, 4), np.nan)}).tolist()
-        ['no', 'yes']
-        >>> from sklearn.model_selection import cross_val_score
         >>> X, modalities = join_features({"image": image, "text": text})
         >>> model = RobustFusionClassifier(modalities, epochs=20, random_state=0)
         >>> bool(cross_val_score(model, X, y).mean() > 0.8)

@@ -33,10 +33,9 @@ class TransformersEncoder(nn.Module):
     token of a CLIP text tower, say, has seen no other. A model that carries both modalities
     (``CLIPModel``) is two encoders: give ``model.vision_model`` and ``model.text_model``.
 
-    The model is registered as it is. To freeze it, ``encoder.requires_grad_(False)``, and
-    ``encoder.eval()`` after each ``train()`` of what holds it, which switches its dropout on.
-    With "cls" or "mean" a BERT's pooler gets no gradient: load the model with
-    ``add_pooling_layer=False`` under ``DistributedDataParallel``.
+    To freeze it, ``encoder.requires_grad_(False)``, and ``encoder.eval()`` after each ``train()``
+    of what holds it, which switches its dropout on. With "cls" or "mean" a BERT's pooler gets no
+    gradient: load it with ``add_pooling_layer=False`` under ``DistributedDataParallel``.
 
     Args:
         model: What ``AutoModel.from_pretrained`` returns, for images or texts.
@@ -65,8 +64,7 @@ class TransformersEncoder(nn.Module):
         (16, torch.Size([4, 16]))
 
     Reference:
-        Wolf et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020. The
-        first token: Devlin et al., "BERT", NAACL 2019; the mean: Reimers and Gurevych,
+        The first token: Devlin et al., "BERT", NAACL 2019; the mean: Reimers and Gurevych,
         "Sentence-BERT", EMNLP 2019.
     """
 
@@ -144,13 +142,9 @@ class TransformersEncoder(nn.Module):
 class TransformersCollate:
     """A collate function for inputs of any modality that may be missing: tensors and masks out.
 
-    A missing input is ``None``, a text of blanks only, NaN as in an empty cell of a data frame, a
-    key that is not there, or one whose sample says so in ``available``. In its place comes a
-    placeholder that keeps every model finite: zeros, a black image, or a lone mask token (a
-    transformer that attends to nothing returns NaN). The mask sees to it that nothing of a
-    placeholder reaches the prediction.
-
-    Pillow images are brought to RGB before any processor sees them.
+    What is missing, :func:`robustfusion.disruption.collate` says. In its place comes a placeholder
+    that keeps every model finite: zeros, a black image, or a lone mask token (a transformer that
+    attends to nothing returns NaN). Pillow images are brought to RGB before any processor.
 
     Args:
         processors: For each modality that needs one, a tokenizer or an image processor of
@@ -169,10 +163,8 @@ class TransformersCollate:
         >>> from PIL import Image
         >>> from robustfusion.integrations.transformers import TransformersCollate
         >>> make_batch = TransformersCollate({"image": ViTImageProcessor()})
-        >>> there, gone = Image.new("RGB", (50, 40), "white"), None
-        >>> batch = make_batch(
-        ...     [{"inputs": {"image": image}, "label": 1} for image in (there, gone)]
-        ... )
+        >>> images = Image.new("RGB", (50, 40), "white"), None
+        >>> batch = make_batch([{"inputs": {"image": image}, "label": 1} for image in images])
         >>> batch["inputs"]["image"]["pixel_values"].shape, batch["available"]["image"]
         (torch.Size([2, 3, 224, 224]), tensor([ True, False]))
 
