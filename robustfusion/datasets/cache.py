@@ -130,7 +130,6 @@ class FeatureCache:
         return self.directory / key
 
     def __repr__(self) -> str:
-        """Name the directory."""
         return f"FeatureCache({str(self.directory)!r})"
 
 

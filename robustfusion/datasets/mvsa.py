@@ -24,10 +24,10 @@ Votes = list[tuple[str, ...]]  # what each annotator said of the text and of the
 class MVSA(PostDataset):
     r"""Tweets with photos, each labelled positive, neutral or negative.
 
-    Reads ``data/{ID}.jpg``, ``data/{ID}.txt`` and ``labelResultAll.txt``. That file has one
+    Reads ``data/{ID}.jpg``, ``data/{ID}.txt`` and ``labelResultAll.txt``, which has one
     ``text,image`` column of labels in MVSA-Single and three, of three annotators, in
-    MVSA-Multiple; which one it is shows in the file. With three annotators the text's label is
-    what at least two say, and likewise the image's; a post without such a label is dropped.
+    MVSA-Multiple. There the text's label is what at least two say, and likewise the image's; a
+    post without such a label is dropped.
 
     The two label rules make two data sets, never to be mixed in one table. On the official
     MVSA-Single, ``"joint"`` (Xu and Mao) leaves 4,511 posts and ``"equal"`` 2,592. Here counts

@@ -18,8 +18,7 @@ from robustfusion.datasets.duplicates import connect, equal_groups, near_groups,
 from robustfusion.datasets.labels import LabelledPost
 from robustfusion.datasets.pictures import BadFileError, decode
 from robustfusion.datasets.reading import (
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
+    LIMITS,
     Facts,
     digest,
     inspect_image,
@@ -56,18 +55,16 @@ class Sample(TypedDict):
 class PostDataset(Dataset[Sample], ABC):
     r"""Posts of one image and one text, read from a folder when they are asked for.
 
-    A subclass says where the files are and reads its label file. Here every row of that file is
-    either kept or listed with its reason; see :meth:`report`. Only regular files inside the data
-    folder are opened, pictures of at most 64 MB and texts of 1 MB; how pictures of other modes
-    become RGB says :func:`~robustfusion.datasets.read_image`.
+    A subclass says where the files are and reads its label file, of which every row is either
+    kept or listed with its reason, see :meth:`report`. Only regular files inside the data folder
+    are opened, texts of at most 1 MB, pictures as :func:`~robustfusion.datasets.read_image` does.
 
     Args:
         root: folder of the data set.
-        on_bad: what to do with a post whose text is missing or blank or whose image is missing
-            or cannot be decoded: ``"skip"`` it, ``"raise"`` an error, or take that modality as
-            ``"missing"`` (a post with neither is skipped all the same). Each is in the report.
-        image_transform: applied to the decoded RGB image, also to the black placeholder that
-            stands for a missing one.
+        on_bad: ``"skip"`` a post whose text is missing or blank or whose image is missing or
+            cannot be decoded, ``"raise"`` an error, or take that modality as ``"missing"`` (a post
+            with neither is skipped all the same). Each is in the report.
+        image_transform: of the decoded RGB image, and of the black one that stands for a missing.
         verify: read and decode every file once at the start. Without it files are only looked
             for; a bad file then raises, or counts as missing, when its post is asked for.
         allow_outside: also follow links to files outside of the data folder.
@@ -173,11 +170,9 @@ class PostDataset(Dataset[Sample], ABC):
         return list(self._posts)
 
     def __len__(self) -> int:
-        """Return the number of posts."""
         return len(self._posts)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read and decode one post."""
         post = self._posts[index]
         inputs: dict[str, Any] = {"image": None, "text": ""}
         available = {name: not self._is_bad(post.id, name) for name in inputs}
@@ -272,7 +267,6 @@ class PostDataset(Dataset[Sample], ABC):
         )
 
     def __repr__(self) -> str:
-        """Name the data set and its size."""
         part = ", a selection" if self._selected else ""
         return f"{self._title()}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
 
@@ -280,9 +274,8 @@ class PostDataset(Dataset[Sample], ABC):
         return f"{post_id}{'.txt' if modality == 'text' else '.jpg'}"
 
     def _content(self, post_id: str, modality: str) -> bytes:
-        limit = MAX_TEXT_BYTES if modality == "text" else MAX_IMAGE_BYTES
         within = None if self.allow_outside else self.folder
-        return read_bytes(self.folder / self._name(post_id, modality), limit, within)
+        return read_bytes(self.folder / self._name(post_id, modality), LIMITS[modality], within)
 
     def _read(self, post_id: str, modality: str) -> Any:
         content, name = self._content(post_id, modality), self._name(post_id, modality)

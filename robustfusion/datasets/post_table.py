@@ -8,7 +8,7 @@ from typing import Any
 from robustfusion.datasets.labels import LabelledPost, usable_rows
 from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
-from robustfusion.datasets.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_size, read_bytes
+from robustfusion.datasets.reading import LIMITS, check_size, read_bytes
 from robustfusion.datasets.report import Problem
 from robustfusion.datasets.splits import Splits, split_name
 from robustfusion.datasets.tables import Row, read_table
@@ -20,28 +20,24 @@ class PostTable(PostDataset):
 
     A cell that is empty (nothing, blanks, null, NaN) is a missing modality, and so is a picture
     that cannot be read; a row without both, without a label or with a repeated id is left out.
-    All of it is listed by :meth:`report`, with the reason. Every other column comes along in
-    ``rows``.
-
-    Two more columns are read where they exist: ``id``, unique names of the posts (else the
-    numbers of the rows, from 1), and ``split``, with "train", "val" (or "dev") and "test".
-
-    Labels may be of any type. Their names are the classes, sorted, numbers by value; another
-    order is what a subclass says in ``class_names``.
+    All of it is listed by :meth:`report`. Every other column comes along in ``rows``; two of them
+    are read: ``id``, unique names of the posts (else the numbers of the rows, from 1), and
+    ``split``, with "train", "val" (or "dev") and "test".
 
     Args:
         path: the table.
         image_column: of paths, from ``root``; a cell may also be the bytes of a picture, or a
             mapping with them as "bytes", as the datasets library writes them.
         text_column: of texts, at most 1 MB each.
-        label_column: of classes.
+        label_column: of classes of any type.
         root: folder of the pictures, by default that of the table.
         allow_outside: also open pictures outside of ``root``. Tables that others wrote may name
             any file of your machine.
         image_transform: as of :class:`PostDataset`.
 
     Attributes:
-        class_names: names of the classes.
+        class_names: names of the classes, sorted, numbers by value; a subclass may say another
+            order.
         columns: names of all columns.
 
     Raises:
@@ -154,18 +150,16 @@ class PostTable(PostDataset):
         if is_missing(cell):
             raise BadFileError(f"{name} is an empty cell", "missing")
         if modality == "text":
-            content = str(cell).encode("utf-8", "replace")
-            check_size(content, MAX_TEXT_BYTES, name)
-            return content
-        if isinstance(cell, Mapping):
+            cell = str(cell).encode("utf-8", "replace")
+        elif isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes):
-            check_size(cell, MAX_IMAGE_BYTES, name)
+            check_size(cell, LIMITS[modality], name)
             return cell
         if not isinstance(cell, str):
             raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
         within = None if self.allow_outside else self.folder
-        return read_bytes(self.folder / cell.strip(), MAX_IMAGE_BYTES, within)
+        return read_bytes(self.folder / cell.strip(), LIMITS[modality], within)
 
     def _unlabelled(self) -> tuple[str, ...]:
         return ()

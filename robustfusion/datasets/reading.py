@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # What a post may weigh: far above any photo, or any text of one, that a social network takes.
-MAX_IMAGE_BYTES = 64_000_000
-MAX_TEXT_BYTES = 1_000_000
+MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 64_000_000, 1_000_000
+LIMITS = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES}
 
 
 class Facts(NamedTuple):
@@ -82,8 +82,7 @@ def inspect_text(content: bytes, name: str) -> Facts:
 
 def inspect_image(content: bytes, name: str) -> Facts:
     """Decode an image once, small where the format allows it, for its digest and hash."""
-    image = decode(content, name, small=True)
-    return Facts(digest(content), fingerprint=fingerprint(image))
+    return Facts(digest(content), fingerprint=fingerprint(decode(content, name, small=True)))
 
 
 def read_image(

@@ -112,7 +112,6 @@ class DatasetReport:
         )
 
     def __str__(self) -> str:
-        """Return the report as a page of text."""
         lines = [f"{self.name}: {self.kept} posts of {self.rows} rows in the label file"]
         lines.append("  labels: " + _counts(self.class_counts))
         if self.split_sizes:

@@ -85,7 +85,7 @@ class Splits:
         return self._test
 
     def split_of(self, post_id: str) -> str | None:
-        """Return the name of the split that holds an id, None where none does."""
+        """The name of the split that holds an id, None where none does."""
         return self._names.get(post_id)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -94,7 +94,6 @@ class Splits:
         Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
-        """Name the sizes and the hash."""
         sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
         return f"Splits({sizes}, hash={self.hash!r})"
 

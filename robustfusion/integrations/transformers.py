@@ -148,9 +148,9 @@ class TransformersCollate:
 
     Args:
         processors: For each modality that needs one, a tokenizer or an image processor of
-            transformers, or any function of one input, such as a transform of torchvision or
-            timm, that returns a tensor (or a mapping of tensors) of always the same shape. Inputs
-            of other modalities are stacked if they are tensors.
+            transformers, or any function of one input, such as a transform of torchvision, that
+            returns a tensor (or a mapping of tensors) of always the same shape. Other inputs are
+            stacked if they are tensors.
         placeholders: For each modality that may be missing in a whole batch, one row of what its
             function returns. Without it a row that was seen before serves for its shape.
         max_length: Most tokens of a text.
@@ -169,8 +169,7 @@ class TransformersCollate:
         (torch.Size([2, 3, 224, 224]), tensor([ True, False]))
 
     Reference:
-        For several modalities what ``DataCollatorWithPadding`` of transformers is for texts,
-        https://huggingface.co/docs/transformers/main_classes/data_collator
+        ``DataCollatorWithPadding`` of transformers, which does this for texts.
     """
 
     def __init__(
