@@ -1,6 +1,7 @@
 """Posts as tensors, made once: clean and corrupted, through frozen encoders or only prepared."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -162,27 +163,25 @@ def encode(
     )
 
 
+@dataclass
 class _Column:
     """One modality of all posts, clean or under one seed, as far as it is known."""
 
-    def __init__(
-        self,
-        name: str,
-        encoding: Encoding,
-        digests: list[str | None],
-        corruption: Corruption | None = None,
-        seed: int | None = None,
-    ) -> None:
-        self.name, self.encoding, self.digests = name, encoding, digests
-        self.corruption, self.seed = corruption, seed
+    name: str
+    encoding: Encoding
+    digests: list[str | None]
+    corruption: Corruption | None = None
+    seed: int | None = None
+    key: str = ""  # in the cache
+
+    def __post_init__(self) -> None:
         self.places: dict[str, list[int]] = {}  # equal contents are encoded once
-        for row, digest in enumerate(digests):
+        for row, digest in enumerate(self.digests):
             if digest is not None:
                 self.places.setdefault(digest, []).append(row)
         self.todo = set(self.places)
-        self.there = np.array([digest is not None for digest in digests], dtype=np.bool_)
+        self.there = np.array([digest is not None for digest in self.digests], dtype=np.bool_)
         self.table: Any = None
-        self.key = ""
         self.unsaved: list[str] = []
 
     def encode(self, rows: Iterable[int], samples: list[dict[str, Any]]) -> None:

@@ -27,8 +27,8 @@ class Duplicates(NamedTuple):
     """Posts that share a text or an image.
 
     ``kind`` is "text" (equal up to RT, handles, URLs, case and punctuation), "image" (equal
-    bytes) or "near image" (nearly equal perceptual hash). ``splits`` is aligned with ``ids`` and
-    empty when no splits were given. ``labels`` is aligned with ``ids``.
+    bytes) or "near image" (nearly equal perceptual hash). ``labels`` and, where splits were
+    given, ``splits`` are aligned with ``ids``.
 
     Example:
         >>> from robustfusion.datasets import Duplicates
@@ -63,19 +63,6 @@ class DatasetReport:
 
     ``str(report)`` is the readable form.
 
-    Attributes:
-        name: which data set, with its label rule.
-        rows: rows of the label file, the header left out.
-        kept: posts in the data set.
-        class_counts: posts for each label name.
-        problems: every row that is not kept, and every modality that was taken as missing.
-        lossy_texts: ids of kept texts with bytes that are not UTF-8, which were left out.
-        unlabelled: ids with files but without a row in the label file.
-        duplicates: groups of kept posts with the same text or image.
-        split_sizes: kept posts in each split, empty when no splits were given.
-        unknown_split_ids: ids that the splits name and the data set does not hold.
-        verified: whether every file was read and decoded.
-
     Example:
         >>> import tempfile
         >>> from pathlib import Path
@@ -89,17 +76,17 @@ class DatasetReport:
         PostTable posts.csv: 1 posts of 2 rows in the label file
     """
 
-    name: str
-    rows: int
-    kept: int
-    class_counts: Mapping[str, int]
-    problems: tuple[Problem, ...]
-    lossy_texts: tuple[str, ...]
-    unlabelled: tuple[str, ...]
-    duplicates: tuple[Duplicates, ...]
-    split_sizes: Mapping[str, int]
-    unknown_split_ids: tuple[str, ...]
-    verified: bool
+    name: str  #: which data set, with its label rule
+    rows: int  #: rows of the label file, the header left out
+    kept: int  #: posts in the data set
+    class_counts: Mapping[str, int]  #: posts for each label name
+    problems: tuple[Problem, ...]  #: every row not kept, every modality taken as missing
+    lossy_texts: tuple[str, ...]  #: ids of kept texts with bytes that are not UTF-8, left out
+    unlabelled: tuple[str, ...]  #: ids with files but without a row in the label file
+    duplicates: tuple[Duplicates, ...]  #: groups of kept posts with the same text or image
+    split_sizes: Mapping[str, int]  #: kept posts in each split, empty without splits
+    unknown_split_ids: tuple[str, ...]  #: ids that the splits name and the data set lacks
+    verified: bool  #: whether every file was read and decoded
 
     def groups(self, kind: DuplicateKind) -> tuple[Duplicates, ...]:
         """Return the duplicate groups of one kind."""
@@ -136,15 +123,12 @@ class DatasetReport:
 
     def _duplicate_line(self, kind: DuplicateKind) -> str:
         groups = self.groups(kind)
-        posts = sum(len(group.ids) for group in groups)
-        conflicts = sum(group.labels_conflict for group in groups)
-        line = f"  duplicates by {kind}: {len(groups)} groups, {posts} posts"
-        line += f", {conflicts} groups with conflicting labels"
+        line = f"  duplicates by {kind}: {len(groups)} groups, {sum(len(g.ids) for g in groups)} "
+        line += f"posts, {sum(g.labels_conflict for g in groups)} groups with conflicting labels"
         if self.split_sizes:
-            crossing = sum(group.crosses_splits for group in groups)
-            line += f", {crossing} groups across splits"
-            size = self.split_sizes.get("test", 0)
-            line += f", {self.leaked(kind)} of {size} test posts occur in train"
+            leaked, size = self.leaked(kind), self.split_sizes.get("test", 0)
+            line += f", {sum(g.crosses_splits for g in groups)} groups across splits"
+            line += f", {leaked} of {size} test posts occur in train"
         return line
 
 

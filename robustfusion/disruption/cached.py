@@ -10,7 +10,7 @@ from torch import Tensor
 from robustfusion._tree import leaves, map_leaves, map_tensors
 from robustfusion.disruption._draws import SampleId, uniforms
 from robustfusion.disruption.data import placeholder
-from robustfusion.disruption.features import PARTIAL, FeatureCorruption
+from robustfusion.disruption.features import PARTIAL, FeatureCorruption, check_rows
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 
 
@@ -105,21 +105,6 @@ def take_rows(source: Any, rows: Tensor, clean: Any, seed: int | None = None) ->
     if _has_draws(source, clean):
         return source[:, rows.to(source.device)]
     return map_tensors(lambda leaf: leaf[rows.to(leaf.device)], source)
-
-
-def check_rows(where: str, values: Any, count: int) -> None:
-    """Raise unless `values` is a tensor, or a mapping of tensors, of `count` rows."""
-    found = list(leaves(values))
-    for leaf in found:
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"{where} must be a tensor, got {type(leaf).__name__}")
-        if leaf.ndim < 2 or len(leaf) != count:
-            raise ValueError(
-                f"{where} must have shape ({count}, ..., D), one row an id, got "
-                f"{tuple(leaf.shape)}"
-            )
-    if not found:
-        raise ValueError(f"{where} must not be empty")
 
 
 def check_source(name: str, source: Any, clean: Any) -> None:

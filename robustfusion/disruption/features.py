@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustfusion._tree import leaves
 from robustfusion.disruption._draws import (
     SampleId,
     Severity,
@@ -98,11 +99,7 @@ class FeatureCorruption:
 
         Row b depends on (seed, ids[b], modality) alone: corrupt a whole cache once and pick rows.
         """
-        if features.ndim < 2 or len(features) != len(ids):
-            raise ValueError(
-                f'features["{modality}"] must have shape ({len(ids)}, ..., D), one row an id, '
-                f"got {tuple(features.shape)}"
-            )
+        check_rows(f'features["{modality}"]', features, len(ids))
         each = zip(features, ids, strict=True)
         rows = [self(row, sample_generator(seed, name, modality)) for row, name in each]
         return torch.stack(rows) if rows else features.clone()
@@ -110,3 +107,18 @@ class FeatureCorruption:
 
 # What setting "P" does to features.
 PARTIAL = FeatureCorruption(kind="gap")
+
+
+def check_rows(where: str, values: Any, count: int) -> None:
+    """Raise unless `values` is a tensor, or a mapping of tensors, of `count` rows."""
+    found = list(leaves(values))
+    for leaf in found:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{where} must be a tensor, got {type(leaf).__name__}")
+        if leaf.ndim < 2 or len(leaf) != count:
+            raise ValueError(
+                f"{where} must have shape ({count}, ..., D), one row an id, got "
+                f"{tuple(leaf.shape)}"
+            )
+    if not found:
+        raise ValueError(f"{where} must not be empty")

@@ -34,13 +34,6 @@ def draw(seed: int, ids: tuple[SampleId, ...], modalities: Sequence[str]) -> Dra
 class DisruptionPlan:
     """What `Disruption.plan` says about B samples. All masks are bool tensors (B,), on the CPU.
 
-    Attributes:
-        ids: Names of the samples.
-        corrupted: For each modality, the samples whose input is to be corrupted.
-        discarded: For each modality, the samples whose input is to be discarded.
-        available: For each modality, what is left to a model: observed and not discarded.
-        spared: Samples that were drawn, but left alone because no other modality was there.
-
     Example:
         >>> from robustfusion.disruption import Disruption
         >>> plan = Disruption(("image", "text"), "D", disruption_rate=0.5).plan(range(1000))
@@ -51,11 +44,11 @@ class DisruptionPlan:
         Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
-    ids: tuple[SampleId, ...]
-    corrupted: dict[str, Tensor]
-    discarded: dict[str, Tensor]
-    available: dict[str, Tensor]
-    spared: Tensor
+    ids: tuple[SampleId, ...]  #: names of the samples
+    corrupted: dict[str, Tensor]  #: for each modality, whose input is to be corrupted
+    discarded: dict[str, Tensor]  #: for each modality, whose input is to be discarded
+    available: dict[str, Tensor]  #: for each modality, what is left: observed and not discarded
+    spared: Tensor  #: drawn, but left alone because no other modality was there
 
     @property
     def disrupted(self) -> Tensor:

@@ -17,7 +17,8 @@ from robustfusion.disruption import (
     collate,
     disrupt_features,
 )
-from robustfusion.disruption.cached import check_rows, check_source, is_fresh, take_rows
+from robustfusion.disruption.cached import check_source, is_fresh, take_rows
+from robustfusion.disruption.features import check_rows
 
 Rows = NDArray[np.int64]
 Batch = Mapping[str, Any]

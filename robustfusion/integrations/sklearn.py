@@ -196,8 +196,8 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             return X
         if set(X) != set(self.columns_):
             raise ValueError(f"X must hold {list(self.columns_)}, got {list(X)}")
-        array, columns = join_features({name: X[name] for name in self.columns_})
-        if self.modalities is None and columns != self.columns_:
+        array, columns = self._join({name: X[name] for name in self.columns_})
+        if columns != self.columns_:
             raise ValueError(f"X must have the columns {self.columns_}, got {columns}")
         return array
 
