@@ -14,27 +14,58 @@ on. Delete the folder of a head when its code changes. With --record the numbers
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from _data import Split
 from _folds import TRIPLES, Head, cells_of, load_pool, recoverability, run, summarize
 from _record import write_record
+from _train import scaled
+from torch import nn
 
-from robustfusion import DRFHead, LearnedTokens, RecoveredFeatures
+from robustfusion import (
+    DRFHead,
+    GaussianQualityEstimator,
+    LearnedTokens,
+    PaperDRFHead,
+    RecoveredFeatures,
+)
 from robustfusion.baselines import ConcatenationHead, LateMeanHead
 
+
+def _made(maker: Callable[..., nn.Module], **options: Any) -> Head:
+    """A head of the widths of its training samples."""
+    return lambda split, seed: maker(split.dims, split.num_classes, **options)
+
+
+def _paper(split: Split, seed: int) -> nn.Module:
+    """The paper's head on features of deviation 0.4: at 1 its weights (12) are near zero."""
+    head = PaperDRFHead(split.dims, split.num_classes)
+    return scaled(head, split.features, covariance_type="spherical", spread=0.4)
+
+
 RIVAL = "concatenation + dropout"
+DIAG = partial(GaussianQualityEstimator, covariance_type="diag")
+FULL = partial(GaussianQualityEstimator, covariance_type="full", shrinkage=0.1)
 HEADS: dict[str, Head] = {
-    RIVAL: lambda dims, classes: ConcatenationHead(dims, classes, modality_dropout=0.5),
-    "concatenation": ConcatenationHead,
-    "late mean": LateMeanHead,
-    "DRF": DRFHead,
-    "DRF, tokens alone": partial(DRFHead, stand_in=LearnedTokens),
-    "DRF, moments too": partial(
+    RIVAL: _made(ConcatenationHead, modality_dropout=0.5),
+    "concatenation": _made(ConcatenationHead),
+    "late mean": _made(LateMeanHead),
+    "DRF": _made(DRFHead),
+    "DRF, tokens alone": _made(DRFHead, stand_in=LearnedTokens),
+    "DRF, moments too": _made(
         DRFHead, stand_in=partial(RecoveredFeatures, distribution_weight=1.0)
     ),
+    "DRF, spherical Gaussian": _made(DRFHead, quality=GaussianQualityEstimator),
+    "DRF, diagonal Gaussian": _made(DRFHead, quality=DIAG),
+    "DRF, full Gaussian": _made(DRFHead, quality=FULL),
+    "DRF, spherical Gaussian, tokens": _made(
+        DRFHead, quality=GaussianQualityEstimator, stand_in=LearnedTokens
+    ),
+    "the paper's head": _paper,
 }
 POSTS = ("mvsa", "harmeme")
 VIEWS = ("six-views", *TRIPLES)
@@ -86,7 +117,7 @@ def main() -> None:
             print("  R² from the others:", r2, flush=True)
         share = float(split.labels.bincount().max() / len(split))
         kept[data] = {"samples": len(split), "majority": 100 * share, "r2": r2, "heads": {}}
-        cells = cells_of(tuple(split.dims))
+        cells = cells_of(split)
         found = {}
         for name in dict.fromkeys((RIVAL, *options.heads)):
             found[name] = run(

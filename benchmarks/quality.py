@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _data import Split, batches, load_mvsa
-from _folds import load_posts
+from _folds import load_file
 from _record import write_record
 from torch import Tensor
 
@@ -52,7 +52,7 @@ def mvsa(folder: Path, seed: int) -> Parts:
 
 def harmeme(folder: Path, seed: int) -> Parts:
     """Splits drawn by the seed; the release's test rows are not in the pack."""
-    posts = load_posts(folder / "features.npz")
+    posts = load_file(folder / "features.npz")
     order = torch.randperm(len(posts), generator=torch.Generator().manual_seed(seed))
     sizes = (len(posts) - 2 * HELD_OUT, HELD_OUT, HELD_OUT)
     return Parts(*(posts.rows(rows) for rows in order.split(sizes)))
