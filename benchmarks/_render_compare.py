@@ -252,5 +252,4 @@ def records() -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Write the page."""
-    if records():
-        PAGE.write_text(render())
+    PAGE.write_text(render())

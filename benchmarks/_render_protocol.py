@@ -35,12 +35,9 @@ ALWAYS = ("DRFHead", "PaperDRFHead", "Concatenation + modality dropout")
 
 
 def render() -> None:
-    """Write the page, if there is a record."""
-    found = records()
-    if not found:
-        return
+    """Write the page."""
     lines = [_HOW.rstrip()]
-    for name, record in found.items():
+    for name, record in records().items():
         rows, cells = record["results"]["rows"], record["results"]["protocol"]
         shown = [head for place, head in enumerate(rows) if place < BEST or head in ALWAYS]
         best = {cell: max(rows[head]["accuracy"][cell] for head in shown) for cell in cells}
