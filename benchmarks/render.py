@@ -78,13 +78,14 @@ def felt() -> str:
         next(row for row in rows if row["what"].startswith(what))
         for what in (SHARE, EPOCH, "full grid, 19,524")
     )
+    seconds = [row[key] / 1000 for row in (epoch, report) for key in ("ms", "beside_ms")]
     return (
         "What you will feel: beside encoders that train, the head takes "
         f"{100 * share['ratio']:.1f} % of a step on a CPU. On ready features it is the whole "
-        f"step: an epoch of 10,000 rows takes {epoch['ms'] / 1000:.0f} s, where a concatenation takes "
-        f"{epoch['beside_ms'] / 1000:.0f} s. A report over every condition, with five disruption "
-        f"seeds, takes {report['beside_ms'] / 1000:.1f} s for 450 posts and "
-        f"{report['ms'] / 1000:.0f} s for 19,524, once the features are there."
+        f"step: an epoch of 10,000 rows takes {seconds[0]:.0f} s, of a concatenation "
+        f"{seconds[1]:.0f} s. A report over every condition, with five disruption seeds, takes "
+        f"{seconds[3]:.1f} s for 450 posts and {seconds[2]:.0f} s for 19,524, once the features "
+        "are there."
     )
 
 
