@@ -53,6 +53,22 @@ def distinct_candidates(trusted: Tensor, present: Tensor) -> tuple[Tensor, Tenso
     return members, members.any(-1) & ~(same & later).any(-1)
 
 
+def pattern_temperature(temperature: Tensor, here: Tensor, trusted: Tensor) -> Tensor:
+    """What the logits of samples that have just these modalities are divided by.
+
+    Args:
+        temperature: (K + 1,), for what each candidate trusts, then for every other pattern.
+        here: (B, M) bool.
+        trusted: (K, M) bool.
+
+    Returns:
+        (B, 1).
+    """
+    same = (trusted == here[:, None]).all(-1)
+    own = (same * temperature[:-1]).sum(-1, keepdim=True)
+    return own.where(same.any(-1, keepdim=True), temperature[-1])
+
+
 def candidate_names(model: nn.Module, count: int) -> tuple[str, ...]:
     """Name the ``count`` candidates of a model: those of its ``candidates``, if it has so many.
 
