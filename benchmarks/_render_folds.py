@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from _record import read_record
 
@@ -15,6 +17,7 @@ TITLES = {
     "fou-zer-mor": "UCI's digits in three views",
     "six-views": "UCI's digits in six views",
 }
+MAIN = (RIVAL, "concatenation", "DRF", "DRF + votes")  # each cell of these; of others, means
 CELLS = {"clean": "all fine", "corrupted": "one poor", "missing": "one missing"}
 
 
@@ -61,6 +64,34 @@ def readme_lines() -> list[str]:
     return lines
 
 
+def each_cell(heads: Mapping[str, Any]) -> list[str]:
+    """Accuracy in each cell, and what each head gains on the rival."""
+    lines = [
+        row(["cell", *(f"{head} | Δ" if head != RIVAL else head for head in heads)]),
+        "|---|" + "---:|" * (2 * len(heads) - 1),
+    ]
+    for cell in next(iter(heads.values())):
+        parts = [cell]
+        for head, cells in heads.items():
+            parts.append(f"{cells[cell]['accuracy']:.1f}")
+            if head != RIVAL:
+                parts.append(gap(cells[cell]))
+        lines.append(row(parts))
+    return lines
+
+
+def means(heads: Mapping[str, Any]) -> list[str]:
+    """What variants of the default gain on the rival, and their macro-F1."""
+    lines = [
+        row(["variant", *CELLS, "macro-F1 of these"]),
+        "|---|" + "---:|" * (len(CELLS) + 1),
+    ]
+    for head, cells in heads.items():
+        scores = " / ".join(f"{cells[cell]['macro_f1']:.1f}" for cell in CELLS)
+        lines.append(row([head, *(gap(cells[cell]) for cell in CELLS), scores]))
+    return lines
+
+
 def render() -> None:
     """Write the page."""
     record = read_record("cross_validation")
@@ -88,16 +119,11 @@ def render() -> None:
             f"{data['samples']:,} samples, majority class {data['majority']:.1f} %. How much of "
             f"each modality the others tell (R² of ridge regression, held out): {told}.",
             "",
-            row(["cell", *(f"{head} | Δ" if head != RIVAL else head for head in data["heads"])]),
-            "|---|" + "---:|" * (2 * len(data["heads"]) - 1),
+            *each_cell({head: data["heads"][head] for head in MAIN if head in data["heads"]}),
         ]
-        for cell in next(iter(data["heads"].values())):
-            parts = [cell]
-            for head, cells in data["heads"].items():
-                parts.append(f"{cells[cell]['accuracy']:.1f}")
-                if head != RIVAL:
-                    parts.append(gap(cells[cell]))
-            lines.append(row(parts))
+        others = {head: rows for head, rows in data["heads"].items() if head not in MAIN}
+        if others:
+            lines += ["", *means({"DRF": data["heads"]["DRF"], **others})]
     PAGE.write_text("\n".join(lines) + "\n")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from _data import Split
 from _folds import TRIPLES, Head, cells_of, load_pool, recoverability, run, summarize
+from _heads import voting
 from _record import write_record
 from _train import scaled
 from torch import nn
@@ -55,6 +56,7 @@ HEADS: dict[str, Head] = {
     "concatenation": _made(ConcatenationHead),
     "late mean": _made(LateMeanHead),
     "DRF": _made(DRFHead),
+    "DRF + votes": _made(voting),
     "DRF, tokens alone": _made(DRFHead, stand_in=LearnedTokens),
     "DRF, moments too": _made(
         DRFHead, stand_in=partial(RecoveredFeatures, distribution_weight=1.0)
