@@ -38,8 +38,8 @@ def readme_lines() -> list[str]:
     lines = [
         "Accuracy in %, frozen features, out of fold on training and validation samples. Rival:",
         "concatenation with modality dropout, the hardest to beat of simple heads, with a dropout",
-        "of 0.1 or of 0.5, whichever is better there. Votes: `VotingHead(DRFHead(...))`. Means over",
-        "the modalities that are corrupted or missing; differences from the rival with their",
+        "of 0.1 or of 0.5, whichever is better there. Votes: `VotingHead(DRFHead(...))`. Means",
+        "over the modalities that are corrupted or missing; differences from the rival with their",
         "paired standard error, **bold** from two of them on.",
         f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`;",
         "[the whole page](docs/pages/results/cross-validation.md) has every cell.",
@@ -110,7 +110,8 @@ def render() -> None:
         "others missing. Differences are from `ConcatenationHead(modality_dropout=0.5)`, with its "
         "dropout of 0.1 or with 0.5, whichever is better on the intact and the incomplete samples "
         "(*in italics*), with their standard error over samples (near-duplicates together); "
-        "**bold** from two of them on. Weights of the default head are those of training, without `calibrate`.",
+        "**bold** from two of them on. Weights of the default head are those of training, without "
+        "`calibrate`.",
         "",
         f"`{record['command']}` at commit `{record['commit']}` on {record['date']}, seeds "
         f"{', '.join(map(str, record['seeds']))}. What was chosen on these samples (depth, "

@@ -15,7 +15,7 @@ on. Delete the folder of a head when its code changes. With --record the numbers
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
