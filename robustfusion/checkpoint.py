@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustfusion._optional import optional
+
 WEIGHTS, CONFIG, DIGESTS = "model.safetensors", "config.json", "SHA256SUMS"
 _MARK = b"robustfusion sha256:"  # between what torch.save wrote and its digest
 _Path = str | os.PathLike[str]
@@ -272,10 +274,4 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            'models on disk need safetensors: pip install "robustfusion[checkpoint]"'
-        ) from error
-    return safetensors.torch
+    return optional("safetensors.torch", "models on disk need safetensors", "checkpoint")

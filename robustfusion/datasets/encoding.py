@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from robustfusion._optional import optional
 from robustfusion._tree import leaves, map_leaves, map_tensors
+from robustfusion._validation import check_keys
 from robustfusion.datasets.cache import FeatureCache
 from robustfusion.disruption import placeholder, sample_generator
 from robustfusion.evaluation.data import CachedFeatures
@@ -255,9 +257,7 @@ def _columns(
     seeds: Sequence[int],
     cache: FeatureCache | None,
 ) -> list[_Column]:
-    for name in corruptions:
-        if name not in encoders:
-            raise ValueError(f"corruptions has the key {name!r}, not among {tuple(encoders)}")
+    check_keys(corruptions, encoders, "corruptions")
     columns = []
     for name, encoder in encoders.items():
         encoding = encoder if isinstance(encoder, Encoding) else Encoding(encoder)
@@ -307,7 +307,10 @@ def _fill(
                 column.keep(digests, torch.from_numpy(block))
     rows = [row for row in share if any(column.digests[row] in column.todo for column in columns)]
     starts: Iterable[int] = range(0, len(rows), batch_size)
-    for start in _bar(starts) if progress and rows else starts:
+    if progress and rows:
+        bar = optional("tqdm.auto", "progress needs tqdm", "report").tqdm
+        starts = bar(starts, desc="encode", unit="batch", leave=False, disable=None)
+    for start in starts:
         part = rows[start : start + batch_size]
         samples = [{"id": dataset.ids[row], **dataset[row]} for row in part]
         for column in columns:
@@ -325,11 +328,3 @@ def _plain(leaf: Tensor) -> Tensor:
 
 def _kind(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _bar(starts: Iterable[int]) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError('progress needs tqdm: pip install "robustfusion[report]"') from error
-    return tqdm(starts, desc="encode", unit="batch", leave=False, disable=None)

@@ -4,9 +4,10 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from robustfusion._optional import optional
 
 Row = dict[str, Any]
 
@@ -68,10 +69,7 @@ def _json_lines(path: Path) -> Iterator[Row | str]:
 
 
 def _parquet(path: Path) -> Iterator[Row | str]:
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ImportError('Parquet needs pyarrow: pip install "robustfusion[table]"') from error
+    parquet = optional("pyarrow.parquet", "Parquet needs pyarrow", "table")
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():

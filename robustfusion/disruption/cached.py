@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustfusion._tree import leaves, map_leaves, map_tensors
+from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, uniforms
 from robustfusion.disruption.data import placeholder
 from robustfusion.disruption.features import PARTIAL, FeatureCorruption, check_rows
@@ -77,9 +78,8 @@ def disrupt_features(
         )
     for name, values in features.items():
         check_rows(f'features["{name}"]', values, len(ids))
+    check_keys(corrupted, disruption.modalities, "corrupted")
     for name, source in corrupted.items():
-        if name not in features:
-            raise ValueError(f"corrupted has the key {name!r}, not among {disruption.modalities}")
         check_source(name, source, features[name])
     plan = disruption.plan(ids, available)
     inputs: dict[str, Any] = {}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
 from robustfusion.disruption.features import PARTIAL
 from robustfusion.disruption.images import ImageCorruption, import_pillow, is_pillow
@@ -209,11 +210,8 @@ class DisruptedDataset(Dataset[Sample]):
         self.disruption = disruption
         self.corruptions = dict(corruptions or {})
         self.transforms = dict(transforms or {})
-        names = disruption.modalities
-        for argument, keys in (("corruptions", self.corruptions), ("transforms", self.transforms)):
-            for key in keys:
-                if key not in names:
-                    raise ValueError(f"{argument} has the key {key!r}, not among {names}")
+        check_keys(self.corruptions, disruption.modalities, "corruptions")
+        check_keys(self.transforms, disruption.modalities, "transforms")
         if ids is None:
             ids = getattr(dataset, "ids", None)
         if ids is None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustfusion._optional import optional
 from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
 ImageKind: TypeAlias = Literal["mask", "occlusion", "noise", "low_light", "blur", "jpeg"]
@@ -21,12 +22,8 @@ BLUR_STD = 0.05  # of the shorter side, at severity 1
 
 
 def import_pillow() -> Any:
-    """Return ``PIL.Image``, or say which extra brings it."""
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise ImportError('images need Pillow: pip install "robustfusion[data]"') from error
-    return PIL.Image
+    """Return ``PIL.Image``."""
+    return optional("PIL.Image", "images need Pillow", "data")
 
 
 def is_pillow(value: object) -> bool:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion._validation import check_names
+from robustfusion._validation import check_keys, check_names
 from robustfusion.disruption._draws import SampleId, canonical_id, uniforms
 
 Setting: TypeAlias = Literal["C", "D", "C+D", "P"]
@@ -228,9 +228,8 @@ def _observed(
     names: tuple[str, ...], count: int, available: Mapping[str, Tensor]
 ) -> NDArray[np.bool_]:
     observed = np.ones((len(names), count), dtype=np.bool_)
+    check_keys(available, names, "available")
     for name, mask in available.items():
-        if name not in names:
-            raise ValueError(f"available has the key {name!r}, not among {names}")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (count,):
             found = type(mask).__name__
             if isinstance(mask, Tensor):
