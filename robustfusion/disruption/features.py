@@ -24,18 +24,12 @@ FeatureKind: TypeAlias = Literal["mask", "noise", "shuffle", "gap"]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCorruption:
-    """Corrupt one feature vector (or a sequence of them), by a named kind and a severity.
+    """Corrupt one feature vector (or a sequence of them), by a named kind and a severity `s`.
 
-    ========= =========================================================================
-    kind      what severity `s` in [0, 1] means
-    ========= =========================================================================
-    `mask`    share of the dimensions set to 0
-    `noise`   Gaussian noise on all dimensions, standard deviation 2 s times that of the
-              vector's own entries
-    `shuffle` share of the dimensions whose values trade places at random
-    `gap`     share of the tokens of a sequence (..., D) set to 0, of the dimensions if it is a
-              single vector
-    ========= =========================================================================
+    - `mask`: a share `s` of the dimensions is set to 0;
+    - `noise`: Gaussian noise of standard deviation 2 s times that of the vector's own entries;
+    - `shuffle`: a share of the dimensions trade places at random;
+    - `gap`: a share of the tokens of a sequence (..., D), or of a vector's entries, is set to 0.
 
     Works on any modality. What a corrupted *input* does to the features of your encoder is
     another matter, so use the corruptions of inputs where you have inputs.

@@ -124,23 +124,15 @@ def _check_range(pixels: Array, kind: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCorruption:
-    """Corrupt one image, by a named kind and a severity in [0, 1].
+    """Corrupt one image, by a named kind and a severity `s` in [0, 1].
 
-    ============= ====================================================== ===========
-    kind          what severity `s` means                                 random part
-    ============= ====================================================== ===========
-    `mask`        share of the pixels set to `fill` (section 4.1)         which pixels
-    `occlusion`   share of the area under one rectangle of `fill`         its place and form
-    `noise`       Gaussian noise of standard deviation s / 2 of full      the noise
-                  scale: 0.4 and 0.8 are 51 and 102 grey levels
-    `low_light`   share of the light that is lost: x becomes (1 - s) x    none
-    `blur`        Gaussian blur of standard deviation s / 20 of the       none
-                  shorter side
-    `jpeg`        JPEG at quality 95 - 94 s                               none
-    ============= ====================================================== ===========
-
-    The default, 40-80 % of the pixels masked, is the corruption of the paper. The share of `mask`
-    is met to the nearest pixel.
+    - `mask`: a share `s` of the pixels, met to the nearest, is set to `fill`; the default, 40-80 %
+      of them, is the corruption of the paper (section 4.1);
+    - `occlusion`: a share of the area is under one rectangle of `fill`, of random place and form;
+    - `noise`: Gaussian, its standard deviation s / 2 of full scale (51 grey levels at 0.4);
+    - `low_light`: a share of the light is lost, x becomes (1 - s) x;
+    - `blur`: Gaussian, its standard deviation s / 20 of the shorter side;
+    - `jpeg`: compression at quality 95 - 94 s.
 
     Args:
         kind: What is done to the image.

@@ -43,17 +43,12 @@ def _characters(text: str, severity: float, generator: np.random.Generator) -> s
 
 @dataclass(frozen=True, kw_only=True)
 class TextCorruption:
-    """Corrupt one text, by a named kind and a severity in [0, 1].
+    """Corrupt one text, by a named kind and a severity: the share of what is hit, in [0, 1].
 
-    ============= =====================================================================
-    kind          what severity means
-    ============= =====================================================================
-    `mask`        share of the words replaced by `mask_token` (section 4.1)
-    `characters`  share of the characters that are replaced, lost or doubled
-    `mojibake`    share of the words read in the wrong encoding: UTF-8 read as
-                  Windows-1252, or, for a word of ASCII only, as UTF-16
-    `truncate`    share of the characters cut off at the end; at least one stays
-    ============= =====================================================================
+    - `mask`: words are replaced by `mask_token` (section 4.1);
+    - `characters`: characters are replaced, lost or doubled;
+    - `mojibake`: words are read in the wrong encoding: UTF-8 as Windows-1252, ASCII as UTF-16;
+    - `truncate`: characters are cut off at the end; at least one stays.
 
     Words are what white space separates; white space itself is kept. Their number, or that of
     the characters, is the nearest to the share and at least one. A text without words comes back

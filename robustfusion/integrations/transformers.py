@@ -19,15 +19,13 @@ Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
 class TransformersEncoder(nn.Module):
     r"""Turn a model of transformers into an encoder: inputs in, one vector (B, dim) out.
 
-    ============ ==================================================================
-    pooling      the vector of a sample
-    ============ ==================================================================
-    `cls`        the first token of the last layer: BERT, RoBERTa, ViT, DINOv2
-    `mean`       the mean over the tokens that are not padding, or over the places
-                 of a convolutional feature map: sentence transformers, ResNet
-    `pooler`     the model's ``pooler_output``: the towers of CLIP and SigLIP
-    `projection` ``image_embeds`` or ``text_embeds``: ``CLIPVisionModelWithProjection``
-    ============ ==================================================================
+    By ``pooling``, the vector of a sample is
+
+    - "cls": the first token of the last layer: BERT, RoBERTa, ViT, DINOv2;
+    - "mean": the mean over the tokens that are not padding, or over the places of a convolutional
+      feature map: sentence transformers, ResNet;
+    - "pooler": the model's ``pooler_output``: the towers of CLIP and SigLIP;
+    - "projection": ``image_embeds`` or ``text_embeds``: ``CLIPVisionModelWithProjection``.
 
     The pooling has no default, because the wrong one costs accuracy without a word: the first
     token of a CLIP text tower, say, has seen no other. A model that carries both modalities
@@ -39,7 +37,7 @@ class TransformersEncoder(nn.Module):
 
     Args:
         model: What ``AutoModel.from_pretrained`` returns, for images or texts.
-        pooling: One of the table.
+        pooling: One of the above.
         dim: Width D, for a model whose config does not tell, such as MobileNetV2.
 
     Attributes:
