@@ -36,6 +36,7 @@ from robustfusion.datasets.splits import Splits
 from robustfusion.disruption.images import import_pillow
 
 OnBad = Literal["skip", "raise", "missing"]
+_Found = dict[str, Facts | Problem]  # what is known of a post, by modality
 
 
 class Sample(TypedDict):
@@ -193,14 +194,8 @@ class PostDataset(Dataset[Sample], ABC):
             inputs["image"] = import_pillow().new("RGB", (side, side))
         if self.image_transform is not None:
             inputs["image"] = self.image_transform(inputs["image"])
-        label = self.class_names.index(post.label_name)
-        return Sample(
-            id=post.id,
-            inputs=inputs,
-            available=available,
-            label=label,
-            label_name=post.label_name,
-        )
+        label, name = self.class_names.index(post.label_name), post.label_name
+        return Sample(id=post.id, inputs=inputs, available=available, label=label, label_name=name)
 
     def select(self, ids: Sequence[str], *, absent: Literal["raise", "ignore"] = "raise") -> Self:
         """Return the same data set with the given posts only, in the given order.
@@ -250,6 +245,7 @@ class PostDataset(Dataset[Sample], ABC):
         names = Counter(post.label_name for post in self._posts)
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
         texts = {i: self._found[i].get("text") for i in self.ids}
+        named = splits.ids if splits else ()
         return DatasetReport(
             name=self._title(),
             rows=self._rows,
@@ -260,9 +256,7 @@ class PostDataset(Dataset[Sample], ABC):
             unlabelled=() if self._selected else self._unlabelled(),
             duplicates=tuple(self._duplicates(splits)) if self.verify else (),
             split_sizes={n: sizes[n] for n in ("train", "val", "test", "none") if sizes[n]},
-            unknown_split_ids=tuple(i for i in splits.ids if i not in self._index)
-            if splits
-            else (),
+            unknown_split_ids=tuple(i for i in named if i not in self._index),
             verified=self.verify,
         )
 
@@ -281,13 +275,13 @@ class PostDataset(Dataset[Sample], ABC):
         content, name = self._content(post_id, modality), self._name(post_id, modality)
         return inspect_text(content, name).text if modality == "text" else decode(content, name)
 
-    def _look_at(self, ids: list[str]) -> dict[str, dict[str, Facts | Problem]]:
+    def _look_at(self, ids: list[str]) -> dict[str, _Found]:
         """What is known of each post's text and image from the start."""
         if self.verify:
             # Decoding and reading release the interpreter: threads halve the time on two cores.
             with ThreadPoolExecutor() as pool:
                 return dict(zip(ids, pool.map(self._inspect, ids), strict=True))
-        found: dict[str, dict[str, Facts | Problem]] = {post_id: {} for post_id in ids}
+        found: dict[str, _Found] = {post_id: {} for post_id in ids}
         there = {entry.name for entry in os.scandir(self.folder)}
         for post_id, modality in product(ids, ("text", "image")):
             if (name := self._name(post_id, modality)) not in there:
@@ -295,8 +289,8 @@ class PostDataset(Dataset[Sample], ABC):
                 found[post_id][modality] = _problem(post_id, modality, error)
         return found
 
-    def _inspect(self, post_id: str) -> dict[str, Facts | Problem]:
-        found: dict[str, Facts | Problem] = {}
+    def _inspect(self, post_id: str) -> _Found:
+        found: _Found = {}
         for modality, inspect in (("text", inspect_text), ("image", inspect_image)):
             try:
                 content, name = self._content(post_id, modality), self._name(post_id, modality)
