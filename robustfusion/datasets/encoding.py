@@ -14,9 +14,9 @@ from robustfusion._tree import leaves, map_leaves, map_tensors
 from robustfusion._validation import check_keys
 from robustfusion.datasets.cache import FeatureCache
 from robustfusion.disruption import placeholder, sample_generator
+from robustfusion.disruption.data import Corruption
 from robustfusion.evaluation.data import CachedFeatures
 
-Corruption = Callable[[Any, np.random.Generator], Any]
 Encoder = Callable[[list[Any]], Any]
 
 # Part of each cache key: another number where the readers make other pixels of the same file.

@@ -268,8 +268,11 @@ class PostDataset(Dataset[Sample], ABC):
         return f"{post_id}{'.txt' if modality == 'text' else '.jpg'}"
 
     def _content(self, post_id: str, modality: str) -> bytes:
+        return self._file(self._name(post_id, modality), modality)
+
+    def _file(self, name: str, modality: str) -> bytes:
         within = None if self.allow_outside else self.folder
-        return read_bytes(self.folder / self._name(post_id, modality), LIMITS[modality], within)
+        return read_bytes(self.folder / name, LIMITS[modality], within)
 
     def _read(self, post_id: str, modality: str) -> Any:
         content, name = self._content(post_id, modality), self._name(post_id, modality)

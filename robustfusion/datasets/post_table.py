@@ -8,7 +8,7 @@ from typing import Any
 from robustfusion.datasets.labels import LabelledPost, usable_rows
 from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
-from robustfusion.datasets.reading import LIMITS, check_size, read_bytes
+from robustfusion.datasets.reading import LIMITS, check_size
 from robustfusion.datasets.report import Problem
 from robustfusion.datasets.splits import Splits, split_name
 from robustfusion.datasets.tables import Row, read_table
@@ -158,8 +158,7 @@ class PostTable(PostDataset):
             return cell
         if not isinstance(cell, str):
             raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
-        within = None if self.allow_outside else self.folder
-        return read_bytes(self.folder / cell.strip(), LIMITS[modality], within)
+        return self._file(cell.strip(), modality)
 
     def _unlabelled(self) -> tuple[str, ...]:
         return ()

@@ -14,6 +14,7 @@ from robustfusion.disruption.data import is_there, placeholder
 from robustfusion.disruption.images import import_pillow, is_pillow
 
 Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
+BATCHED = ("PreTrainedTokenizerBase", "ImageProcessingMixin")  # take a batch at a time
 
 
 class TransformersEncoder(nn.Module):
@@ -179,7 +180,7 @@ class TransformersCollate:
     ) -> None:
         check_positive(max_length, "max_length")
         for name, processor in processors.items():
-            if _is_of_transformers(processor, "ProcessorMixin"):
+            if _is_a(processor, "ProcessorMixin"):
                 raise TypeError(
                     f'processors["{name}"] is a {type(processor).__name__}, which holds several: '
                     "give its .tokenizer to the text and its .image_processor to the image"
@@ -201,10 +202,14 @@ class TransformersCollate:
         bare = [self._prepared(sample) for sample in samples]
         batch = collate(bare, placeholders=self.placeholders)
         for name, processor in self.processors.items():
-            if _takes_batches(processor):
+            if _is_a(processor, *BATCHED):
                 present = batch["available"][name].tolist()
                 values = [sample["inputs"].get(name) for sample in samples]
-                process = self._tokenize if _is_tokenizer(processor) else _process_images
+                process = (
+                    self._tokenize
+                    if _is_a(processor, "PreTrainedTokenizerBase")
+                    else _process_images
+                )
                 batch["inputs"][name] = dict(process(processor, values, present))
         return batch
 
@@ -215,7 +220,7 @@ class TransformersCollate:
             inputs.setdefault(name, None)
         available = {name: is_there(sample, name) for name in inputs}
         for name, processor in self.processors.items():
-            if _takes_batches(processor):
+            if _is_a(processor, *BATCHED):
                 inputs[name] = torch.zeros(())  # holds the place
             elif not available[name]:
                 inputs[name] = None
@@ -251,20 +256,10 @@ def _shown(value: Any) -> Any:
     return to_rgb(value) if is_pillow(value) else value
 
 
-def _is_of_transformers(value: Any, name: str) -> bool:
-    # By name: a function needs no transformers.
-    return any(
-        base.__name__ == name and base.__module__.startswith("transformers")
-        for base in type(value).__mro__
-    )
-
-
-def _is_tokenizer(processor: Any) -> bool:
-    return _is_of_transformers(processor, "PreTrainedTokenizerBase")
-
-
-def _takes_batches(processor: Any) -> bool:
-    return _is_tokenizer(processor) or _is_of_transformers(processor, "ImageProcessingMixin")
+def _is_a(value: Any, *names: str) -> bool:
+    """Whether a value is of a class of transformers, which a function does not need."""
+    bases = (base for base in type(value).__mro__ if base.__module__.startswith("transformers"))
+    return any(base.__name__ in names for base in bases)
 
 
 def _width(config: Any, pooling: Pooling) -> int:
