@@ -14,7 +14,8 @@ from robustfusion.disruption.data import is_there, placeholder
 from robustfusion.disruption.images import import_pillow, is_pillow
 
 Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
-BATCHED = ("PreTrainedTokenizerBase", "ImageProcessingMixin")  # take a batch at a time
+TOKENIZER = "PreTrainedTokenizerBase"
+BATCHED = (TOKENIZER, "ImageProcessingMixin")  # take a batch at a time
 
 
 class TransformersEncoder(nn.Module):
@@ -205,11 +206,7 @@ class TransformersCollate:
             if _is_a(processor, *BATCHED):
                 present = batch["available"][name].tolist()
                 values = [sample["inputs"].get(name) for sample in samples]
-                process = (
-                    self._tokenize
-                    if _is_a(processor, "PreTrainedTokenizerBase")
-                    else _process_images
-                )
+                process = self._tokenize if _is_a(processor, TOKENIZER) else _process_images
                 batch["inputs"][name] = dict(process(processor, values, present))
         return batch
 
