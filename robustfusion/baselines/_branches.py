@@ -14,7 +14,7 @@ class Branches(nn.Module):
     Args:
         dims: Width of each modality.
         num_classes: Number of classes C.
-        hidden_features: Width F of both layers.
+        width: Width F of both layers.
         dropout: Dropout after each layer.
 
     Shape:
@@ -23,28 +23,22 @@ class Branches(nn.Module):
     """
 
     def __init__(
-        self, dims: Mapping[str, int], num_classes: int, *, hidden_features: int, dropout: float
+        self, dims: Mapping[str, int], num_classes: int, width: int, dropout: float
     ) -> None:
         super().__init__()
         self.networks = ModuleDict(
             {
-                name: mlp(
-                    dim, hidden_features, hidden_features, dropout=dropout, activate_last=True
-                )
+                name: mlp(dim, width, width, dropout=dropout, activate_last=True)
                 for name, dim in dims.items()
             }
         )
-        self.classifiers = ModuleDict(
-            {name: nn.Linear(hidden_features, num_classes) for name in dims}
-        )
+        self.classifiers = ModuleDict({name: nn.Linear(width, num_classes) for name in dims})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Hidden vectors and logits of each modality."""
-        hidden = [network(inputs[name]) for name, network in self.networks.items()]
-        logits = [
-            layer(vector) for layer, vector in zip(self.classifiers.values(), hidden, strict=True)
-        ]
-        return torch.stack(hidden, dim=1), torch.stack(logits, dim=1)
+        hidden = {name: network(inputs[name]) for name, network in self.networks.items()}
+        logits = [layer(hidden[name]) for name, layer in self.classifiers.items()]
+        return torch.stack(list(hidden.values()), dim=1), torch.stack(logits, dim=1)
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ def column_means(values: Tensor, keep: Tensor) -> Tensor:
     return values.where(keep, 0.0).sum(dim=0) / keep.sum(dim=0).clamp_min(1)
 
 
+def unimodal_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """Sum of the modalities' cross-entropies; (B, M, C), (B,), (B, M) -> ()."""
+    return column_means(unimodal_losses(logits, labels), keep).sum()
+
+
 def zero_loss(logits: Tensor) -> Tensor:
     """A scalar zero on the device of ``logits``, for heads without a label-free term."""
     return at_least_float32(logits).new_zeros(())

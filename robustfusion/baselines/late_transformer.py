@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from robustfusion._validation import check_between, check_dims, check_positive
+from robustfusion._validation import check_positive
 from robustfusion.baselines._attention import ModalityTransformer
-from robustfusion.baselines._inputs import drop_modalities, masked_inputs
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.baselines._objectives import zero_loss
+from robustfusion.baselines.head import BaselineHead
 from robustfusion.output import HeadOutput
 
 
-class LateTransformerHead(nn.Module):
+class LateTransformerHead(BaselineHead):
     r"""Mix one token per modality with a Transformer, as SimBaMM does.
 
     .. math:: x_m = P_m f_m + k_m, \qquad
@@ -27,20 +27,11 @@ class LateTransformerHead(nn.Module):
     - Missing rule: the token of a missing modality is no key of any attention. With everything
       missing the class token is alone.
 
+    Other arguments, shapes, errors: :class:`BaselineHead`; ``fused`` is the class token.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
         hidden_features: Width F of the tokens, divisible by four.
         num_layers: Number of blocks.
-        dropout: Dropout in the blocks.
-        modality_dropout: Probability of hiding a modality of a training row; one always stays.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, F), the class token
-
-    Raises:
-        ValueError: If ``hidden_features`` is not divisible by four.
 
     Example:
         >>> import torch
@@ -64,28 +55,15 @@ class LateTransformerHead(nn.Module):
         dropout: float = 0.1,
         modality_dropout: float = 0.3,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes, modality_dropout=modality_dropout)
         check_positive(num_layers, "num_layers")
-        check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
-        self.modality_dropout = modality_dropout
         self.transformer = ModalityTransformer(
             self.dims, hidden_features=hidden_features, num_layers=num_layers, dropout=dropout
         )
         self.classifier = nn.Linear(hidden_features, num_classes)
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> HeadOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Mix the tokens of the modalities that are there."""
-        inputs, mask = masked_inputs(features, available, self.dims)
-        if self.training:
-            mask = drop_modalities(mask, self.modality_dropout)
-        fused = self.transformer(inputs, mask)
+        fused = self.transformer(inputs, self.hide_some(mask))
         logits: Tensor = self.classifier(fused)
         return HeadOutput(logits, fused, zero_loss(logits))
-
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)
