@@ -39,15 +39,14 @@ class BaselineHead(nn.Module, ABC, Generic[Output]):
     ``forward`` checks what it is given, zeroes what is missing, and only then calls ``fuse``, all
     that a head of your own must define: no head can look at what a mask hides. A head's docstring
     says what it kept of its source, replaced, could not verify, and does with what is missing;
-    arguments, shapes and errors it names only where it adds to these.
+    arguments, shapes and errors it names only where it adds to these. Where a head takes them,
+    ``hidden_features`` is the width F of its hidden layers and ``dropout`` comes after each.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
         num_classes: Number of classes C.
-        hidden_features: Width F of the hidden layers, of heads that have any.
-        dropout: Dropout after each hidden layer.
-        modality_dropout: Probability of hiding an available modality of a training row; one
-            always stays. Of heads that hide any.
+        modality_dropout: Probability of hiding a modality of a training row; one always stays.
+        fewest: Fewest modalities that ``dims`` may name.
 
     Shape:
         - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
