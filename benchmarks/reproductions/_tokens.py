@@ -17,8 +17,7 @@ from robustfusion._validation import (
     check_positive,
     check_vectors,
 )
-from robustfusion.baselines._objectives import cross_entropy
-from robustfusion.baselines.head import Output
+from robustfusion.baselines.head import Output, cross_entropy
 
 
 def masked_tokens(

@@ -11,12 +11,12 @@ from reproductions._pooling import AttentionPool, masked_token_mean
 from reproductions._tokens import TokenHead, pick_text, projections
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._validation import check_positive
-from robustfusion.baselines._attention import TransformerBlock
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.baselines.head import cross_entropy, zero_loss
+from robustfusion.baselines.transformer import SMALL, TransformerBlock
 from robustfusion.functional import at_least_float32, masked_mean
 
-TEMPERATURE = 0.07
-TOKEN_DROPOUT = 0.2
+TEMPERATURE = 0.07  # the authors'
+TOKEN_DROPOUT = 0.2  # ours, in place of their augmentation
 
 
 def data_contrast(first: Tensor, second: Tensor, keep: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
                 if name != text
             }
         )
-        self.missing = nn.Parameter(0.02 * torch.randn(len(self.dims), width))
+        self.missing = nn.Parameter(SMALL * torch.randn(len(self.dims), width))
         self.fusion = ModuleList(
             TransformerBlock(width, dropout=dropout) for _ in range(num_layers)
         )

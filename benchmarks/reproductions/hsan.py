@@ -9,7 +9,7 @@ from reproductions._pooling import AttentionPool
 from reproductions._tokens import TokenHead, masked_tokens, pick_text, projections
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._validation import check_positive
-from robustfusion.baselines._objectives import zero_loss
+from robustfusion.baselines.head import zero_loss
 from robustfusion.output import HeadOutput
 
 

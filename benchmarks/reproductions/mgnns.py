@@ -11,12 +11,12 @@ from reproductions._tokens import TokenHead, projections
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_positive
-from robustfusion.baselines._attention import MultiHeadAttention
-from robustfusion.baselines._objectives import zero_loss
+from robustfusion.baselines.head import zero_loss
+from robustfusion.baselines.transformer import MultiHeadAttention
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
 
-MOMENTUM = 0.1
+MOMENTUM = 0.1  # of the running mean, as of torch's batch normalization
 
 
 def adjacency(cooccurrence: Tensor) -> Tensor:

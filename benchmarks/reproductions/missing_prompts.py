@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from reproductions._tokens import TokenHead, projections
 from robustfusion._modules import ModuleList
 from robustfusion._validation import check_between
-from robustfusion.baselines._attention import TransformerBlock
-from robustfusion.baselines._objectives import zero_loss
-from robustfusion.baselines.head import drop_modalities
+from robustfusion.baselines.head import drop_modalities, zero_loss
+from robustfusion.baselines.transformer import SMALL, TransformerBlock
 from robustfusion.output import HeadOutput
 
 
@@ -72,10 +71,10 @@ class MissingPromptsHead(TokenHead):
             raise ValueError(f"dims must name at most 8 modalities, got {len(self.dims)}")
         self.modality_dropout = modality_dropout
         self.projections = projections(self.dims, hidden_features)
-        self.kinds = nn.Parameter(0.02 * torch.randn(len(self.dims), hidden_features))
-        self.class_token = nn.Parameter(0.02 * torch.randn(hidden_features))
+        self.kinds = nn.Parameter(SMALL * torch.randn(len(self.dims), hidden_features))
+        self.class_token = nn.Parameter(SMALL * torch.randn(hidden_features))
         shape = (2 ** len(self.dims), num_layers, prompt_length, hidden_features)
-        self.prompts = nn.Parameter(0.02 * torch.randn(shape))
+        self.prompts = nn.Parameter(SMALL * torch.randn(shape))
         self.blocks = ModuleList(
             TransformerBlock(hidden_features, dropout=dropout) for _ in range(num_layers)
         )

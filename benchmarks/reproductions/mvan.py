@@ -9,7 +9,7 @@ from reproductions._pooling import AttentionPool, masked_token_mean
 from reproductions._tokens import TokenHead, pick_text
 from robustfusion._modules import ModuleList, mlp
 from robustfusion._validation import check_positive
-from robustfusion.baselines._objectives import zero_loss
+from robustfusion.baselines.head import zero_loss
 from robustfusion.output import HeadOutput
 
 

@@ -11,12 +11,11 @@ from reproductions._pooling import CLOSED, gated_share, masked_token_mean
 from reproductions._tokens import TokenHead, pick_text, projections
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._validation import check_labels
-from robustfusion.baselines._attention import MultiHeadAttention
-from robustfusion.baselines._branches import normalize, weighted_sum
-from robustfusion.baselines._objectives import column_means, unimodal_losses
+from robustfusion.baselines._branches import column_means, normalize, unimodal_losses, weighted_sum
+from robustfusion.baselines.transformer import MultiHeadAttention
 from robustfusion.functional import at_least_float32, masked_mean
 
-TEMPERATURE = 0.1
+TEMPERATURE = 0.1  # ours: the paper's is unverified
 
 
 def keep_gate(scores: Tensor, training: bool) -> Tensor:

@@ -19,11 +19,11 @@ from robustfusion.baselines.late import (
     StackingHead,
     StackingOutput,
 )
-from robustfusion.baselines.late_transformer import LateTransformerHead
 from robustfusion.baselines.mmin import MMINHead, MMINOutput
 from robustfusion.baselines.nearest_vote import NearestVoteHead, NearestVoteOutput
 from robustfusion.baselines.pdf import PDFHead, PDFOutput
 from robustfusion.baselines.qmf import QMFHead, QMFOutput
+from robustfusion.baselines.transformer import LateTransformerHead
 
 __all__ = [
     "BaselineHead",

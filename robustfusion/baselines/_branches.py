@@ -1,11 +1,14 @@
-"""One small classifier per modality: what every late-fusion head is built on."""
+"""One small classifier per modality and its loss: what late-fusion heads are built on."""
 
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
+from robustfusion._validation import check_labels
+from robustfusion.functional import at_least_float32
 
 
 class Branches(nn.Module):
@@ -50,3 +53,21 @@ def normalize(weights: Tensor) -> Tensor:
     """Let non-negative weights sum to one over the modalities, or stay zero; (B, M)."""
     total = weights.sum(dim=1, keepdim=True)
     return weights / total.where(total > 0, 1.0)
+
+
+def unimodal_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each row and modality, (B, M, C), (B,) -> (B, M)."""
+    check_labels(labels, logits.shape[0], logits.shape[-1])
+    repeated = labels.unsqueeze(1).expand(logits.shape[:2])
+    scores = at_least_float32(logits).transpose(1, 2)
+    return F.cross_entropy(scores, repeated, reduction="none")
+
+
+def column_means(values: Tensor, keep: Tensor) -> Tensor:
+    """Mean of each column over the rows to keep, zero where there are none; (B, M) -> (M,)."""
+    return values.where(keep, 0.0).sum(dim=0) / keep.sum(dim=0).clamp_min(1)
+
+
+def unimodal_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """Sum of the modalities' cross-entropies; (B, M, C), (B,), (B, M) -> ()."""
+    return column_means(unimodal_losses(logits, labels), keep).sum()

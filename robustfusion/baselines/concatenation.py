@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import mlp
-from robustfusion.baselines._objectives import zero_loss
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.output import HeadOutput
 
 

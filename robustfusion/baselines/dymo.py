@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion.baselines._attention import ModalityTransformer
-from robustfusion.baselines._objectives import cross_entropy
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, cross_entropy
+from robustfusion.baselines.transformer import ModalityTransformer
 from robustfusion.functional import at_least_float32, masked_mean
 
-TEMPERATURE = 0.1
-NUM_LAYERS = 2
-MOMENTUM = 0.1
+TEMPERATURE = 0.1  # the authors'
+NUM_LAYERS = 2  # as LateTransformerHead has unless told; the authors' depth is unverified
+MOMENTUM = 0.1  # of the running means, as of torch's batch normalization
 
 
 def log_tail(distance: Tensor, spread: Tensor) -> Tensor:

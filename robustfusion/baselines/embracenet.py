@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion.baselines._branches import normalize, weighted_sum
-from robustfusion.baselines._objectives import zero_loss
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.output import HeadOutput
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustfusion._modules import mlp
 from robustfusion._validation import check_positive
-from robustfusion.baselines._branches import Branches, normalize, weighted_sum
+from robustfusion.baselines._branches import Branches, column_means, normalize, weighted_sum
 from robustfusion.baselines._evidence import (
     combine_dempster,
     combine_mean,
@@ -19,8 +19,7 @@ from robustfusion.baselines._evidence import (
     log_expected_probability,
     opinion,
 )
-from robustfusion.baselines._objectives import column_means, zero_loss
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.functional import masked_mean
 
 

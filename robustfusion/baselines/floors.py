@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from robustfusion._modules import mlp
 from robustfusion._validation import check_labels
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
 from robustfusion.output import HeadOutput
 
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from typing import Generic, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from robustfusion._inputs import make_safe
-from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._objectives import cross_entropy
+from robustfusion._validation import check_between, check_dims, check_labels, check_positive
+from robustfusion.functional import at_least_float32, masked_mean
 from robustfusion.output import HeadOutput
 
 
@@ -33,6 +34,18 @@ def drop_modalities(available: Tensor, probability: float) -> Tensor:
     return torch.where(kept.any(dim=1, keepdim=True), kept, luckiest)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Cross-entropy averaged over the rows to keep; (B, C), (B,), (B,) -> ()."""
+    check_labels(labels, *logits.shape)
+    losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none")
+    return masked_mean(losses, keep)
+
+
+def zero_loss(logits: Tensor) -> Tensor:
+    """A scalar zero on the device of ``logits``, for heads without a label-free term."""
+    return at_least_float32(logits).new_zeros(())
+
+
 class BaselineHead(nn.Module, ABC, Generic[Output]):
     """A compared method: one vector per modality in, class scores out.
 
@@ -40,7 +53,8 @@ class BaselineHead(nn.Module, ABC, Generic[Output]):
     that a head of your own must define: no head can look at what a mask hides. A head's docstring
     says what it kept of its source, replaced, could not verify, and does with what is missing;
     arguments, shapes and errors it names only where it adds to these. Where a head takes them,
-    ``hidden_features`` is the width F of its hidden layers and ``dropout`` comes after each.
+    ``hidden_features`` is the width F of its hidden layers and ``dropout`` comes after each; the
+    defaults of these two and of ``modality_dropout`` are ours, for the caller to tune.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.

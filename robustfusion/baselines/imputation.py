@@ -15,8 +15,7 @@ from robustfusion.baselines._neighbors import (
     shared_cosine,
     split_rows,
 )
-from robustfusion.baselines._objectives import zero_loss
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.feature_queue import FeatureQueue
 
 Strategy = Literal["zero", "mean", "nearest"]

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import mlp
-from robustfusion.baselines._branches import Branches, normalize, weighted_sum
-from robustfusion.baselines._objectives import cross_entropy, unimodal_loss, zero_loss
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines._branches import Branches, normalize, unimodal_loss, weighted_sum
+from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
 from robustfusion.functional import at_least_float32
 
 

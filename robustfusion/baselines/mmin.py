@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, ModuleList, mlp
-from robustfusion.baselines._objectives import cross_entropy
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, cross_entropy
 from robustfusion.functional import at_least_float32, masked_mean
 
-NUM_BLOCKS = 3
+NUM_BLOCKS = 3  # ours
 
 
 class ResidualCascade(nn.Module):

@@ -14,13 +14,12 @@ from robustfusion.baselines._neighbors import (
     shared_cosine,
     split_rows,
 )
-from robustfusion.baselines._objectives import cross_entropy
 from robustfusion.baselines.concatenation import ConcatenationHead
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines.head import BaselineHead, cross_entropy
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import at_least_float32
 
-CAPACITY = 4096
+CAPACITY = 4096  # ours: more than the training posts of MVSA-Single
 
 
 class NearestVoteOutput(NamedTuple):

@@ -8,14 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfusion._validation import check_positive
-from robustfusion.baselines._branches import Branches, weighted_sum
-from robustfusion.baselines._objectives import (
-    column_means,
-    cross_entropy,
-    unimodal_losses,
-    zero_loss,
-)
-from robustfusion.baselines.head import BaselineHead
+from robustfusion.baselines._branches import Branches, column_means, unimodal_losses, weighted_sum
+from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
 from robustfusion.functional import at_least_float32, masked_mean
 
 
