@@ -141,6 +141,14 @@ def test_public_names() -> None:
     assert rf.__version__
 
 
+def test_dir_shows_the_public_names_and_the_subpackages() -> None:
+    subpackages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(dir(rf)) == {*NAMES, *subpackages, "__version__"}
+    assert all(inspect.ismodule(getattr(rf, name)) for name in subpackages)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(rf, "nothing")  # noqa: B009
+
+
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures(name: str) -> None:
     value = rf
