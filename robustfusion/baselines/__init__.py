@@ -1,8 +1,7 @@
-"""Every compared method, one file each, under the head contract of ``DRFHead``.
+"""Every compared method, each on the one ``BaselineHead``, under the head contract of ``DRFHead``.
 
 ``output = head(features, available)`` has at least ``.logits``, ``.fused`` and ``.aux_loss``;
-``head.loss(output, labels)`` is the whole training objective. As in ``DRFHead``, an available row
-that holds NaN, infinity or a value beyond 1e9 counts as missing. Heads known in part only, from
+``head.loss(output, labels)`` is the whole training objective. Heads known in part only, from
 secondary sources, are in ``benchmarks/reproductions``.
 """
 

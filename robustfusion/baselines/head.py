@@ -50,7 +50,8 @@ class BaselineHead(nn.Module, ABC, Generic[Output]):
     """A compared method: one vector per modality in, class scores out.
 
     ``forward`` checks what it is given, zeroes what is missing, and only then calls ``fuse``, all
-    that a head of your own must define: no head can look at what a mask hides. A head's docstring
+    that a head of your own must define: no head can look at what a mask hides. As in ``DRFHead``,
+    an available row with NaN, infinity or a value beyond 1e9 counts as missing. A head's docstring
     says what it kept of its source, replaced, could not verify, and does with what is missing;
     arguments, shapes and errors it names only where it adds to these. Where a head takes them,
     ``hidden_features`` is the width F of its hidden layers and ``dropout`` comes after each; the
