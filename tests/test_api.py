@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import robustfusion as rf
-from robustfusion import baselines
+from robustfusion import baselines, datasets, disruption, evaluation, monitor
 
 PACKAGE = Path(rf.__file__).parent
 
@@ -174,15 +174,18 @@ def test_every_public_name_has_a_docstring_with_an_example() -> None:
 
 PASTED = {
     value.__name__: value
-    for package in (rf, rf.functional, baselines)
+    for package in (rf, rf.functional, baselines, datasets, disruption, evaluation, monitor)
     for value in (getattr(package, name) for name in dir(package) if name[0] != "_")
     if not inspect.ismodule(value) and ">>>" in (value.__doc__ or "")
 }
 
 
 @pytest.mark.parametrize("name", PASTED)
-def test_examples_run_as_pasted(name: str) -> None:
+def test_examples_run_as_pasted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # In a namespace of their own, where pytest's doctests are given that of their module.
+    monkeypatch.chdir(tmp_path)
     test = doctest.DocTestParser().get_doctest(PASTED[name].__doc__, {}, name, None, None)
     failed, tried = doctest.DocTestRunner().run(test)
     assert failed == 0 < tried
