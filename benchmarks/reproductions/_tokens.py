@@ -145,5 +145,5 @@ class TokenHead(nn.Module, ABC, Generic[Output]):
         """From tokens (B, L, D_m) that are zero where not valid (B, L) to the head's output."""
 
     def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)
+        """Cross-entropy, and what needs no labels."""
+        return cross_entropy(output.logits, labels) + output.aux_loss

@@ -11,7 +11,7 @@ from reproductions._pooling import AttentionPool, masked_token_mean
 from reproductions._tokens import TokenHead, pick_text, projections
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._validation import check_positive
-from robustfusion.baselines.head import cross_entropy, zero_loss
+from robustfusion.baselines.head import zero_loss
 from robustfusion.baselines.transformer import SMALL, TransformerBlock
 from robustfusion.functional import at_least_float32, masked_mean
 
@@ -152,9 +152,8 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
 
     def loss(self, output: CLMLFOutput, labels: Tensor) -> Tensor:
         """Cross-entropy and both contrasts."""
-        total = cross_entropy(output.logits, labels) + output.aux_loss
         contrast = label_contrast(output.fused, labels, output.available.any(dim=1))
-        return total + self.label_weight * contrast
+        return super().loss(output, labels) + self.label_weight * contrast
 
     def _fuse(
         self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion.baselines.head import BaselineHead, cross_entropy
+from robustfusion.baselines.head import BaselineHead, cross_entropy, squared_error
 from robustfusion.baselines.transformer import ModalityTransformer
-from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.functional import at_least_float32
 
 TEMPERATURE = 0.1  # the authors'
 NUM_LAYERS = 2  # as LateTransformerHead has unless told; the authors' depth is unverified
@@ -150,7 +150,7 @@ class DyMoHead(BaselineHead[DyMoOutput]):
             accepted = self._select(inputs, mask) & ~mask
         fused, logits, projected = self._classify(inputs, shown | accepted)
         error = [
-            masked_mean(_squared_error(recovered[name], inputs[name]), mask[:, index])
+            squared_error(recovered[name], inputs[name], mask[:, index])
             for index, name in enumerate(self.dims)
         ]
         aux_loss = self.recovery_weight * torch.stack(error).sum()
@@ -247,8 +247,3 @@ class DyMoHead(BaselineHead[DyMoOutput]):
         distance = 1 - (rows * centers[cell]).sum(dim=-1)
         square = torch.zeros_like(squares).index_add_(0, cell, keep * distance.square())
         squares.add_(rate.to(square.dtype) * (square / number.clamp_min(1) - squares))
-
-
-def _squared_error(guess: Tensor, target: Tensor) -> Tensor:
-    difference = at_least_float32(guess) - at_least_float32(target.detach())
-    return difference.square().mean(dim=-1)

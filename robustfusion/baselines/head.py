@@ -15,12 +15,14 @@ from robustfusion.functional import at_least_float32, masked_mean
 from robustfusion.output import HeadOutput
 
 
-class _HasLogits(Protocol):
+class _Learnable(Protocol):
     @property
     def logits(self) -> Tensor: ...
+    @property
+    def aux_loss(self) -> Tensor: ...
 
 
-Output = TypeVar("Output", bound=_HasLogits, default=HeadOutput)
+Output = TypeVar("Output", bound=_Learnable, default=HeadOutput)
 
 
 def drop_modalities(available: Tensor, probability: float) -> Tensor:
@@ -39,6 +41,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, keep: Tensor | None = None) ->
     check_labels(labels, *logits.shape)
     losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none")
     return masked_mean(losses, keep)
+
+
+def squared_error(guess: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Mean squared error of the rows to keep; nothing pulls the target. (..., D) twice, (...)."""
+    difference = at_least_float32(guess) - at_least_float32(target.detach())
+    return masked_mean(difference.square().mean(dim=-1), keep)
 
 
 def zero_loss(logits: Tensor) -> Tensor:
@@ -118,8 +126,8 @@ class BaselineHead(nn.Module, ABC, Generic[Output]):
         """From vectors that are zero where ``mask`` (B, M) is False to the head's output."""
 
     def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)
+        """Cross-entropy, and what needs no labels."""
+        return cross_entropy(output.logits, labels) + output.aux_loss
 
     def hide_some(self, mask: Tensor) -> Tensor:
         """Modality dropout in training mode: what of the mask is shown, (B, M)."""

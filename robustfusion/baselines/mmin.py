@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, ModuleList, mlp
-from robustfusion.baselines.head import BaselineHead, cross_entropy
-from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.baselines.head import BaselineHead, squared_error
 
 NUM_BLOCKS = 3  # ours
 
@@ -113,17 +112,8 @@ class MMINHead(BaselineHead[MMINOutput]):
         back, _ = self.cycle(joint)
         logits: Tensor = self.classifier(fused)
         imagined = joint.unflatten(1, embedded.shape[1:])
-        aux_loss = self.imagination_weight * _error(imagined, embedded, mask & ~seen)
-        aux_loss = aux_loss + self.cycle_weight * _error(
+        aux_loss = self.imagination_weight * squared_error(imagined, embedded, mask & ~seen)
+        aux_loss = aux_loss + self.cycle_weight * squared_error(
             back.unflatten(1, embedded.shape[1:]), embedded, seen
         )
         return MMINOutput(logits, fused, aux_loss, imagined)
-
-    def loss(self, output: MMINOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy, imagination and cycle."""
-        return cross_entropy(output.logits, labels) + output.aux_loss
-
-
-def _error(guess: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-    difference = at_least_float32(guess) - at_least_float32(target.detach())
-    return masked_mean(difference.square().mean(dim=-1), keep)
