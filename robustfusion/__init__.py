@@ -1,6 +1,8 @@
 """Robust multimodal fusion: keep predicting when a modality is missing or of low quality."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from robustfusion import functional
 from robustfusion.calibration import CalibrationReport, calibrate
@@ -59,3 +61,17 @@ try:
     __version__ = version("robustfusion")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
+
+_SUBPACKAGES = ("baselines", "datasets", "disruption", "evaluation", "integrations")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBPACKAGES, "__version__"])
+
+
+if not TYPE_CHECKING:  # a type checker shall go on to know which names there are
+
+    def __getattr__(name: str) -> Any:
+        if name in _SUBPACKAGES:
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

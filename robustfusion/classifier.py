@@ -36,8 +36,9 @@ class DRFClassifier(nn.Module):
         TypeError: If an encoder or the head is not a module.
 
     Example:
-        >>> from robustfusion import DRFHead
-        >>> encoders = {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
+        >>> import torch
+        >>> from robustfusion import DRFClassifier, DRFHead
+        >>> encoders = {"image": torch.nn.Linear(12, 8), "text": torch.nn.EmbeddingBag(100, 4)}
         >>> model = DRFClassifier(encoders, DRFHead({"image": 8, "text": 4}, num_classes=3))
         >>> inputs = {"image": torch.randn(5, 12), "text": torch.randint(100, (5, 7))}
         >>> available = {"image": torch.arange(5) > 1, "text": torch.ones(5, dtype=torch.bool)}

@@ -31,6 +31,7 @@ class ModalityConverter(nn.Module):
 
     Example:
         >>> import torch
+        >>> from robustfusion import ModalityConverter
         >>> image_to_text = ModalityConverter(in_features=512, out_features=384)
         >>> image_to_text(torch.randn(16, 512)).shape
         torch.Size([16, 384])

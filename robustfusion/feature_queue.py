@@ -45,6 +45,8 @@ class FeatureQueue(nn.Module):
         TypeError: If ``features`` is not floating or ``available`` not bool.
 
     Example:
+        >>> import torch
+        >>> from robustfusion import FeatureQueue
         >>> queue = FeatureQueue(dim=2, capacity=4)
         >>> _ = queue(torch.randn(3, 2))
         >>> queue.enqueue(torch.randn(3, 2), torch.tensor([True, False, True]))
@@ -155,6 +157,8 @@ def admit_all(log_prob: Tensor, queue_log_prob: Tensor, valid: Tensor) -> Tensor
         (B,) bool, a mask for :meth:`FeatureQueue.enqueue`.
 
     Example:
+        >>> import torch
+        >>> from robustfusion import admit_all
         >>> scores = torch.tensor([-2.0, -0.5])
         >>> queue_scores, valid = (
         ...     torch.tensor([-1.0, -1.0, 0.0]),
@@ -177,6 +181,8 @@ def admit_above_mean(log_prob: Tensor, queue_log_prob: Tensor, valid: Tensor) ->
     enters. Arguments as in :func:`admit_all`.
 
     Example:
+        >>> import torch
+        >>> from robustfusion import admit_above_mean
         >>> scores = torch.tensor([-2.0, -0.5])
         >>> queue_scores, valid = (
         ...     torch.tensor([-1.0, -1.0, 0.0]),
@@ -204,6 +210,8 @@ def admit_above_quantile(
     with ``functools.partial``. Arguments as in :func:`admit_all`.
 
     Example:
+        >>> import torch
+        >>> from robustfusion import admit_above_quantile
         >>> scores = torch.tensor([-2.0, -0.5])
         >>> queue_scores, valid = (
         ...     torch.tensor([-3.0, -1.0, 0.0]),

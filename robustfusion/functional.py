@@ -26,6 +26,8 @@ class Gaussian(NamedTuple):
     Cholesky factor of the covariance.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import Gaussian
         >>> Gaussian(torch.zeros(2), torch.tensor(1.0)).mean.shape
         torch.Size([2])
     """
@@ -38,6 +40,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32, or unchanged if it already is float32 or float64.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import at_least_float32
         >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
         torch.float32
     """
@@ -67,6 +71,8 @@ def fit_gaussian(
         eps: Smallest variance.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import fit_gaussian
         >>> fit_gaussian(torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
         Gaussian(mean=tensor([1., 0.]), scale=tensor(1.))
     """
@@ -108,6 +114,8 @@ def mahalanobis_sq(features: Tensor, gaussian: Gaussian) -> Tensor:
     expectation over the fitted samples is 1; for the other types it is D.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import Gaussian, mahalanobis_sq
         >>> mahalanobis_sq(torch.tensor([3.0, 4.0]), Gaussian(torch.zeros(2), torch.tensor(5.0)))
         tensor(1.)
     """
@@ -132,6 +140,8 @@ def gaussian_log_prob(features: Tensor, gaussian: Gaussian) -> Tensor:
     which is no density in D dimensions; "diag" and "full" are the multivariate log-density.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import Gaussian, gaussian_log_prob
         >>> gaussian_log_prob(torch.zeros(4), Gaussian(torch.zeros(4), torch.tensor(1.0)))
         tensor(-0.9189)
     """
@@ -148,6 +158,8 @@ def masked_softmax(scores: Tensor, available: Tensor | None = None, dim: int = -
     """Softmax over the available entries; all zeros where nothing is available, never NaN.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import masked_softmax
         >>> masked_softmax(torch.zeros(2, 2), torch.tensor([[True, False], [False, False]]))
         tensor([[1., 0.],
                 [0., 0.]])
@@ -163,6 +175,8 @@ def masked_mean(values: Tensor, keep: Tensor | None = None) -> Tensor:
     """Mean of the kept entries, zero where there are none.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import masked_mean
         >>> masked_mean(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
         tensor(2.)
     """
@@ -182,6 +196,8 @@ def sample_recovery_loss(
         paired: (B,) bool, True where source and target are both observed.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import sample_recovery_loss
         >>> recovered, target = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [9.0, 9.0]])
         >>> sample_recovery_loss(recovered, target, torch.tensor([True, False]))
         tensor(5.)
@@ -200,6 +216,8 @@ def moment_matching_loss(generated: Gaussian, reference: Gaussian) -> Tensor:
     one type; of two Cholesky factors it takes the Frobenius norm.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import Gaussian, moment_matching_loss
         >>> narrow = Gaussian(torch.zeros(2), torch.tensor(1.0))
         >>> moment_matching_loss(narrow, Gaussian(torch.ones(2), torch.tensor(3.0)))
         tensor(3.4142)
@@ -230,6 +248,8 @@ def distribution_constraint_loss(
     with zeros, which embeds them in the wider space and adds no parameter.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import distribution_constraint_loss
         >>> features = torch.tensor([[1.0, 0.0]])
         >>> distribution_constraint_loss(features, torch.tensor([1.0, 0.0]), [torch.zeros(2)])
         tensor(0.3679)
@@ -262,6 +282,8 @@ def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) ->
     the root mean square distance from the mean becomes :math:`s`.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import Gaussian, standardize
         >>> standardize(
         ...     torch.tensor([[0.0], [4.0]]), Gaussian(torch.tensor([2.0]), torch.tensor(2.0))
         ... )
@@ -277,6 +299,8 @@ def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) 
     """Undo :func:`standardize`, (..., D) -> (..., D).
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import Gaussian, destandardize
         >>> gaussian = Gaussian(torch.tensor([2.0]), torch.tensor(2.0))
         >>> destandardize(torch.tensor([[-1.0], [1.0]]), gaussian)
         tensor([[0.],
@@ -318,6 +342,8 @@ def nearest_similarity(
         (B,), 0 without a neighbor.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.functional import nearest_similarity
         >>> features, rows = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
         >>> zero, one = torch.zeros(2), torch.ones(2)
         >>> nearest_similarity(features, rows, one, origin=zero, scale=one, neighbors=1)

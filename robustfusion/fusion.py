@@ -36,6 +36,7 @@ class QualityWeightedFusion(nn.Module):
 
     Example:
         >>> import torch
+        >>> from robustfusion import QualityWeightedFusion
         >>> fusion = QualityWeightedFusion()
         >>> logits_of_three_models = torch.randn(4, 3, 10)
         >>> fusion(logits_of_three_models, log_quality=torch.randn(4, 3)).shape

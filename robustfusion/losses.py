@@ -40,8 +40,10 @@ class DistributionRecoveryLoss(nn.Module):
         TypeError: If features are not floating or ``paired`` is not bool.
 
     Example:
+        >>> import torch
+        >>> from robustfusion import DistributionRecoveryLoss
         >>> from robustfusion.functional import fit_gaussian
-        >>> convert = nn.Linear(8, 4)
+        >>> convert = torch.nn.Linear(8, 4)
         >>> image, text = torch.randn(32, 8), torch.randn(32, 4)
         >>> loss = DistributionRecoveryLoss()(
         ...     convert(image), text, fit_gaussian(convert(image)), fit_gaussian(text)
@@ -113,6 +115,8 @@ class DistributionConstraintLoss(nn.Module):
         TypeError: If features are not floating or ``available`` is not bool.
 
     Example:
+        >>> import torch
+        >>> from robustfusion import DistributionConstraintLoss
         >>> features = torch.randn(16, 8, requires_grad=True)
         >>> loss = DistributionConstraintLoss()(features, torch.zeros(8), [torch.ones(8)])
         >>> loss.backward()

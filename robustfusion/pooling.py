@@ -23,6 +23,7 @@ class MaskedMean(nn.Module):
 
     Example:
         >>> import torch
+        >>> from robustfusion import MaskedMean
         >>> tokens, attention_mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.long)
         >>> MaskedMean()(tokens, attention_mask.bool()).shape
         torch.Size([2, 8])
@@ -55,6 +56,7 @@ class AttentionPooling(nn.Module):
 
     Example:
         >>> import torch
+        >>> from robustfusion import AttentionPooling
         >>> pool = AttentionPooling(dim=8)
         >>> tokens, attention_mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.long)
         >>> pool(tokens, attention_mask.bool()).shape

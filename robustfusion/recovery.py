@@ -30,6 +30,7 @@ class CrossModalRecovery(nn.Module):
 
     Example:
         >>> import torch
+        >>> from robustfusion import CrossModalRecovery
         >>> recovery = CrossModalRecovery({"image": 8, "text": 4})
         >>> features = {"image": torch.randn(16, 8), "text": torch.randn(16, 4)}
         >>> recovery(features)["text"]["image"].shape

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Inputs: TypeAlias = dict[str, Any]
-Poison: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
 _GARBAGE_TEXT = "poison: this text was declared missing"
 _NEXT_LOSS = "loss of the next step (stored state)"
-_SEED = 20_251_118
+_SEED = 20_251_118  # any; the day of the paper
 
 
 class _Pass(NamedTuple):
     results: dict[str, Tensor]  # what must be bit-identical, by the name to report
-    missing_gradients: dict[str, dict[str, Tensor]]  # by modality and place: must be zero
+    reached: dict[str, list[str]]  # by modality: where missing rows got a gradient
 
 
 def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -87,32 +85,44 @@ def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
     inputs, available, labels = _read(batch)
     leaks: list[str] = []
     for mode in ("train", "eval"):
-        reference = _run(model, inputs, available, labels, mode)
-        _check_reference(reference, _run(model, inputs, available, labels, mode), mode)
+        run = partial(_run, model, mode, available, labels)
+        reference = run(inputs)
+        for name in ("logits", "loss"):
+            if not bool(reference.results[name].isfinite().all()):
+                raise AssertionError(
+                    f"{name} are not finite in {mode} mode with the batch as it is, so nothing "
+                    "can be compared: are placeholders of missing rows not finite, and looked at?"
+                )
+        for change in _changes(reference.results, run(inputs).results):
+            raise AssertionError(
+                "the model is not deterministic, so nothing can be compared: a second run on the "
+                f"same batch under the same seed {change} in {mode} mode"
+            )
         for name, mask in available.items():
             if bool(mask.all()):
                 continue
-            seen = {}
-            poisons = dict(_poisons(inputs[name], ~mask))
-            if not poisons:
+            place = f'inputs["{name}"]'
+            tried = {
+                label: _put(poison, inputs[name], ~mask) for label, poison in _POISONS.items()
+            }
+            poisoned = {label: value for label, value in tried.items() if value is not None}
+            if not poisoned:
                 raise ValueError(
-                    f'inputs["{name}"] has nothing to put into its missing rows: all its rows are '
+                    f"{place} has nothing to put into its missing rows: all its rows are "
                     "alike, so give the missing ones some content"
                 )
-            for poison, poisoned in poisons.items():
-                result = _run(model, {**inputs, name: poisoned}, available, labels, mode)
-                found = _differences(reference, result, name)
+            for label, value in poisoned.items():
+                result = run({**inputs, name: value})
+                found = _changes(reference.results, result.results)
+                found += [f"a gradient reached missing rows of {p}" for p in result.reached[name]]
                 if found:
-                    seen[poison] = found
-            leaks += [
-                f'- inputs["{name}"], missing rows {poison}, {mode} mode: {found}'
-                for poison, found in seen.items()
-            ]
+                    where = f"{place}, missing rows {label}, {mode} mode"
+                    leaks.append(f"- {where}: {'; '.join(found)}")
     if leaks:
         raise AssertionError("\n".join(["the model looks at what is declared missing:", *leaks]))
 
 
-def _read(batch: Mapping[str, Any]) -> tuple[Inputs, dict[str, Tensor], Tensor]:
+def _read(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
     for key in ("inputs", "available", "label"):
         if key not in batch:
             raise ValueError(f"batch must have the keys inputs, available, label; {key} is absent")
@@ -122,113 +132,100 @@ def _read(batch: Mapping[str, Any]) -> tuple[Inputs, dict[str, Tensor], Tensor]:
             f"available must have the keys of inputs, {tuple(inputs)}, got {tuple(available)}"
         )
     for name, mask in available.items():
-        if (
-            not isinstance(mask, Tensor)
-            or mask.dtype != torch.bool
-            or mask.shape != (len(labels),)
-        ):
+        whole = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if not whole or mask.shape != (len(labels),):
             raise ValueError(f'available["{name}"] must be a bool tensor ({len(labels)},)')
     if all(bool(mask.all()) for mask in available.values()):
         raise ValueError("available declares nothing missing: there is nothing to check")
     return inputs, available, labels
 
 
+def _map(change: Callable[[Any, str], Any], value: Any, place: str) -> Any:
+    """The same nesting, of the same kinds of mapping, each leaf changed; told its place."""
+    if not isinstance(value, Mapping):
+        return change(value, place)
+    result: Any = copy.copy(value)
+    for key, entry in value.items():
+        result[key] = _map(change, entry, f'{place}["{key}"]')
+    return result
+
+
 def _run(
-    model: nn.Module, inputs: Inputs, available: dict[str, Tensor], labels: Tensor, mode: str
+    model: nn.Module,
+    mode: str,
+    available: dict[str, Tensor],
+    labels: Tensor,
+    inputs: dict[str, Any],
 ) -> _Pass:
     model = copy.deepcopy(model).train(mode == "train")
     model.zero_grad(set_to_none=True)
-    leaves: dict[str, dict[str, Tensor]] = {name: {} for name in inputs}
-    fresh = {
-        name: _leaf(value, f'inputs["{name}"]', leaves[name]) for name, value in inputs.items()
-    }
+    leaves: dict[tuple[str, str], Tensor] = {}
+
+    def fresh(name: str, value: Any, place: str) -> Any:
+        if not isinstance(value, Tensor):
+            return list(value)
+        copied = value.detach().clone()
+        if copied.is_floating_point():
+            leaves[name, place] = copied.requires_grad_(torch.is_grad_enabled())
+        return copied
+
+    def step() -> tuple[Any, Tensor]:
+        given = {m: _map(partial(fresh, m), x, f'inputs["{m}"]') for m, x in inputs.items()}
+        output = model(given, dict(available))
+        return output, model.loss(output, labels)  # type: ignore[operator]
+
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(_SEED)
-        output = model(fresh, dict(available))
-        loss = model.loss(output, labels)  # type: ignore[operator]
+        output, loss = step()
         results = {"logits": output.logits.detach().clone(), "loss": loss.detach().clone()}
         if isinstance(getattr(output, "aux_loss", None), Tensor):
             results["aux_loss"] = output.aux_loss.detach().clone()
         if loss.requires_grad:
-            loss.backward()
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                results[f"gradient of {name}"] = parameter.grad.clone()
-        missing: dict[str, dict[str, Tensor]] = {name: {} for name in inputs}
-        for name, mask in available.items():
-            for place, leaf in leaves[name].items():
-                if leaf.grad is not None:
-                    missing[name][place] = leaf.grad[~mask]
-                    results[f"gradient of {place}"] = leaf.grad[mask]
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        reached: dict[str, list[str]] = {name: [] for name in available}
+        for (name, place), leaf in leaves.items():
+            if leaf.grad is not None:
+                gradients[place] = leaf.grad[available[name]]
+                if bool((leaf.grad[~available[name]] != 0).any()):
+                    reached[name].append(place)
+        results |= {f"gradient of {name}": x.clone() for name, x in gradients.items()}
         if mode == "train":
             # Shows what the step stored (queue, running statistics), whatever it is called, and
             # whether training or evaluation reads it.
             with torch.no_grad():
-                again = model({n: _detached(v) for n, v in inputs.items()}, dict(available))
-                loss = model.loss(again, labels)  # type: ignore[operator]
-                results[_NEXT_LOSS] = loss.clone()
+                results[_NEXT_LOSS] = step()[1].clone()
                 model.eval()
-                after = model({n: _detached(v) for n, v in inputs.items()}, dict(available))
-                results["logits of the next forward (stored state)"] = after.logits.clone()
-    return _Pass(results, missing)
+                after = step()[0].logits.clone()
+                results["logits of the next forward (stored state)"] = after
+    return _Pass(results, reached)
 
 
-def _leaf(value: Any, place: str, leaves: dict[str, Tensor]) -> Any:
-    if isinstance(value, Mapping):
-        return _rebuild(value, lambda key, entry: _leaf(entry, f'{place}["{key}"]', leaves))
-    if not isinstance(value, Tensor):
-        return list(value)
-    copied = value.detach().clone()
-    if copied.is_floating_point():
-        leaves[place] = copied.requires_grad_()
-    return copied
+def _put(poison: Callable[[Any], Any], value: Any, missing: Tensor) -> Any:
+    """The value with the poison in its missing rows, or None if that changes nothing."""
+    touched = []
+
+    def change(leaf: Any, _: str) -> Any:
+        if isinstance(leaf, Tensor):
+            leaf = leaf.detach()
+            rows = missing.to(leaf.device).view(-1, *[1] * (leaf.ndim - 1))
+            result = torch.where(rows, poison(leaf), leaf)
+            touched.append(not _same(result, leaf))
+            return result
+        entries = list(leaf)
+        pairs = zip(missing.tolist(), poison(entries), entries, strict=True)
+        replaced = [other if gone else entry for gone, other, entry in pairs]
+        touched.extend(new is not old for new, old in zip(replaced, entries, strict=True))
+        return replaced
+
+    changed = _map(change, value, "")
+    return changed if any(touched) else None
 
 
-def _detached(value: Any) -> Any:
-    return _leaf(value, "", {}) if not isinstance(value, Tensor) else value.detach().clone()
-
-
-def _rebuild(value: Mapping[str, Any], change: Callable[[str, Any], Any]) -> Any:
-    result: Any = copy.copy(value)
-    for key, entry in value.items():
-        result[key] = change(key, entry)
-    return result
-
-
-def _poisons(value: Any, missing: Tensor) -> Iterator[tuple[str, Any]]:
-    """Yield (how it reads in the report, poisoned value), those that change something."""
-    for label, poison in _TENSOR_POISONS.items():
-        changed, touched = _poison(value, missing, label, poison)
-        if touched:
-            yield label, changed
-
-
-def _poison(value: Any, missing: Tensor, label: str, poison: Poison) -> tuple[Any, bool]:
-    if isinstance(value, Mapping):
-        parts = {key: _poison(entry, missing, label, poison) for key, entry in value.items()}
-        changed = _rebuild(value, lambda key, _: parts[key][0])
-        return changed, any(touched for _, touched in parts.values())
-    if isinstance(value, Tensor):
-        mask = missing.to(value.device)
-        rows = mask.view(-1, *[1] * (value.ndim - 1))
-        result = torch.where(rows, poison(value.detach(), mask), value.detach())
-        return result, not _same(result, value)
-    entries = list(value)
-    if label == _OTHER_ROWS:
-        others = entries[-1:] + entries[:-1]
-    elif label == _OTHER_VALUES and all(isinstance(entry, str) for entry in entries):
-        others = [_GARBAGE_TEXT] * len(entries)
-    else:
-        others = entries
-    pairs = zip(missing.tolist(), others, entries, strict=True)
-    replaced = [other if gone else entry for gone, other, entry in pairs]
-    return replaced, any(new is not old for new, old in zip(replaced, entries, strict=True))
-
-
-def _constant(number: float) -> Poison:
-    def poison(value: Tensor, missing: Tensor) -> Tensor:
-        if not value.is_floating_point():
+def _constant(number: float) -> Callable[[Any], Any]:
+    def poison(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         largest = torch.finfo(value.dtype).max
         return torch.full_like(value, min(number, largest) if math.isfinite(number) else number)
@@ -236,30 +233,30 @@ def _constant(number: float) -> Poison:
     return poison
 
 
-def _other_rows(value: Tensor, missing: Tensor) -> Tensor:
-    return value.roll(1, dims=0)
+def _other_rows(value: Any) -> Any:
+    return value.roll(1, dims=0) if isinstance(value, Tensor) else value[-1:] + value[:-1]
 
 
-def _other_values(value: Tensor, missing: Tensor) -> Tensor:
-    """Return values that an embedding table that knows the batch's ids knows too."""
+def _other_values(value: Any) -> Any:
+    """Another text, or ids that an embedding table that knows the batch's ids knows too."""
+    if not isinstance(value, Tensor):
+        text = all(isinstance(entry, str) for entry in value)
+        return [_GARBAGE_TEXT] * len(value) if text else value
     if value.dtype == torch.bool or value.is_floating_point() or not value.numel():
         return value
     low, high = int(value.min()), int(value.max())
     if low >= 0 and high <= 1:  # an attention mask: all zeros may be NaN in an honest encoder
         return value
     generator = torch.Generator().manual_seed(_SEED)
-    drawn = torch.randint(low, high + 1, value.shape, generator=generator)
-    return drawn.to(value)
+    return torch.randint(low, high + 1, value.shape, generator=generator).to(value)
 
 
-_OTHER_ROWS = "set to other samples' rows"
-_OTHER_VALUES = "set to other values"
-_TENSOR_POISONS: dict[str, Poison] = {
+_POISONS: dict[str, Callable[[Any], Any]] = {
     "set to NaN": _constant(math.nan),
     "set to inf": _constant(math.inf),
     "set to 1e6": _constant(1e6),
-    _OTHER_ROWS: _other_rows,
-    _OTHER_VALUES: _other_values,
+    "set to other samples' rows": _other_rows,
+    "set to other values": _other_values,
 }
 
 
@@ -271,25 +268,11 @@ def _equal(left: Tensor, right: Tensor) -> Tensor:
     return (left == right) | (left.isnan() & right.isnan())
 
 
-def _check_reference(first: _Pass, second: _Pass, mode: str) -> None:
-    for name in ("logits", "loss"):
-        if not bool(first.results[name].isfinite().all()):
-            raise AssertionError(
-                f"{name} are not finite in {mode} mode with the batch as it is, so nothing can be "
-                "compared: are the placeholders of missing rows not finite, and looked at?"
-            )
-    for name, value in first.results.items():
-        if name not in second.results or not _same(value, second.results[name]):
-            raise AssertionError(
-                f"{name} differs between two runs on the same batch under the same seed in {mode} "
-                "mode: the model is not deterministic, so nothing can be compared"
-            )
-
-
-def _differences(reference: _Pass, result: _Pass, modality: str) -> str:
+def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """What differs, in words; nothing where all is the same to the bit."""
     found, gradients = [], []
-    for name in {**reference.results, **result.results}:
-        old, new = reference.results.get(name), result.results.get(name)
+    for name in {**before, **after}:
+        old, new = before.get(name), after.get(name)
         if old is not None and new is not None and _same(old, new):
             continue
         if name.startswith("gradient of "):
@@ -302,12 +285,4 @@ def _differences(reference: _Pass, result: _Pass, modality: str) -> str:
     if gradients:
         more = f" and {len(gradients) - 3} more" if len(gradients) > 3 else ""
         found.append(f"gradients of {', '.join(gradients[:3])}{more}")
-    report = f"changed {', '.join(found)}" if found else ""
-    reached = [
-        place
-        for place, gradient in result.missing_gradients[modality].items()
-        if bool((gradient != 0).any())
-    ]
-    if reached:
-        report += f"{'; ' if report else ''}a gradient reached missing rows of {reached[0]}"
-    return report
+    return [f"changed {', '.join(found)}"] if found else []

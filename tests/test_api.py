@@ -1,6 +1,7 @@
 """The public surface: names, signatures, import layers, and what an import brings in."""
 
 import ast
+import doctest
 import inspect
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import robustfusion as rf
+from robustfusion import baselines, datasets, disruption, evaluation, monitor
 
 PACKAGE = Path(rf.__file__).parent
 
@@ -141,6 +143,14 @@ def test_public_names() -> None:
     assert rf.__version__
 
 
+def test_dir_shows_the_public_names_and_the_subpackages() -> None:
+    subpackages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(dir(rf)) == {*NAMES, *subpackages, "__version__"}
+    assert all(inspect.ismodule(getattr(rf, name)) for name in subpackages)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(rf, "nothing")  # noqa: B009
+
+
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures(name: str) -> None:
     value = rf
@@ -160,6 +170,25 @@ def test_every_public_name_has_a_docstring_with_an_example() -> None:
         assert value.__doc__, name
         if inspect.isclass(value) and name != "CalibrationReport":  # what `calibrate` returns
             assert ">>>" in value.__doc__, name
+
+
+PASTED = {
+    value.__name__: value
+    for package in (rf, rf.functional, baselines, datasets, disruption, evaluation, monitor)
+    for value in (getattr(package, name) for name in dir(package) if name[0] != "_")
+    if not inspect.ismodule(value) and ">>>" in (value.__doc__ or "")
+}
+
+
+@pytest.mark.parametrize("name", PASTED)
+def test_examples_run_as_pasted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a namespace of their own, where pytest's doctests are given that of their module.
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest(PASTED[name].__doc__, {}, name, None, None)
+    failed, tried = doctest.DocTestRunner().run(test)
+    assert failed == 0 < tried
 
 
 def imports_of(path: Path) -> set[str]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robustfusion.functional import at_least_float32, masked_softmax
 
-CLOSED = 1e-3
+CLOSED = 1e-3  # what a closed gate leaves, ours
 
 
 class AttentionPool(nn.Module):

@@ -1,13 +1,23 @@
 """Token inputs: (B, L, D) per modality, a vector (B, D) counting as one token."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
 from robustfusion._inputs import LARGEST
 from robustfusion._modules import ModuleDict
-from robustfusion._validation import check_available, check_mask, check_names, check_vectors
+from robustfusion._validation import (
+    check_available,
+    check_dims,
+    check_mask,
+    check_names,
+    check_positive,
+    check_vectors,
+)
+from robustfusion.baselines.head import Output, cross_entropy
 
 
 def masked_tokens(
@@ -88,3 +98,52 @@ def pick_text(dims: Mapping[str, int], text: str | None) -> str:
     if text not in dims:
         raise ValueError(f"text must be one of {list(dims)}, got {text!r}")
     return text
+
+
+class TokenHead(nn.Module, ABC, Generic[Output]):
+    """What the heads over tokens share: how they are built, called and trained.
+
+    ``forward`` zeroes every token that is padding or belongs to a modality that is missing, and
+    only then calls ``fuse``. A head's docstring names arguments, shapes and errors only where it
+    adds to these.
+
+    Args:
+        dims: Width of each modality, ``{name: D_m}``; at least two.
+        num_classes: Number of classes C.
+        hidden_features: Width F of tokens and hidden layers.
+        dropout: Dropout in the blocks, or after the hidden layer.
+
+    Shape:
+        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
+        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
+        - ``logits``: (B, C); ``fused``: (B, F)
+
+    Raises:
+        ValueError: If an argument, a modality's name or a shape does not fit.
+        TypeError: If features are not floating or a mask is not bool.
+    """
+
+    def __init__(self, dims: Mapping[str, int], num_classes: int, *, fewest: int = 2) -> None:
+        super().__init__()
+        self.dims = check_dims(dims, at_least=fewest)
+        check_positive(num_classes, "num_classes")
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        available: Mapping[str, Tensor] | None = None,
+        *,
+        token_mask: Mapping[str, Tensor] | None = None,
+    ) -> Output:
+        """Fuse the tokens that are there; what is missing may hold anything."""
+        return self.fuse(*masked_tokens(features, available, token_mask, self.dims))
+
+    @abstractmethod
+    def fuse(
+        self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
+    ) -> Output:
+        """From tokens (B, L, D_m) that are zero where not valid (B, L) to the head's output."""
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Cross-entropy, and what needs no labels."""
+        return cross_entropy(output.logits, labels) + output.aux_loss

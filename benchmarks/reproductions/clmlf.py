@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproductions._pooling import AttentionPool, masked_token_mean
-from reproductions._tokens import masked_tokens, pick_text, projections
+from reproductions._tokens import TokenHead, pick_text, projections
 from robustfusion._modules import ModuleDict, ModuleList, mlp
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._attention import TransformerBlock
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion._validation import check_positive
+from robustfusion.baselines.head import zero_loss
+from robustfusion.baselines.transformer import SMALL, TransformerBlock
 from robustfusion.functional import at_least_float32, masked_mean
 
-TEMPERATURE = 0.07
-TOKEN_DROPOUT = 0.2
+TEMPERATURE = 0.07  # the authors'
+TOKEN_DROPOUT = 0.2  # ours, in place of their augmentation
 
 
 def data_contrast(first: Tensor, second: Tensor, keep: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class CLMLFOutput(NamedTuple):
     available: Tensor
 
 
-class CLMLFHead(nn.Module):
+class CLMLFHead(TokenHead[CLMLFOutput]):
     r"""Contrastive learning and multi-layer fusion over the tokens of all modalities.
 
     .. math:: H = \mathrm{Enc}([\,\mathrm{GELU}(W_t T);\; \mathrm{Enc}_v(\mathrm{GELU}(W_v V))\,]),
@@ -75,19 +75,15 @@ class CLMLFHead(nn.Module):
     - Missing rule: the tokens of a missing modality are no keys; one learned token per modality
       takes their place, so that the row says what it lacks. Rows with nothing are in no contrast.
 
+    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`;
+    ``aux_loss`` is the weighted contrast of the data.
+
     Args:
         dims: Width of each modality, ``{name: D_m}``; "text", else the first, is the text.
-        num_classes: Number of classes C.
         hidden_features: Width F of the transformer, divisible by four.
         num_layers: Layers of the fusion encoder.
-        dropout: Dropout in the blocks.
         data_weight: The :math:`\lambda_d` above; 0 saves the second pass.
         label_weight: The :math:`\lambda_l` above.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
-        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
-        - ``logits``: (B, C); ``fused``: (B, F); ``aux_loss`` is the weighted contrast of the data
 
     Example:
         >>> import torch
@@ -112,9 +108,7 @@ class CLMLFHead(nn.Module):
         data_weight: float = 1.0,
         label_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         check_positive(num_layers, "num_layers")
         self.data_weight = data_weight
         self.label_weight = label_weight
@@ -128,7 +122,7 @@ class CLMLFHead(nn.Module):
                 if name != text
             }
         )
-        self.missing = nn.Parameter(0.02 * torch.randn(len(self.dims), width))
+        self.missing = nn.Parameter(SMALL * torch.randn(len(self.dims), width))
         self.fusion = ModuleList(
             TransformerBlock(width, dropout=dropout) for _ in range(num_layers)
         )
@@ -141,15 +135,10 @@ class CLMLFHead(nn.Module):
             nn.Linear(width // 2, num_classes),
         )
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        available: Mapping[str, Tensor] | None = None,
-        *,
-        token_mask: Mapping[str, Tensor] | None = None,
+    def fuse(
+        self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
     ) -> CLMLFOutput:
         """Fuse all tokens; in training mode also an augmented version for the contrast."""
-        tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         fused = self._fuse(tokens, valid, mask)
         logits: Tensor = self.classifier(fused)
         aux_loss = zero_loss(logits)
@@ -163,9 +152,8 @@ class CLMLFHead(nn.Module):
 
     def loss(self, output: CLMLFOutput, labels: Tensor) -> Tensor:
         """Cross-entropy and both contrasts."""
-        total = cross_entropy(output.logits, labels) + output.aux_loss
         contrast = label_contrast(output.fused, labels, output.available.any(dim=1))
-        return total + self.label_weight * contrast
+        return super().loss(output, labels) + self.label_weight * contrast
 
     def _fuse(
         self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from reproductions._pooling import AttentionPool
-from reproductions._tokens import masked_tokens, pick_text, projections
+from reproductions._tokens import TokenHead, masked_tokens, pick_text, projections
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion._validation import check_positive
+from robustfusion.baselines.head import zero_loss
 from robustfusion.output import HeadOutput
 
 
-class HSANHead(nn.Module):
+class HSANHead(TokenHead):
     r"""Hierarchical semantic attention: words, then sentences, attended to given a context.
 
     .. math:: \alpha_i = \mathrm{softmax}_i(q^\top \tanh(W t_i + U c + b)), \quad
@@ -28,20 +28,15 @@ class HSANHead(nn.Module):
     - Unverified: the equations, read from secondary descriptions; no code was ever published.
     - Missing rule: a learned token stands for the pooled text, and one for each other modality.
 
+    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes C.
         text: The modality to attend over; by default "text", else the first.
         max_segments: Most sentences per sample, if ``segment_ids`` are given.
-        hidden_features: Width F of tokens and hidden layer.
-        dropout: Dropout after the hidden layer.
 
     Shape:
-        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
-        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
         - ``segment_ids``: (B, L) int64, the sentence of each text token, or None; those beyond
           ``max_segments`` join the last
-        - ``logits``: (B, C); ``fused``: (B, F)
 
     Example:
         >>> import torch
@@ -66,9 +61,7 @@ class HSANHead(nn.Module):
         hidden_features: int = 128,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         check_positive(max_segments, "max_segments")
         self.text = pick_text(self.dims, text)
         self.others = tuple(name for name in self.dims if name != self.text)
@@ -93,6 +86,16 @@ class HSANHead(nn.Module):
     ) -> HeadOutput:
         """Attend over the text given the context of the other modalities."""
         tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
+        return self.fuse(tokens, valid, mask, segment_ids)
+
+    def fuse(
+        self,
+        tokens: Mapping[str, Tensor],
+        valid: Mapping[str, Tensor],
+        mask: Tensor,
+        segment_ids: Tensor | None = None,
+    ) -> HeadOutput:
+        """Pool the others, and the words and sentences of the text in their light."""
         place = {name: index for index, name in enumerate(self.dims)}
         pooled = []
         for name, pool in self.context_pools.items():
@@ -111,10 +114,6 @@ class HSANHead(nn.Module):
         fused: Tensor = self.network(torch.cat([document, context], dim=1))
         logits: Tensor = self.classifier(fused)
         return HeadOutput(logits, fused, zero_loss(logits))
-
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)
 
     def _segments(self, valid: Tensor, segment_ids: Tensor | None) -> Tensor:
         """Which words belong to which sentence, (B, S, L); one sentence without ids."""

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproductions._pooling import masked_token_mean
-from reproductions._tokens import masked_tokens, projections
+from reproductions._tokens import TokenHead, projections
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._state import refuse_recompute
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._attention import MultiHeadAttention
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion._validation import check_positive
+from robustfusion.baselines.head import zero_loss
+from robustfusion.baselines.transformer import MultiHeadAttention
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
 
-MOMENTUM = 0.1
+MOMENTUM = 0.1  # of the running mean, as of torch's batch normalization
 
 
 def adjacency(cooccurrence: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class AnchorGraph(nn.Module):
         self.cooccurrence.add_(step * (together.to(self.cooccurrence) - self.cooccurrence))
 
 
-class MGNNSHead(nn.Module):
+class MGNNSHead(TokenHead):
     r"""Multi-channel graph network: global co-occurrence, then attention across modalities.
 
     Channel :math:`m` reads its nodes with one learned query per class,
@@ -93,17 +93,11 @@ class MGNNSHead(nn.Module):
     Each rank of a distributed run counts its own co-occurrence: wrap with
     ``forward_sync_buffers=False`` or accept rank 0's. Activation checkpointing is refused.
 
+    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes C.
         num_anchors: Nodes per channel.
         hidden_features: Width F of tokens and hidden layer, divisible by four.
-        dropout: Dropout after the hidden layer.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
-        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
-        - ``logits``: (B, C); ``fused``: (B, F)
 
     Example:
         >>> import torch
@@ -126,9 +120,7 @@ class MGNNSHead(nn.Module):
         hidden_features: int = 128,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         check_positive(num_anchors, "num_anchors")
         self.pairs = tuple((a, b) for a in self.dims for b in self.dims if a != b)
         width = hidden_features
@@ -142,17 +134,12 @@ class MGNNSHead(nn.Module):
         self.network = mlp(channels * width, width, dropout=dropout, activate_last=True)
         self.classifier = nn.Linear(width, num_classes)
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        available: Mapping[str, Tensor] | None = None,
-        *,
-        token_mask: Mapping[str, Tensor] | None = None,
+    def fuse(
+        self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
     ) -> HeadOutput:
         """Read every channel's graph, cross the channels, classify."""
         if self.training:
             refuse_recompute("MGNNSHead")
-        tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         present = {name: mask[:, index, None] for index, name in enumerate(self.dims)}
         queries = self.class_queries.expand(mask.shape[0], -1, -1)
         projected = {name: layer(tokens[name]) for name, layer in self.projections.items()}
@@ -171,7 +158,3 @@ class MGNNSHead(nn.Module):
         fused: Tensor = self.network(torch.cat(parts, dim=1))
         logits: Tensor = self.classifier(fused)
         return HeadOutput(logits, fused, zero_loss(logits))
-
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)

@@ -5,16 +5,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reproductions._tokens import masked_tokens, projections
+from reproductions._tokens import TokenHead, projections
 from robustfusion._modules import ModuleList
-from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._attention import TransformerBlock
-from robustfusion.baselines._inputs import drop_modalities
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion._validation import check_between
+from robustfusion.baselines.head import drop_modalities, zero_loss
+from robustfusion.baselines.transformer import SMALL, TransformerBlock
 from robustfusion.output import HeadOutput
 
 
-class MissingPromptsHead(nn.Module):
+class MissingPromptsHead(TokenHead):
     r"""Prepend the prompt of the row's missing pattern to the tokens of every layer.
 
     .. math:: X_i = \mathrm{Block}_i([\,P^{(i)}_a;\, x_{cls};\, x_1;\, \dots;\, x_M\,]),
@@ -31,22 +30,15 @@ class MissingPromptsHead(nn.Module):
     - Missing rule: tokens of a missing modality are no keys of any attention, and the prompt says
       so; there is a prompt for nothing available.
 
+    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`;
+    ``fused`` is the class token.
+
     Args:
         dims: Width of each modality, ``{name: D_m}``; at most eight modalities.
-        num_classes: Number of classes C.
         hidden_features: Width F of the transformer, divisible by four.
         num_layers: Number of blocks.
         prompt_length: Prompt tokens per pattern and layer.
-        dropout: Dropout in the blocks.
         modality_dropout: Probability of hiding a modality of a training row; one always stays.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
-        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
-        - ``logits``: (B, C); ``fused``: (B, F), the class token
-
-    Raises:
-        ValueError: If there are more than eight modalities.
 
     Example:
         >>> import torch
@@ -73,18 +65,16 @@ class MissingPromptsHead(nn.Module):
         dropout: float = 0.1,
         modality_dropout: float = 0.3,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes, fewest=1)
         check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
         if len(self.dims) > 8:
             raise ValueError(f"dims must name at most 8 modalities, got {len(self.dims)}")
         self.modality_dropout = modality_dropout
         self.projections = projections(self.dims, hidden_features)
-        self.kinds = nn.Parameter(0.02 * torch.randn(len(self.dims), hidden_features))
-        self.class_token = nn.Parameter(0.02 * torch.randn(hidden_features))
+        self.kinds = nn.Parameter(SMALL * torch.randn(len(self.dims), hidden_features))
+        self.class_token = nn.Parameter(SMALL * torch.randn(hidden_features))
         shape = (2 ** len(self.dims), num_layers, prompt_length, hidden_features)
-        self.prompts = nn.Parameter(0.02 * torch.randn(shape))
+        self.prompts = nn.Parameter(SMALL * torch.randn(shape))
         self.blocks = ModuleList(
             TransformerBlock(hidden_features, dropout=dropout) for _ in range(num_layers)
         )
@@ -96,15 +86,10 @@ class MissingPromptsHead(nn.Module):
         """Number of a missing pattern: bit ``m`` is set if modality ``m`` is there; (B,)."""
         return (available * self.powers).sum(dim=1)
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        available: Mapping[str, Tensor] | None = None,
-        *,
-        token_mask: Mapping[str, Tensor] | None = None,
+    def fuse(
+        self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
     ) -> HeadOutput:
         """Run the tokens that are there, prompted with the pattern of those that are not."""
-        tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         if self.training:
             mask = drop_modalities(mask, self.modality_dropout)
         parts = [self.class_token.expand(mask.shape[0], 1, -1)]
@@ -122,7 +107,3 @@ class MissingPromptsHead(nn.Module):
         fused: Tensor = self.norm(sequence[:, 0])
         logits: Tensor = self.classifier(fused)
         return HeadOutput(logits, fused, zero_loss(logits))
-
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from reproductions._pooling import AttentionPool, masked_token_mean
-from reproductions._tokens import masked_tokens, pick_text
+from reproductions._tokens import TokenHead, pick_text
 from robustfusion._modules import ModuleList, mlp
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion._validation import check_positive
+from robustfusion.baselines.head import zero_loss
 from robustfusion.output import HeadOutput
 
 
-class MVANHead(nn.Module):
+class MVANHead(TokenHead):
     r"""Multi-view attentional network: text queries a view, the view queries the text, repeat.
 
     For a view :math:`x`, with :math:`q_0` the mean text token and hops :math:`k = 1 \dots K`:
@@ -33,18 +33,12 @@ class MVANHead(nn.Module):
       was announced but not published.
     - Missing rule: a learned token stands for the last reading of a missing modality.
 
+    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`;
+    ``fused`` is (B, 2 F).
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes C.
         text: The modality that holds the memory; by default "text", else the first.
         num_hops: The :math:`K` above.
-        hidden_features: Width H of the tokens.
-        dropout: Dropout after the hidden layer.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
-        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
-        - ``logits``: (B, C); ``fused``: (B, 2 H)
 
     Example:
         >>> import torch
@@ -68,9 +62,7 @@ class MVANHead(nn.Module):
         hidden_features: int = 128,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         check_positive(num_hops, "num_hops")
         self.text = pick_text(self.dims, text)
         self.num_hops = num_hops
@@ -86,15 +78,10 @@ class MVANHead(nn.Module):
         self.network = mlp(2 * width, width, dropout=dropout, activate_last=True)
         self.classifier = nn.Linear(2 * width, num_classes)
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        available: Mapping[str, Tensor] | None = None,
-        *,
-        token_mask: Mapping[str, Tensor] | None = None,
+    def fuse(
+        self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
     ) -> HeadOutput:
         """Refine the text by every view, stack the results and pool them."""
-        tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         place = {name: index for index, name in enumerate(self.dims)}
         words: Tensor = self.text_projection(tokens[self.text])
         has_text = mask[:, place[self.text], None]
@@ -115,7 +102,3 @@ class MVANHead(nn.Module):
         fused = torch.cat([stacked.amax(dim=1), stacked.mean(dim=1)], dim=1)
         logits: Tensor = self.classifier(fused)
         return HeadOutput(logits, fused, zero_loss(logits))
-
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)

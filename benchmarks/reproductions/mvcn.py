@@ -8,15 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproductions._pooling import CLOSED, gated_share, masked_token_mean
-from reproductions._tokens import masked_tokens, pick_text, projections
+from reproductions._tokens import TokenHead, pick_text, projections
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion._validation import check_dims, check_labels, check_positive
-from robustfusion.baselines._attention import MultiHeadAttention
-from robustfusion.baselines._branches import normalize, weighted_sum
-from robustfusion.baselines._objectives import column_means, unimodal_losses
+from robustfusion._validation import check_labels
+from robustfusion.baselines._branches import column_means, normalize, unimodal_losses, weighted_sum
+from robustfusion.baselines.transformer import MultiHeadAttention
 from robustfusion.functional import at_least_float32, masked_mean
 
-TEMPERATURE = 0.1
+TEMPERATURE = 0.1  # ours: the paper's is unverified
 
 
 def keep_gate(scores: Tensor, training: bool) -> Tensor:
@@ -62,7 +61,7 @@ class MVCNOutput(NamedTuple):
     available: Tensor
 
 
-class MVCNHead(nn.Module):
+class MVCNHead(TokenHead[MVCNOutput]):
     r"""Multi-view calibration network, reconstructed from an abstract-level description.
 
     - Fusion: text tokens attend to the other modality's tokens, those with gate 0 left out,
@@ -81,19 +80,14 @@ class MVCNHead(nn.Module):
     - Missing rule: a missing modality has no tokens to attend to, no congruity term and no say in
       the calibration; a learned token stands for its vector.
 
+    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`;
+    ``aux_loss`` is the weighted divergence.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``; at least two.
-        num_classes: Number of classes C.
         text: The guiding modality; by default "text", else the first.
         congruity_weight: Weight of both congruity terms.
         max_calibration: The :math:`\beta_{max}` above; 0 trusts all labels.
         hidden_features: Width F of tokens and hidden layer, divisible by four.
-        dropout: Dropout after the hidden layer.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]) or (B, L, dims[name])
-        - ``available[name]``: (B,) bool; ``token_mask[name]``: (B, L) bool or None
-        - ``logits``: (B, C); ``fused``: (B, F); ``aux_loss`` is the weighted divergence
 
     Example:
         >>> import torch
@@ -118,9 +112,7 @@ class MVCNHead(nn.Module):
         hidden_features: int = 128,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         self.text = pick_text(self.dims, text)
         self.congruity_weight = congruity_weight
         self.max_calibration = max_calibration
@@ -136,15 +128,10 @@ class MVCNHead(nn.Module):
         )
         self.classifier = nn.Linear(width, num_classes)
 
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        available: Mapping[str, Tensor] | None = None,
-        *,
-        token_mask: Mapping[str, Tensor] | None = None,
+    def fuse(
+        self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
     ) -> MVCNOutput:
         """Let the text pick what it needs of the others, and compare all with the centroids."""
-        tokens, valid, mask = masked_tokens(features, available, token_mask, self.dims)
         projected = {name: layer(tokens[name]) for name, layer in self.projections.items()}
         words, guide = (
             projected[self.text],

@@ -1,28 +1,31 @@
-"""Every compared method, one file each, under the head contract of ``DRFHead``.
+"""Every compared method, each on the one ``BaselineHead``, under the head contract of ``DRFHead``.
 
 ``output = head(features, available)`` has at least ``.logits``, ``.fused`` and ``.aux_loss``;
-``head.loss(output, labels)`` is the whole training objective. As in ``DRFHead``, an available row
-that holds NaN, infinity or a value beyond 1e9 counts as missing. Heads known in part only, from
+``head.loss(output, labels)`` is the whole training objective. Heads known in part only, from
 secondary sources, are in ``benchmarks/reproductions``.
 """
 
 from robustfusion.baselines.concatenation import ConcatenationHead
 from robustfusion.baselines.dymo import DyMoHead, DyMoOutput
-from robustfusion.baselines.ecml import ECMLHead
 from robustfusion.baselines.embracenet import EmbraceNetHead
+from robustfusion.baselines.evidential import ECMLHead, EvidentialOutput, TMCHead
+from robustfusion.baselines.floors import MajorityHead, UnimodalHead
+from robustfusion.baselines.head import BaselineHead
 from robustfusion.baselines.imputation import ImputationHead, ImputationOutput
-from robustfusion.baselines.late_mean import LateMeanHead, LateMeanOutput
-from robustfusion.baselines.late_transformer import LateTransformerHead
-from robustfusion.baselines.majority import MajorityHead
+from robustfusion.baselines.late import (
+    LateMeanHead,
+    LateMeanOutput,
+    StackingHead,
+    StackingOutput,
+)
 from robustfusion.baselines.mmin import MMINHead, MMINOutput
 from robustfusion.baselines.nearest_vote import NearestVoteHead, NearestVoteOutput
 from robustfusion.baselines.pdf import PDFHead, PDFOutput
 from robustfusion.baselines.qmf import QMFHead, QMFOutput
-from robustfusion.baselines.stacking import StackingHead, StackingOutput
-from robustfusion.baselines.tmc import EvidentialOutput, TMCHead
-from robustfusion.baselines.unimodal import UnimodalHead
+from robustfusion.baselines.transformer import LateTransformerHead
 
 __all__ = [
+    "BaselineHead",
     "ConcatenationHead",
     "DyMoHead",
     "DyMoOutput",

@@ -52,6 +52,19 @@ def combine_mean(evidence: Tensor, available: Tensor) -> Tensor:
     return kept.sum(dim=1) / available.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+def conflict(evidence: Tensor, available: Tensor) -> Tensor:
+    r"""Mean conflict of each available view with the others, summed over the views; ``-> (B,)``.
+
+    A pair conflicts by ``½ ‖P_p - P_q‖₁ (1 - u_p)(1 - u_q)``: both sure, and of different things.
+    Zero where fewer than two views are available; (B, M, C), (B, M) -> (B,).
+    """
+    projected = (evidence + 1) / (evidence + 1).sum(dim=-1, keepdim=True)
+    certainty = (1 - opinion(evidence)[1]).where(available, 0.0)
+    distance = (projected.unsqueeze(1) - projected.unsqueeze(2)).abs().sum(dim=-1) / 2
+    pairs = distance * certainty.unsqueeze(1) * certainty.unsqueeze(2)
+    return pairs.sum(dim=(1, 2)) / (available.sum(dim=1) - 1).clamp_min(1)
+
+
 def log_expected_probability(evidence: Tensor) -> Tensor:
     """Logarithm of the Dirichlet mean ``α / S``; its softmax is the predicted probability."""
     alpha = evidence + 1

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import mlp
-from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._inputs import drop_modalities, masked_inputs
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.output import HeadOutput
 
 
-class ConcatenationHead(nn.Module):
+class ConcatenationHead(BaselineHead):
     r"""Concatenate all modalities and classify with a three-layer network.
 
     .. math:: \tilde f_m = a_m f_m + (1 - a_m)\, t_m, \qquad
@@ -29,19 +27,7 @@ class ConcatenationHead(nn.Module):
     - Missing rule: the learned token of the modality. With everything missing, the tokens alone.
     - Unverified: networks and schedule of the paper, whose modalities are video and audio.
 
-    Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
-        hidden_features: Width F of the hidden layers.
-        dropout: Dropout after each hidden layer.
-        modality_dropout: Probability of hiding a modality of a training row.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, F), the last hidden layer
-
-    Raises:
-        ValueError: If ``modality_dropout`` is outside [0, 1].
+    Arguments, shapes, errors: :class:`BaselineHead`; ``fused`` is the last hidden layer.
 
     Example:
         >>> import torch
@@ -67,11 +53,7 @@ class ConcatenationHead(nn.Module):
         dropout: float = 0.1,
         modality_dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
-        check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
-        self.modality_dropout = modality_dropout
+        super().__init__(dims, num_classes, modality_dropout=modality_dropout)
         self.tokens = nn.ParameterDict({n: torch.zeros(dim) for n, dim in self.dims.items()})
         width = sum(self.dims.values())
         self.network = mlp(
@@ -79,13 +61,10 @@ class ConcatenationHead(nn.Module):
         )
         self.classifier = nn.Linear(hidden_features, num_classes)
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> HeadOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Fill what is missing with its token, concatenate, classify."""
-        inputs, mask = masked_inputs(features, available, self.dims)
-        if self.training and self.modality_dropout > 0:
-            mask = drop_modalities(mask, self.modality_dropout)
+        if self.modality_dropout > 0:  # else it would draw, and dropout draw other numbers
+            mask = self.hide_some(mask)
         filled = [
             torch.where(mask[:, index, None], inputs[name], self.tokens[name])
             for index, name in enumerate(self.dims)
@@ -93,7 +72,3 @@ class ConcatenationHead(nn.Module):
         fused: Tensor = self.network(torch.cat(filled, dim=1))
         logits: Tensor = self.classifier(fused)
         return HeadOutput(logits, fused, zero_loss(logits))
-
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)

@@ -9,15 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._attention import ModalityTransformer
-from robustfusion.baselines._inputs import drop_modalities, masked_inputs
-from robustfusion.baselines._objectives import cross_entropy
-from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.baselines.head import BaselineHead, cross_entropy, squared_error
+from robustfusion.baselines.transformer import ModalityTransformer
+from robustfusion.functional import at_least_float32
 
-TEMPERATURE = 0.1
-NUM_LAYERS = 2
-MOMENTUM = 0.1
+TEMPERATURE = 0.1  # the authors'
+NUM_LAYERS = 2  # as LateTransformerHead has unless told; the authors' depth is unverified
+MOMENTUM = 0.1  # of the running means, as of torch's batch normalization
 
 
 def log_tail(distance: Tensor, spread: Tensor) -> Tensor:
@@ -50,7 +48,7 @@ class DyMoOutput(NamedTuple):
     accepted: Tensor
 
 
-class DyMoHead(nn.Module):
+class DyMoHead(BaselineHead[DyMoOutput]):
     r"""Dynamic modality selection: recover what is missing, keep what pays.
 
     With the unit vector :math:`h_A` of a sample with the modalities :math:`A`, class prototypes
@@ -80,21 +78,13 @@ class DyMoHead(nn.Module):
     ``loss`` writes the running means in training mode. In a distributed run each rank keeps its
     own: wrap with ``forward_sync_buffers=False``.
 
+    Other arguments, shapes, errors: :class:`BaselineHead`, :class:`DyMoOutput`.
+
     Args:
         dims: Width of each modality, ``{name: D_m}``; two to eight modalities.
-        num_classes: Number of classes C.
         hidden_features: Width F of tokens and projection, divisible by four.
-        dropout: Dropout in the blocks.
-        modality_dropout: Probability of hiding a modality of a training row; one always stays.
         prototype_weight: Weight of the prototypes' cross-entropy.
         recovery_weight: Weight of the squared error of what is recovered.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - see :class:`DyMoOutput`; ``logits``: (B, C); ``fused``: (B, F)
-
-    Raises:
-        ValueError: If there are more than eight modalities.
 
     Example:
         >>> import torch
@@ -126,13 +116,9 @@ class DyMoHead(nn.Module):
         prototype_weight: float = 1.0,
         recovery_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
-        check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
+        super().__init__(dims, num_classes, modality_dropout=modality_dropout, fewest=2)
         if len(self.dims) > 8:
             raise ValueError(f"dims must name at most 8 modalities, got {len(self.dims)}")
-        self.modality_dropout = modality_dropout
         self.prototype_weight = prototype_weight
         self.recovery_weight = recovery_weight
         width = sum(self.dims.values()) + len(self.dims)
@@ -151,12 +137,9 @@ class DyMoHead(nn.Module):
         self.register_buffer("squares", torch.zeros(shape))
         self.register_buffer("updates", torch.zeros(shape, dtype=torch.long))
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> DyMoOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> DyMoOutput:
         """Classify; in evaluation mode also from the recovered modalities that pay."""
-        inputs, mask = masked_inputs(features, available, self.dims)
-        shown = drop_modalities(mask, self.modality_dropout) if self.training else mask
+        shown = self.hide_some(mask)
         recovered = self._recover(inputs, shown)
         accepted = torch.zeros_like(mask)
         if not self.training:
@@ -167,7 +150,7 @@ class DyMoHead(nn.Module):
             accepted = self._select(inputs, mask) & ~mask
         fused, logits, projected = self._classify(inputs, shown | accepted)
         error = [
-            masked_mean(_squared_error(recovered[name], inputs[name]), mask[:, index])
+            squared_error(recovered[name], inputs[name], mask[:, index])
             for index, name in enumerate(self.dims)
         ]
         aux_loss = self.recovery_weight * torch.stack(error).sum()
@@ -264,8 +247,3 @@ class DyMoHead(nn.Module):
         distance = 1 - (rows * centers[cell]).sum(dim=-1)
         square = torch.zeros_like(squares).index_add_(0, cell, keep * distance.square())
         squares.add_(rate.to(square.dtype) * (square / number.clamp_min(1) - squares))
-
-
-def _squared_error(guess: Tensor, target: Tensor) -> Tensor:
-    difference = at_least_float32(guess) - at_least_float32(target.detach())
-    return difference.square().mean(dim=-1)

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion._validation import check_between, check_dims, check_positive
 from robustfusion.baselines._branches import normalize, weighted_sum
-from robustfusion.baselines._inputs import drop_modalities, masked_inputs
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.output import HeadOutput
 
 
@@ -28,7 +26,7 @@ def embrace(docked: Tensor, probability: Tensor) -> Tensor:
     return docked.where(chosen & possible, 0.0).sum(dim=1)
 
 
-class EmbraceNetHead(nn.Module):
+class EmbraceNetHead(BaselineHead):
     r"""EmbraceNet: dock, embrace, classify.
 
     .. math:: d_m = \mathrm{ReLU}(W_m f_m + b_m), \quad r_k \sim \mathrm{Categorical}(p), \quad
@@ -42,16 +40,8 @@ class EmbraceNetHead(nn.Module):
     - Missing rule: probability zero, the rest is renormalized. With everything missing the fused
       vector is zero.
 
-    Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
-        hidden_features: Width F of the embraced vector.
-        dropout: Dropout after the hidden layer of the terminal network.
-        modality_dropout: Probability of hiding a modality of a training row; one always stays.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, F)
+    Arguments, shapes, errors: :class:`BaselineHead`; ``fused`` is the embraced vector, and dropout
+    acts in the terminal network.
 
     Example:
         >>> import torch
@@ -74,32 +64,18 @@ class EmbraceNetHead(nn.Module):
         dropout: float = 0.1,
         modality_dropout: float = 0.3,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
-        check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
-        self.modality_dropout = modality_dropout
+        super().__init__(dims, num_classes, modality_dropout=modality_dropout)
         self.docking = ModuleDict(
             {name: mlp(dim, hidden_features, activate_last=True) for name, dim in dims.items()}
         )
         self.terminal = mlp(hidden_features, hidden_features, dropout=dropout, activate_last=True)
         self.classifier = nn.Linear(hidden_features, num_classes)
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> HeadOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Embrace the available modalities: drawn in training, averaged in evaluation."""
-        inputs, mask = masked_inputs(features, available, self.dims)
         docked = torch.stack([layer(inputs[name]) for name, layer in self.docking.items()], dim=1)
         dtype = torch.promote_types(docked.dtype, torch.float32)
-        if self.training:
-            mask = drop_modalities(mask, self.modality_dropout)
-            fused = embrace(docked, normalize(mask.to(dtype)))
-        else:
-            fused = weighted_sum(docked, normalize(mask.to(dtype)))
+        probability = normalize(self.hide_some(mask).to(dtype))
+        fused = (embrace if self.training else weighted_sum)(docked, probability)
         logits: Tensor = self.classifier(self.terminal(fused))
         return HeadOutput(logits, fused, zero_loss(logits))
-
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)

@@ -8,15 +8,14 @@ from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._state import refuse_recompute, snapshot
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._inputs import masked_inputs
+from robustfusion._validation import check_positive
 from robustfusion.baselines._neighbors import (
     join_rows,
     nearest_neighbor_mean,
     shared_cosine,
     split_rows,
 )
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.feature_queue import FeatureQueue
 
 Strategy = Literal["zero", "mean", "nearest"]
@@ -48,7 +47,7 @@ class RunningMean(nn.Module):
 
 
 class ImputationOutput(NamedTuple):
-    """Output of :class:`ImputationHead`; ``filled`` holds observed and imputed features."""
+    """Output of :class:`ImputationHead`; ``filled``, (B, D_m) each, is observed or imputed."""
 
     logits: Tensor
     fused: Tensor
@@ -56,7 +55,7 @@ class ImputationOutput(NamedTuple):
     filled: dict[str, Tensor]
 
 
-class ImputationHead(nn.Module):
+class ImputationHead(BaselineHead[ImputationOutput]):
     r"""Fill in the missing features, concatenate, classify with a three-layer network.
 
     .. math:: \tilde f_m = a_m f_m + (1 - a_m)\, \hat f_m, \qquad
@@ -78,21 +77,14 @@ class ImputationHead(nn.Module):
     a head that has them is refused. In a distributed run each rank stores its own rows: wrap with
     ``forward_sync_buffers=False``.
 
+    Other arguments, shapes, errors: :class:`BaselineHead`.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
         strategy: "zero", "mean" or "nearest".
         neighbors: The :math:`k` above, for "nearest".
         capacity: Number of rows in the queue, for "nearest".
-        hidden_features: Width F of the hidden layers.
-        dropout: Dropout after each hidden layer.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, F); ``filled``: ``{name: (B, D_m)}``
 
     Raises:
-        ValueError: If ``strategy`` is none of the three.
         RuntimeError: If a training forward runs again within a backward pass.
 
     Example:
@@ -124,9 +116,7 @@ class ImputationHead(nn.Module):
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         check_positive(neighbors, "neighbors")
         if strategy not in ("zero", "mean", "nearest"):
             raise ValueError(f'strategy must be "zero", "mean" or "nearest", got {strategy!r}')
@@ -143,13 +133,10 @@ class ImputationHead(nn.Module):
             # The last columns of a stored row say which modalities it holds.
             self.queue = FeatureQueue(width + len(self.dims), capacity)
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> ImputationOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> ImputationOutput:
         """Fill in, classify, then take the observed rows into the statistics."""
         if self.training and self.strategy != "zero":
             refuse_recompute("ImputationHead")
-        inputs, mask = masked_inputs(features, available, self.dims)
         guesses = self._impute(inputs, mask)
         filled = {
             name: inputs[name].where(mask[:, index, None], guesses[name].to(inputs[name].dtype))
@@ -160,10 +147,6 @@ class ImputationHead(nn.Module):
         if self.training:
             self._store(inputs, mask)
         return ImputationOutput(logits, fused, zero_loss(logits), filled)
-
-    def loss(self, output: ImputationOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return cross_entropy(output.logits, labels)
 
     def _impute(self, inputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
         if self.strategy == "zero":

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, ModuleList, mlp
-from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._inputs import drop_modalities, masked_inputs
-from robustfusion.baselines._objectives import cross_entropy
-from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.baselines.head import BaselineHead, squared_error
 
-NUM_BLOCKS = 3
+NUM_BLOCKS = 3  # ours
 
 
 class ResidualCascade(nn.Module):
@@ -41,7 +38,7 @@ class MMINOutput(NamedTuple):
     imagined: Tensor
 
 
-class MMINHead(nn.Module):
+class MMINHead(BaselineHead[MMINOutput]):
     r"""Missing modality imagination: classify from the latents of an imagination network.
 
     .. math:: h = [a_m e_m]_m, \quad (h', c) = \mathrm{CRA}(h), \quad z = W c + b, \qquad
@@ -60,18 +57,12 @@ class MMINHead(nn.Module):
     - Missing rule: the embedding of a missing modality is zero and is imagined; a modality that
       the data lack is never a target. With everything missing the cascade runs on zeros.
 
+    Other arguments, shapes, errors: :class:`BaselineHead`; ``fused`` (B, 3 H) are the latents.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
         hidden_features: Width H of an embedding and of a latent.
-        dropout: Dropout after the embedding.
-        modality_dropout: Probability of hiding a modality of a training row; one always stays.
         imagination_weight: The :math:`\lambda_1` above.
         cycle_weight: The :math:`\lambda_2` above.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, 3 H), the latents; ``imagined``: (B, M, H)
 
     Example:
         >>> import torch
@@ -96,11 +87,7 @@ class MMINHead(nn.Module):
         imagination_weight: float = 1.0,
         cycle_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
-        check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
-        self.modality_dropout = modality_dropout
+        super().__init__(dims, num_classes, modality_dropout=modality_dropout)
         self.imagination_weight = imagination_weight
         self.cycle_weight = cycle_weight
         self.embeddings = ModuleDict(
@@ -114,12 +101,9 @@ class MMINHead(nn.Module):
         self.cycle = ResidualCascade(width, hidden_features)
         self.classifier = nn.Linear(NUM_BLOCKS * hidden_features, num_classes)
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> MMINOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> MMINOutput:
         """Imagine what is not seen and classify from the latents."""
-        inputs, mask = masked_inputs(features, available, self.dims)
-        seen = drop_modalities(mask, self.modality_dropout) if self.training else mask
+        seen = self.hide_some(mask)
         embedded = torch.stack(
             [network(inputs[name]) for name, network in self.embeddings.items()], dim=1
         )
@@ -128,17 +112,8 @@ class MMINHead(nn.Module):
         back, _ = self.cycle(joint)
         logits: Tensor = self.classifier(fused)
         imagined = joint.unflatten(1, embedded.shape[1:])
-        aux_loss = self.imagination_weight * _error(imagined, embedded, mask & ~seen)
-        aux_loss = aux_loss + self.cycle_weight * _error(
+        aux_loss = self.imagination_weight * squared_error(imagined, embedded, mask & ~seen)
+        aux_loss = aux_loss + self.cycle_weight * squared_error(
             back.unflatten(1, embedded.shape[1:]), embedded, seen
         )
         return MMINOutput(logits, fused, aux_loss, imagined)
-
-    def loss(self, output: MMINOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy, imagination and cycle."""
-        return cross_entropy(output.logits, labels) + output.aux_loss
-
-
-def _error(guess: Tensor, target: Tensor, keep: Tensor) -> Tensor:
-    difference = at_least_float32(guess) - at_least_float32(target.detach())
-    return masked_mean(difference.square().mean(dim=-1), keep)

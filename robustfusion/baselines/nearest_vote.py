@@ -5,22 +5,21 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustfusion._validation import check_between, check_dims, check_positive
-from robustfusion.baselines._inputs import masked_inputs
+from robustfusion._validation import check_between, check_positive
 from robustfusion.baselines._neighbors import (
     join_rows,
     nearest_neighbor_mean,
     shared_cosine,
     split_rows,
 )
-from robustfusion.baselines._objectives import cross_entropy
 from robustfusion.baselines.concatenation import ConcatenationHead
+from robustfusion.baselines.head import BaselineHead, cross_entropy
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import at_least_float32
 
-CAPACITY = 4096
+CAPACITY = 4096  # ours: more than the training posts of MVSA-Single
 
 
 class NearestVoteOutput(NamedTuple):
@@ -37,7 +36,7 @@ class NearestVoteOutput(NamedTuple):
     rows: Tensor
 
 
-class NearestVoteHead(nn.Module):
+class NearestVoteHead(BaselineHead[NearestVoteOutput]):
     r"""Let the nearest labels vote beside a network with modality dropout.
 
     .. math:: p = (1 - \lambda)\, \mathrm{softmax}(z) + \lambda\, v, \qquad
@@ -58,19 +57,12 @@ class NearestVoteHead(nn.Module):
     ``loss`` stores the rows and their labels in training mode. In a distributed run each rank
     stores its own rows: wrap with ``forward_sync_buffers=False``.
 
+    Other arguments, shapes, errors: :class:`BaselineHead`. Modalities are hidden from the network
+    alone; ``logits`` are the network's in training mode, log p in evaluation.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
         neighbors: The :math:`k` above.
         vote_weight: The :math:`\lambda` above.
-        hidden_features: Width F of the network's hidden layers.
-        dropout: Dropout after each hidden layer.
-        modality_dropout: Probability of hiding a modality of a training row from the network.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C), of the network in training and log p in evaluation mode
-        - ``fused``: (B, F); ``vote``: (B, C)
 
     Example:
         >>> import torch
@@ -98,9 +90,7 @@ class NearestVoteHead(nn.Module):
         dropout: float = 0.1,
         modality_dropout: float = 0.3,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes, modality_dropout=modality_dropout)
         check_positive(neighbors, "neighbors")
         check_between(vote_weight, 0.0, 1.0, "vote_weight")
         self.num_classes = num_classes
@@ -116,14 +106,9 @@ class NearestVoteHead(nn.Module):
         # A stored row: features, which modalities it has, its label.
         self.queue = FeatureQueue(sum(self.dims.values()) + len(self.dims) + 1, CAPACITY)
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> NearestVoteOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> NearestVoteOutput:
         """Predict; in evaluation mode with the vote of the nearest labels."""
-        inputs, mask = masked_inputs(features, available, self.dims)
-        logits, fused, aux_loss = self.network(
-            inputs, {name: mask[:, index] for index, name in enumerate(self.dims)}
-        )
+        logits, fused, aux_loss = self.network.fuse(inputs, mask)
         rows = at_least_float32(join_rows(inputs, mask)).detach()
         if self.training:
             return NearestVoteOutput(logits, fused, aux_loss, torch.zeros_like(logits), rows)

@@ -5,18 +5,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._branches import Branches, weighted_sum
-from robustfusion.baselines._inputs import masked_inputs
-from robustfusion.baselines._objectives import (
-    column_means,
-    cross_entropy,
-    unimodal_losses,
-    zero_loss,
-)
+from robustfusion.baselines._branches import Branches, column_means, unimodal_losses, weighted_sum
+from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
 from robustfusion.functional import at_least_float32, masked_softmax
 
 
@@ -48,7 +41,10 @@ def relative_calibration(logits: Tensor, available: Tensor) -> Tensor:
 
 
 class PDFOutput(NamedTuple):
-    """Output of :class:`PDFHead`; all but the first three have the columns of ``dims``."""
+    """Output of :class:`PDFHead`; ``unimodal_logits`` (B, M, C), the other three after it (B, M).
+
+    ``weights`` and ``confidence`` are 0 where a modality is missing.
+    """
 
     logits: Tensor
     fused: Tensor
@@ -59,7 +55,7 @@ class PDFOutput(NamedTuple):
     available: Tensor
 
 
-class PDFHead(nn.Module):
+class PDFHead(BaselineHead[PDFOutput]):
     r"""Predictive dynamic fusion: weigh modalities by predicted, then calibrated, confidence.
 
     .. math:: w = \mathrm{softmax}_m(r_m B_m), \qquad z = \sum_m w_m z_m, \qquad
@@ -77,16 +73,7 @@ class PDFHead(nn.Module):
     - Missing rule: softmax, doubt and rival run over the available modalities, so one modality
       alone has weight 1. With everything missing the logits are zero, the uniform prediction.
 
-    Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
-        hidden_features: Width F of each branch.
-        dropout: Dropout after each hidden layer.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, F); ``unimodal_logits``: (B, M, C)
-        - ``weights``: (B, M); ``confidence``: (B, M), 0 where missing
+    Arguments, shapes, errors: :class:`BaselineHead`, :class:`PDFOutput`.
 
     Example:
         >>> import torch
@@ -108,12 +95,8 @@ class PDFHead(nn.Module):
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
-        self.branches = Branches(
-            dims, num_classes, hidden_features=hidden_features, dropout=dropout
-        )
+        super().__init__(dims, num_classes)
+        self.branches = Branches(self.dims, num_classes, hidden_features, dropout)
         self.confidence = ModuleDict(
             {
                 name: mlp(dim, hidden_features, hidden_features, 1, dropout=dropout)
@@ -121,11 +104,8 @@ class PDFHead(nn.Module):
             }
         )
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> PDFOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> PDFOutput:
         """Fuse the logits by predicted confidence, calibrated in evaluation mode."""
-        inputs, mask = masked_inputs(features, available, self.dims)
         hidden, unimodal = self.branches(inputs)
         scores = torch.cat(
             [network(inputs[name].detach()) for name, network in self.confidence.items()], dim=1

@@ -5,17 +5,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._branches import Branches, weighted_sum
-from robustfusion.baselines._inputs import masked_inputs
-from robustfusion.baselines._objectives import (
-    column_means,
-    cross_entropy,
-    unimodal_losses,
-    zero_loss,
-)
+from robustfusion._validation import check_positive
+from robustfusion.baselines._branches import Branches, column_means, unimodal_losses, weighted_sum
+from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
 from robustfusion.functional import at_least_float32, masked_mean
 
 
@@ -36,7 +30,10 @@ def ranking_loss(confidence: Tensor, difficulty: Tensor, valid: Tensor) -> Tenso
 
 
 class QMFOutput(NamedTuple):
-    """Output of :class:`QMFHead`; ``weights`` and ``unimodal_logits`` in the order of ``dims``."""
+    """Output of :class:`QMFHead`.
+
+    ``weights`` and ``available`` are (B, M), ``unimodal_logits`` (B, M, C).
+    """
 
     logits: Tensor
     fused: Tensor
@@ -47,7 +44,7 @@ class QMFOutput(NamedTuple):
     indices: Tensor | None
 
 
-class QMFHead(nn.Module):
+class QMFHead(BaselineHead[QMFOutput]):
     r"""Quality-aware multimodal fusion: weigh each modality's logits by its energy.
 
     .. math:: w_m = \tfrac{1}{\tau} \log \textstyle\sum_k e^{z_{m,k}}, \qquad
@@ -71,20 +68,15 @@ class QMFHead(nn.Module):
     writes the history in training mode. Each rank of a distributed run knows the samples it saw:
     wrap with ``forward_sync_buffers=False``.
 
+    Other arguments, shapes, errors: :class:`BaselineHead`, :class:`QMFOutput`.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
         num_samples: Size of the training set, or None for no history.
         temperature: The :math:`\tau` above.
         rank_weight: The :math:`\lambda` above.
-        hidden_features: Width F of each branch.
-        dropout: Dropout after each hidden layer.
 
     Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
         - ``indices``: (B,) int64, positions in the training set, or None
-        - ``logits``: (B, C); ``fused``: (B, F)
-        - ``weights``: (B, M); ``unimodal_logits``: (B, M, C)
 
     Raises:
         ValueError: If ``indices`` come to a head without ``num_samples``.
@@ -116,17 +108,13 @@ class QMFHead(nn.Module):
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         if num_samples is not None:
             check_positive(num_samples, "num_samples")
         self.num_samples = num_samples
         self.temperature = temperature
         self.rank_weight = rank_weight
-        self.branches = Branches(
-            dims, num_classes, hidden_features=hidden_features, dropout=dropout
-        )
+        self.branches = Branches(self.dims, num_classes, hidden_features, dropout)
         shape = (num_samples or 0, len(self.dims))
         self.register_buffer("loss_sum", torch.zeros(shape))
         self.register_buffer("times_seen", torch.zeros(shape, dtype=torch.int64))
@@ -139,15 +127,19 @@ class QMFHead(nn.Module):
         indices: Tensor | None = None,
     ) -> QMFOutput:
         """Fuse the logits by energy; ``indices`` name the rows' places in the training set."""
-        inputs, mask = masked_inputs(features, available, self.dims)
+        output = super().forward(features, available)
         if indices is not None:
-            self._check_indices(indices, mask.shape[0])
+            self._check_indices(indices, output.logits.shape[0])
+        return output._replace(indices=indices)
+
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> QMFOutput:
+        """Weigh the logits of the modalities that are there by their energy."""
         hidden, unimodal = self.branches(inputs)
         confidence = energy_confidence(unimodal.detach(), self.temperature)
         weights = confidence.where(mask, 0.0)
         logits = weighted_sum(unimodal, weights)
         fused = weighted_sum(hidden, weights)
-        return QMFOutput(logits, fused, zero_loss(logits), weights, unimodal, mask, indices)
+        return QMFOutput(logits, fused, zero_loss(logits), weights, unimodal, mask, None)
 
     def loss(self, output: QMFOutput, labels: Tensor) -> Tensor:
         """Cross-entropies and the ranking regularizer; records the history in training mode."""

@@ -20,6 +20,7 @@ def normalize_text(text: str) -> str:
     """Reduce a post to what its author wrote: no URLs, handles, ``RT``, case or punctuation.
 
     Example:
+        >>> from robustfusion.datasets import normalize_text
         >>> normalize_text("RT @ann: So HAPPY today!! #sun http://t.co/abc")
         'so happy today #sun'
     """

@@ -30,6 +30,7 @@ class Splits:
         ValueError: for an id in two splits or twice in one, or an empty train or test split.
 
     Example:
+        >>> from robustfusion.datasets import Splits
         >>> splits = Splits(["1", "2"], ["3"], ["4"])
         >>> splits
         Splits(train=2, val=1, test=1, hash='e615bdcdf78a9b88')
@@ -161,6 +162,7 @@ def stratified_split(
         ValueError: for lengths that differ, fractions that do not add up, or repeated ids.
 
     Example:
+        >>> from robustfusion.datasets import stratified_split
         >>> splits = stratified_split(
         ...     "aaaaabbbbb", (0.6, 0.2, 0.2), seed=0, ids=list("0123456789")
         ... )

@@ -56,6 +56,7 @@ class TransformersEncoder(nn.Module):
 
     Example:
         >>> import torch
+        >>> from robustfusion.integrations.transformers import TransformersEncoder
         >>> from transformers import ViTConfig, ViTModel
         >>> size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         >>> vit = ViTModel(ViTConfig(image_size=32, patch_size=16, intermediate_size=32, **size))

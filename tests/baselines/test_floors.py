@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfusion.baselines import ConcatenationHead, LateMeanHead, MajorityHead, UnimodalHead
-from robustfusion.baselines._inputs import drop_modalities
+from robustfusion.baselines.head import drop_modalities
 
 DIMS = {"text": 5, "image": 4}
 

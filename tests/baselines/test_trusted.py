@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfusion.baselines import ECMLHead, PDFHead, QMFHead, TMCHead
-from robustfusion.baselines._evidence import evidential_loss
-from robustfusion.baselines.ecml import conflict
+from robustfusion.baselines._evidence import conflict, evidential_loss
 from robustfusion.baselines.pdf import co_belief, relative_calibration
 from robustfusion.baselines.qmf import energy_confidence, ranking_loss
 

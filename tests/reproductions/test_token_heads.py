@@ -19,7 +19,7 @@ from reproductions.mgnns import AnchorGraph, adjacency
 from reproductions.mvcn import disagreement, divergence, keep_gate
 from torch import Tensor
 
-from robustfusion.baselines._attention import MultiHeadAttention
+from robustfusion.baselines.transformer import MultiHeadAttention
 
 DIMS = {"text": 5, "image": 4}
 

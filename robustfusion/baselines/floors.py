@@ -1,18 +1,61 @@
-"""One modality alone: what the others must add to."""
+"""What every fusion must beat: no feature at all, and one modality alone."""
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import mlp
-from robustfusion._validation import check_dims, check_positive
-from robustfusion.baselines._inputs import masked_inputs
-from robustfusion.baselines._objectives import cross_entropy, zero_loss
+from robustfusion._validation import check_labels
+from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
 from robustfusion.output import HeadOutput
 
 
-class UnimodalHead(nn.Module):
+class MajorityHead(BaselineHead):
+    r"""Predict the class prior for every sample, hence the majority class.
+
+    .. math:: z = b, \qquad b^\star_k = \log P(y = k)
+
+    - Kept: nothing is compared; this is the reference line of a robustness table.
+    - Replaced: counting becomes a learned bias, so that any training loop can run it.
+      :meth:`fit` sets the bias in closed form.
+    - Missing rule: none needed, features are only checked for shape.
+    - Unverified: nothing.
+
+    Arguments, shapes, errors: :class:`BaselineHead`; ``fused`` are the logits.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.baselines import MajorityHead
+        >>> head = MajorityHead({"text": 3}, num_classes=2)
+        >>> _ = head.fit(torch.tensor([1, 1, 0]))
+        >>> head({"text": torch.zeros(2, 3)}).logits.argmax(1).tolist()
+        [1, 1]
+
+    Reference:
+        ``DummyClassifier(strategy="prior")`` of scikit-learn.
+    """
+
+    def __init__(self, dims: Mapping[str, int], num_classes: int) -> None:
+        super().__init__(dims, num_classes)
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def fit(self, labels: Tensor) -> Self:
+        """Set the bias to the log frequency of the classes in ``labels`` (N,), smoothed by one."""
+        check_labels(labels, len(labels), len(self.bias))
+        counts = torch.bincount(labels.to(self.bias.device), minlength=len(self.bias)) + 1
+        self.bias.copy_(torch.log(counts / counts.sum()))
+        return self
+
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
+        """Return the same logits for every row."""
+        logits = self.bias.expand(mask.shape[0], -1)
+        return HeadOutput(logits, logits, zero_loss(logits))
+
+
+class UnimodalHead(BaselineHead):
     r"""Classify from one modality and ignore the others.
 
     .. math:: z = W\,\mathrm{MLP}(f_m) + b \;\text{ if available}, \qquad z = \pi \;\text{ if not}
@@ -23,19 +66,10 @@ class UnimodalHead(nn.Module):
       learns from all rows and so is sensible even if nothing was missing in training.
     - Unverified: nothing; the paper says why to compare with it, not how to build it.
 
+    Other arguments, shapes, errors: :class:`BaselineHead`; ``fused`` is zero without the modality.
+
     Args:
-        dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
         modality: The modality to use, a key of ``dims``.
-        hidden_features: Width F of the two hidden layers.
-        dropout: Dropout after each hidden layer.
-
-    Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, F), zero where the modality is missing
-
-    Raises:
-        ValueError: If ``modality`` is not in ``dims``.
 
     Example:
         >>> import torch
@@ -58,9 +92,7 @@ class UnimodalHead(nn.Module):
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.dims = check_dims(dims, at_least=1)
-        check_positive(num_classes, "num_classes")
+        super().__init__(dims, num_classes)
         if modality not in self.dims:
             raise ValueError(f"modality must be one of {list(self.dims)}, got {modality!r}")
         self.modality = modality
@@ -70,11 +102,8 @@ class UnimodalHead(nn.Module):
         self.classifier = nn.Linear(hidden_features, num_classes)
         self.prior = nn.Parameter(torch.zeros(num_classes))
 
-    def forward(
-        self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
-    ) -> HeadOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Classify the rows that hold the modality, give the prior to the rest."""
-        inputs, mask = masked_inputs(features, available, self.dims)
         present = mask[:, list(self.dims).index(self.modality)].unsqueeze(1)
         hidden: Tensor = self.network(inputs[self.modality])
         logits = torch.where(present, self.classifier(hidden), self.prior)
