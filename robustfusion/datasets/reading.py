@@ -43,7 +43,8 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     Args:
         path: the file.
         limit: most bytes that are read.
-        within: the folder that it must lie in once links are followed; None for anywhere.
+        within: the folder that it must lie in, by its name and once links are followed; None for
+            anywhere.
 
     Raises:
         BadFileError: where it is missing, empty, too large, outside, no regular file or
@@ -51,8 +52,8 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """
     name = path.name
     try:
-        if within is not None and not path.resolve().is_relative_to(within.resolve()):
-            raise BadFileError(f"{name} lies outside of the data folder")
+        if within is not None:
+            path = _confined(path, within)
         # Looked at before it is opened: to open a device may have effects, a pipe waits.
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadFileError(f"{name} cannot be read: it is no regular file")
@@ -72,6 +73,20 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
         raise BadFileError(f"{name} is empty (0 bytes)", "empty")
     check_size(content, limit, name)
     return content
+
+
+def _confined(path: Path, within: Path) -> Path:
+    """Return the file that a path names, which must lie in a folder."""
+    top, name = Path(os.path.realpath(within)), path.name
+    if path.absolute().is_relative_to(within.absolute()):
+        path = top / path.absolute().relative_to(within.absolute())
+    # By its letters first: "../X/../data/a.jpg", or a link out there to a file in here, would
+    # tell what is outside by whether it opens.
+    path = Path(os.path.abspath(path))
+    real = Path(os.path.realpath(path))
+    if not (path.is_relative_to(top) and real.is_relative_to(top)):
+        raise BadFileError(f"{name} lies outside of the data folder")
+    return real
 
 
 def check_size(content: bytes, limit: int, name: str) -> None:
@@ -112,8 +127,8 @@ def read_image(
 
     Args:
         path: a regular file of at most 64 MB.
-        within: the folder that it must lie in once links are followed, for paths that others
-            wrote; None for anywhere.
+        within: the folder that it must lie in, by its name and once links are followed, for paths
+            that others wrote; None for anywhere.
 
     Raises:
         BadFileError: where it is missing, outside, truncated, no image, or too large to be a
