@@ -69,7 +69,7 @@ def check_seal(seal: Tensor, *, wait: bool = False) -> None:
     Raises:
         RuntimeError: If it is no ``SEAL``.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return
     if type(seal) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(seal):
         return

@@ -219,11 +219,12 @@ def test_statistics_of_a_narrow_head_are_those_of_a_wide_one(
 
 
 EMA: Any = swa_utils.get_ema_multi_avg_fn
+EMA_OF_ONE: Any = swa_utils.get_ema_avg_fn
 AVERAGES: dict[str, Any] = {
     "mean": {},
     "ema": {"multi_avg_fn": EMA(0.9)},
     "slow ema": {"multi_avg_fn": EMA(0.9999)},
-    "ema, one by one": {"avg_fn": swa_utils.get_ema_avg_fn(0.999)},
+    "ema, one by one": {"avg_fn": EMA_OF_ONE(0.999)},
     "one that follows": {"multi_avg_fn": EMA(0.0)},
 }
 
@@ -280,11 +281,14 @@ def test_an_average_over_the_slots_of_a_queue_is_refused(kind: str, average: str
     assert averaged.eval()(features).logits.isfinite().all()
 
 
-def holds_a_queue(name: str) -> bool:
-    return any(isinstance(module, FeatureQueue) for module in CASES[name].build().modules())
+WITH_A_QUEUE = [
+    name
+    for name, case in CASES.items()
+    if any(isinstance(module, FeatureQueue) for module in case.build().modules())
+]
 
 
-@pytest.mark.parametrize("name", list(filter(holds_a_queue, CASES)))
+@pytest.mark.parametrize("name", WITH_A_QUEUE)
 def test_every_part_with_a_queue_refuses_an_average(name: str) -> None:
     module = built(name)
     averaged = AveragedModel(module, **AVERAGES["slow ema"], use_buffers=True)
@@ -312,8 +316,13 @@ def test_only_a_seal_that_can_be_read_is_read() -> None:
     torn = torch.tensor(SEAL - 1)
     for seal in (torn.to("meta"), torn.as_subclass(nn.Buffer)):
         check_seal(seal, wait=True)
-    torch.func.vmap(lambda seal: check_seal(seal) or seal)(torn[None])
-    compiled: Any = torch.compile(lambda seal: check_seal(seal) or seal + 1, backend="eager")
-    compiled(torn)
+
+    def checked(seal: Tensor) -> Tensor:
+        check_seal(seal, wait=True)
+        return seal + 1
+
+    assert torch.func.vmap(checked)(torn[None]).tolist() == [SEAL]
+    compiled: Any = torch.compile(checked, backend="eager", fullgraph=True)
+    assert int(compiled(torn)) == SEAL
     with pytest.raises(RuntimeError, match="were averaged"):
         check_seal(torn)
