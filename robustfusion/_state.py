@@ -73,8 +73,12 @@ def check_seal(seal: Tensor, *, wait: bool = False) -> None:
         return
     if type(seal) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(seal):
         return
-    readable = seal.is_cpu or (wait and not seal.is_meta)
-    if readable and int(seal) != SEAL:
+    found = SEAL
+    if seal.is_cpu:
+        found = seal.numpy().item()  # without any operator
+    elif wait and not seal.is_meta:
+        found = int(seal)
+    if found != SEAL:
         raise RuntimeError(
             "the slots of a queue were averaged, though each holds another sample at every "
             "update: average parameters and copy buffers, as AveragedModel does with "
