@@ -260,10 +260,10 @@ HOSTILE: dict[str, Callable[[Tensor], Tensor]] = {
 def hostile_steps(head: Any, kinds: list[str], change: Callable[[], None] = lambda: None) -> None:
     """Forward and backward over features of each kind, finite throughout."""
     for step, kind in enumerate(kinds):
-        features = {
-            m: HOSTILE.get(kind, lambda x: x)(torch.randn(8, d)).requires_grad_()
-            for m, d in head.dims.items()
-        }
+        spoil: Callable[[Tensor], Tensor] = HOSTILE.get(kind, lambda x: x)
+        features = {m: spoil(torch.randn(8, d)) for m, d in head.dims.items()}
+        for x in features.values():
+            x.requires_grad_()
         available = {m: torch.rand(8) < (0.6 if step % 3 == 2 else 1.1) for m in head.dims}
         output = head(features, available)
         loss = head.loss(output, torch.arange(8) % 3)
