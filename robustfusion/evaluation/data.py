@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from robustfusion._validation import check_keys
 from robustfusion.disruption import (
     DisruptedDataset,
     Disruption,
@@ -17,7 +18,8 @@ from robustfusion.disruption import (
     collate,
     disrupt_features,
 )
-from robustfusion.disruption.cached import check_rows, check_source, is_fresh, take_rows
+from robustfusion.disruption.cached import check_source, is_fresh, take_rows
+from robustfusion.disruption.features import check_rows
 
 Rows = NDArray[np.int64]
 Batch = Mapping[str, Any]
@@ -137,11 +139,11 @@ class CachedFeatures:
         for name, values in self.features.items():
             check_rows(f'features["{name}"]', values, len(labels))
         self.corrupted = dict(corrupted or {})
+        check_keys(self.corrupted, self.modalities, "corrupted")
         for name, source in self.corrupted.items():
-            if name not in self.features:
-                raise ValueError(f"corrupted has the key {name!r}, not among {self.modalities}")
             check_source(name, source, self.features[name])
         self.available = dict(available or {})
+        check_keys(self.available, self.modalities, "available")
         for name, mask in self.available.items():
             self.available[name] = self._checked_mask(name, mask)
         self.class_names = None if class_names is None else tuple(class_names)
@@ -150,8 +152,6 @@ class CachedFeatures:
         )
 
     def _checked_mask(self, name: str, mask: Tensor) -> Tensor:
-        if name not in self.features:
-            raise ValueError(f"available has the key {name!r}, not among {self.modalities}")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f'available["{name}"] must be a bool tensor, got {found}')
