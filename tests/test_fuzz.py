@@ -322,7 +322,8 @@ def mutate(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     for _ in range(draw.randint(1, 3)):
         place = draw.choice([mutant, *(v for v in mutant.values() if isinstance(v, dict))])
         key = draw.choice([*place, "more"])
-        value = place.pop(key, None) if draw.random() < 0.5 else draw.choice(JUNK)
+        junk = copy.deepcopy(draw.choice(JUNK))  # which a later turn may write into
+        value = place.pop(key, None) if draw.random() < 0.5 else junk
         place[draw.choice([key, draw.choice(["image", "quality", "dims", "__class__"])])] = value
     return mutant
 
