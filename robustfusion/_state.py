@@ -54,6 +54,38 @@ def refuse_recompute(module: str) -> None:
         )
 
 
+# Beside state that must not be averaged. No floating point number: whoever averages buffers
+# computes in those, and so leaves another integer behind, even as the average of equal ones.
+SEAL = 2**62 + 1
+
+
+def check_seal(seal: Tensor, *, wait: bool = False) -> None:
+    """Raise if a seal was averaged, and so the state beside it.
+
+    Args:
+        seal: () long.
+        wait: Also ask a device for which the host would have to wait.
+
+    Raises:
+        RuntimeError: If it is no ``SEAL``.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return
+    if type(seal) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(seal):
+        return
+    found = SEAL
+    if seal.is_cpu:
+        found = seal.numpy().item()  # without any operator
+    elif wait and not seal.is_meta:
+        found = int(seal)
+    if found != SEAL:
+        raise RuntimeError(
+            "the slots of a queue were averaged, though each holds another sample at every "
+            "update: average parameters and copy buffers, as AveragedModel does with "
+            "use_buffers=False, or copy the buffers of the trained model over the averaged ones"
+        )
+
+
 def keep_float32(fn: Callable[[Tensor], Tensor], *buffers: Tensor) -> Callable[[Tensor], Tensor]:
     """Let ``nn.Module._apply`` change the dtype of all tensors but narrow that of statistics.
 

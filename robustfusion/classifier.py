@@ -69,7 +69,7 @@ class DRFClassifier(nn.Module):
         self, inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None = None
     ) -> Any:
         """Encode what is available and return the head's output."""
-        check_names(inputs, self.encoders, "inputs")
+        check_names(inputs, self.encoders.keys(), "inputs")
         return self.head(*self.encode(inputs, available))
 
     def encode(

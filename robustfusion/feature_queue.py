@@ -1,11 +1,12 @@
 """A first-in, first-out store of recent feature vectors, and rules for what may enter it."""
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from robustfusion._state import inside_backward, snapshot
+from robustfusion._state import SEAL, check_seal, inside_backward, snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
 from robustfusion.functional import Gaussian, standardize
 from robustfusion.moments import RunningMoments
@@ -22,7 +23,8 @@ class FeatureQueue(nn.Module):
     All state is in persistent buffers, so a resumed run is the same run. Under
     ``DistributedDataParallel`` the default buffer broadcast overwrites the queues of all ranks
     with rank 0's: use ``forward_sync_buffers=False`` (``broadcast_buffers=False`` before torch
-    2.13) or gather the rows first, as :class:`~robustfusion.DRFHead` does.
+    2.13) or gather the rows first, as :class:`~robustfusion.DRFHead` does. A queue whose buffers
+    were averaged, as by ``AveragedModel(use_buffers=True)``, refuses to be used.
 
     Args:
         dim: Width D of one feature vector.
@@ -34,6 +36,7 @@ class FeatureQueue(nn.Module):
         rows: (N + 1, D), the storage and one spare row that takes what is not stored.
         cursor: (), where the next row is written.
         count: (), how many rows hold data.
+        seal: (), a constant that no average leaves as it was.
 
     Shape:
         - ``features``: (B, D), any B
@@ -43,6 +46,7 @@ class FeatureQueue(nn.Module):
     Raises:
         ValueError: If a size is not positive or a shape does not fit.
         TypeError: If ``features`` is not floating or ``available`` not bool.
+        RuntimeError: If buffers were averaged.
 
     Example:
         >>> import torch
@@ -61,6 +65,7 @@ class FeatureQueue(nn.Module):
     rows: Tensor
     cursor: Tensor
     count: Tensor
+    seal: Tensor
 
     def __init__(self, dim: int, capacity: int = 512, *, track_moments: bool = False) -> None:
         super().__init__()
@@ -71,11 +76,18 @@ class FeatureQueue(nn.Module):
         self.register_buffer("rows", torch.zeros(capacity + 1, dim))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seal", torch.tensor(SEAL))
         self.moments = RunningMoments(dim, window=capacity) if track_moments else None
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, if the state is sound."""
+        check_seal(self.seal, wait=True)
+        return super().train(mode)
 
     @property
     def storage(self) -> Tensor:
         """(N, D), the rows in the order of their slots; zero where there is no data yet."""
+        check_seal(self.seal)
         return self.rows[:-1]
 
     @property
@@ -95,6 +107,7 @@ class FeatureQueue(nn.Module):
 
     def store(self, features: Tensor, available: Tensor) -> Tensor:
         """Do what ``enqueue`` does, and return the slot of each row, (B,); N where it has none."""
+        check_seal(self.seal)
         rank = available.cumsum(0)
         stored = rank[-1:].sum()  # of no rows it is 0
         # The n-th available row goes to the n-th slot from the cursor; what is not stored goes to
@@ -113,6 +126,7 @@ class FeatureQueue(nn.Module):
 
     def gaussian(self) -> Gaussian:
         """Return mean and deviation of each coordinate, by the moments of the queue."""
+        check_seal(self.seal)
         if self.moments is None:
             raise ValueError("moments are kept by FeatureQueue(..., track_moments=True) only")
         return self.moments.gaussian("diag")
@@ -126,6 +140,7 @@ class FeatureQueue(nn.Module):
         self.rows.zero_()
         self.cursor.zero_()
         self.count.zero_()
+        self.seal.fill_(SEAL)
         if self.moments is not None:
             self.moments.reset()
 

@@ -43,9 +43,10 @@ class PaperDRFHead(nn.Module):
     (12) are near 1e-3, the fused vector starts near zero and the classifier learns the class prior
     first and the rest slowly; near σ = 0.4 they are near 1.
     ``Standardize(dim, covariance_type="spherical", spread=0.4)`` behind each encoder does that.
-    In float32 its exponentials overflow where features are thousands apart and its weights where
-    they are 1e-5 apart or less: it refuses neither, but the loss is then inf or NaN.
-    :class:`~robustfusion.DRFHead` is the default, which needs no such care.
+    Whatever the features, loss and gradients are finite, but where features hardly differ, its
+    weights reach 1e5 for two modalities, and where they are thousands apart, its gradients 1e13.
+    One plain step along those throws the parameters so far off that the next loss is inf: clip
+    the norm of gradients. :class:`~robustfusion.DRFHead` is the default, which needs no such care.
 
     Args:
         dims: Feature width of each modality, at least two.

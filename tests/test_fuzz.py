@@ -1,6 +1,15 @@
-"""Whatever comes in, no NaN goes out: random shapes, dtypes, layouts, masks and values."""
+"""Whatever comes in, no NaN goes out: random shapes, dtypes, layouts, masks and values.
 
+Other hostile input is thrown at its readers: bits of checkpoints in test_checkpoint, tables in
+datasets/test_post_table, pictures in datasets/test_hostile; configs here.
+"""
+
+import copy
+import hashlib
+import json
+import random
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -299,3 +308,51 @@ def test_no_nan_in_random_training(
             with torch.no_grad():
                 assert_sound(head, head(x, available), loss)
         assert_sound(head, out, loss)
+
+
+JUNK: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 7, 10**9, 10**30, -0.5, 0.5, 1e308, "", "3", "os.system"),
+    *([], [6], [["image", 6]], {}, {"image": 6}, {"image": 6, "text": 4}, {"": 1, "type": 2}),
+]
+
+
+def mutate(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """Replace, drop, rename or add entries, at the top or within."""
+    mutant = copy.deepcopy(config)
+    for _ in range(draw.randint(1, 3)):
+        place = draw.choice([mutant, *(v for v in mutant.values() if isinstance(v, dict))])
+        key = draw.choice([*place, "more"])
+        junk = copy.deepcopy(draw.choice(JUNK))  # which a later turn may write into
+        value = place.pop(key, None) if draw.random() < 0.5 else junk
+        place[draw.choice([key, draw.choice(["image", "quality", "dims", "__class__"])])] = value
+    return mutant
+
+
+def test_mutated_configs_are_refused_or_give_the_same_model(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    hub = pytest.importorskip("robustfusion.integrations.hub")
+    head = hub.HubDRFHead({"image": 6, "text": 4}, 3, hidden_features=8)
+    head.save_pretrained(tmp_path)
+    path, weights = tmp_path / "config.json", (tmp_path / "model.safetensors").read_bytes()
+    config, draw = json.loads(path.read_text()), random.Random(0)
+    loaded = refused = 0
+    for _ in range(2000 if request.config.getoption("--long") else 200):
+        path.write_text(json.dumps(mutate(config, draw)))
+        digests = [
+            f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+            for name, content in (("model.safetensors", weights), (path.name, path.read_bytes()))
+        ]
+        (tmp_path / "SHA256SUMS").write_text("".join(digests))
+        try:
+            again = hub.HubDRFHead.from_pretrained(tmp_path)
+        except ValueError:
+            refused += 1
+            continue
+        loaded += 1
+        assert type(again) is hub.HubDRFHead
+        for name, value in head.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name
+    assert loaded
+    assert refused > loaded

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustfusion import DRFHead, PaperDRFHead
+from robustfusion import DRFHead, FeatureQueue, PaperDRFHead
+from robustfusion._modules import mlp
 
 DIMS = {"image": 3, "text": 4}
 heads = pytest.mark.parametrize("head", [DRFHead, PaperDRFHead])
@@ -238,3 +239,82 @@ def test_construction_is_checked(head: Head) -> None:
         TypeError, match=r"dims must map modality names to feature widths, got list"
     ):
         head([3, 4], 3)
+
+
+HOSTILE: dict[str, Callable[[Tensor], Tensor]] = {
+    "one row again and again": lambda x: x[:1].expand_as(x),
+    "two rows again and again": lambda x: x[:2].repeat(len(x) // 2, 1),
+    "all but alike": lambda x: 1 + 1e-5 * x,
+    "alike far off": lambda x: 1e6 + x,
+    "1e-20": lambda x: 1e-20 * x,
+    "denormal": lambda x: 1e-42 * x,
+    "zeros": lambda x: 0 * x,
+    "constant": lambda x: torch.full_like(x, 1e4),
+    "constant columns": lambda x: torch.cat([x[:, :1], torch.full_like(x[:, 1:], 5.0)], dim=1),
+    "thousands apart": lambda x: 1e5 * x,
+    "the largest": lambda x: 9e8 * x.sign(),
+    "too large": lambda x: 1e18 * x,  # counts as missing
+}
+
+
+def hostile_steps(head: Any, kinds: list[str], change: Callable[[], None] = lambda: None) -> None:
+    """Forward and backward over features of each kind, finite throughout."""
+    for step, kind in enumerate(kinds):
+        spoil: Callable[[Tensor], Tensor] = HOSTILE.get(kind, lambda x: x)
+        features = {m: spoil(torch.randn(8, d)) for m, d in head.dims.items()}
+        for x in features.values():
+            x.requires_grad_()
+        available = {m: torch.rand(8) < (0.6 if step % 3 == 2 else 1.1) for m in head.dims}
+        output = head(features, available)
+        loss = head.loss(output, torch.arange(8) % 3)
+        head.zero_grad()
+        loss.backward()
+        for name in ("logits", "fused", "candidate_logits", "weights", "aux_loss"):
+            assert getattr(output, name).isfinite().all(), (kind, step, name)
+        assert loss.isfinite(), (kind, step)
+        gradients = [tensor.grad for tensor in (*head.parameters(), *features.values())]
+        given = [gradient for gradient in gradients if gradient is not None]
+        assert len(given) > len(features)
+        assert all(gradient.isfinite().all() for gradient in given), (kind, step)
+        assert all(buffer.isfinite().all() for buffer in head.buffers()), (kind, step)
+        change()
+    head.eval()
+    assert head({m: x.detach() for m, x in features.items()}).logits.isfinite().all()
+
+
+def small_paper_head(modalities: int) -> PaperDRFHead:
+    dims = {f"m{index}": 3 + index for index in range(modalities)}
+    head = PaperDRFHead(dims, 3)
+    head.network = mlp(sum(dims.values()), 32, 32, 768)
+    for m, dim in dims.items():
+        head.estimators[m].queue = FeatureQueue(dim, 24, track_moments=True)
+    return head
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_features_have_a_finite_loss_and_gradient(kind: str, modalities: int) -> None:
+    for before in ([], ["ordinary"] * 3):
+        hostile_steps(small_paper_head(modalities), [*before, *[kind] * 4, "ordinary"])
+
+
+def test_hostile_features_in_every_order() -> None:
+    kinds = list(HOSTILE)
+    for shift in range(1, len(kinds)):
+        order = [kinds[place * shift % len(kinds)] for place in range(len(kinds))]
+        hostile_steps(small_paper_head(2), order)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_with_clipped_gradients_training_on_hostile_features_goes_on(
+    kind: str, optimizer: Any
+) -> None:
+    head = small_paper_head(3)
+    steps = optimizer(head.parameters(), lr=1e-3)
+
+    def change() -> None:
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 5.0, error_if_nonfinite=True)
+        steps.step()
+
+    hostile_steps(head, [kind] * 8, change)

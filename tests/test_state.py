@@ -5,13 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import CASES
+from conformance import CASES, built
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim import swa_utils
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from robustfusion import DRFClassifier, DRFHead, FeatureQueue, PaperDRFHead
-from robustfusion._state import inside_backward, keep_float32, refuse_recompute
+from robustfusion._state import (
+    SEAL,
+    check_seal,
+    inside_backward,
+    keep_float32,
+    refuse_recompute,
+)
 
 DIMS = {"image": 6, "text": 4}
 REENTRANT = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "hooks"])
@@ -211,27 +218,111 @@ def test_statistics_of_a_narrow_head_are_those_of_a_wide_one(
                 torch.testing.assert_close(buffer, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["default", "paper"])
-@pytest.mark.parametrize("ema", [False, True], ids=["mean", "ema"])
-def test_averaged_weights_go_with_the_state_of_the_latest(kind: str, ema: bool) -> None:
-    # AveragedModel's default copies buffers; use_buffers=True would average slots of a queue.
-    head = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
-    mean: Any = get_ema_multi_avg_fn
-    averaged = AveragedModel(head, multi_avg_fn=mean(0.9) if ema else None)
+EMA: Any = swa_utils.get_ema_multi_avg_fn
+EMA_OF_ONE: Any = swa_utils.get_ema_avg_fn
+AVERAGES: dict[str, Any] = {
+    "mean": {},
+    "ema": {"multi_avg_fn": EMA(0.9)},
+    "slow ema": {"multi_avg_fn": EMA(0.9999)},
+    "ema, one by one": {"avg_fn": EMA_OF_ONE(0.999)},
+    "one that follows": {"multi_avg_fn": EMA(0.0)},
+}
+
+
+def train(head: Any, averaged: AveragedModel, steps: int = 4) -> dict[str, Tensor]:
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
-    for _ in range(4):
+    for _ in range(steps):
         features = {m: torch.randn(8, d) for m, d in DIMS.items()}
         optimizer.zero_grad()
         loss: Any = head.loss(head(features), torch.randint(3, (8,)))
         loss.backward()
         optimizer.step()
         averaged.update_parameters(head)
+    return features
+
+
+@pytest.mark.parametrize("kind", ["default", "paper"])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averaged_weights_go_with_the_state_of_the_latest(kind: str, average: str) -> None:
+    # AveragedModel's default copies buffers.
+    head = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
+    averaged = AveragedModel(head, **AVERAGES[average])
+    features = train(head, averaged)
     for name, buffer in averaged.module.named_buffers():
         assert torch.equal(buffer, head.get_buffer(name)), name
-    moved = [
-        p
-        for p, q in zip(averaged.module.parameters(), head.parameters(), strict=True)
-        if not torch.equal(p, q)
-    ]
-    assert moved
+    if average != "one that follows":
+        pairs = zip(averaged.module.parameters(), head.parameters(), strict=True)
+        assert any(not torch.equal(p, q) for p, q in pairs)
     assert averaged.eval()(features).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["default", "paper"])
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_average_over_the_slots_of_a_queue_is_refused(kind: str, average: str) -> None:
+    head = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
+    averaged = AveragedModel(head, **AVERAGES[average], use_buffers=True).eval()
+    features = train(head, averaged, steps=1)
+    averaged(features)  # the first update copies
+    features = train(head, averaged)
+    for use in (
+        lambda: averaged(features),  # it was in evaluation mode before, and stays so
+        averaged.eval,
+        averaged.train,
+        lambda: copy.deepcopy(averaged).train(),
+    ):
+        with pytest.raises(RuntimeError, match=r"slots .* were averaged.* use_buffers=False"):
+            use()
+    again = copy.deepcopy(head)
+    again.load_state_dict(averaged.module.state_dict())  # the last step of many recipes
+    with pytest.raises(RuntimeError, match="were averaged"):
+        again.eval()
+    for own, latest in zip(averaged.module.buffers(), head.buffers(), strict=True):
+        own.copy_(latest)
+    assert averaged.eval()(features).logits.isfinite().all()
+
+
+WITH_A_QUEUE = [
+    name
+    for name, case in CASES.items()
+    if any(isinstance(module, FeatureQueue) for module in case.build().modules())
+]
+
+
+@pytest.mark.parametrize("name", WITH_A_QUEUE)
+def test_every_part_with_a_queue_refuses_an_average(name: str) -> None:
+    module = built(name)
+    averaged = AveragedModel(module, **AVERAGES["slow ema"], use_buffers=True)
+    for _ in range(2):
+        averaged.update_parameters(module)
+    with pytest.raises(RuntimeError, match="were averaged"):
+        averaged.eval()
+    if CASES[name].head:  # which reads its queues in either mode
+        with pytest.raises(RuntimeError, match="were averaged"):
+            averaged(**CASES[name].inputs(4))
+
+
+def test_what_was_averaged_can_be_forgotten() -> None:
+    queue = FeatureQueue(4, 8)
+    queue.seal.add_(1)
+    for use in (lambda: queue.enqueue(torch.ones(2, 4)), lambda: queue.storage, queue.eval):
+        with pytest.raises(RuntimeError, match="were averaged"):
+            use()
+    queue.reset()
+    queue.eval().enqueue(torch.ones(2, 4))
+    assert len(queue) == 2
+
+
+def test_only_a_seal_that_can_be_read_is_read() -> None:
+    torn = torch.tensor(SEAL - 1)
+    for seal in (torn.to("meta"), torn.as_subclass(nn.Buffer)):
+        check_seal(seal, wait=True)
+
+    def checked(seal: Tensor) -> Tensor:
+        check_seal(seal, wait=True)
+        return seal + 1
+
+    assert torch.func.vmap(checked)(torn[None]).tolist() == [SEAL]
+    compiled: Any = torch.compile(checked, backend="eager", fullgraph=True)
+    assert int(compiled(torn)) == SEAL
+    with pytest.raises(RuntimeError, match="were averaged"):
+        check_seal(torn)
