@@ -20,6 +20,7 @@ from robustfusion._validation import check_between
 from robustfusion.disruption import Condition
 from robustfusion.evaluation import _tables
 from robustfusion.evaluation.results import (
+    CELL,
     SCORES,
     Cell,
     Fingerprint,
@@ -43,7 +44,6 @@ from robustfusion.evaluation.statistics import (
 
 FORMAT = 2
 _NAMES = ("modalities", "class_names", "candidates", "seeds")
-_CELL = ("predictions", "confidence", "log_likelihood", "p_values", "counts")
 _QUALITY = ("clean", "corrupted")
 
 
@@ -300,7 +300,7 @@ class RobustnessReport:
 
     def _parts(self) -> dict[str, tuple[Any, Sequence[str]]]:
         """The records that hold arrays, and the names of these, by their place in the npz."""
-        cells = {f"cell {k}": (cell, _CELL) for k, cell in enumerate(self.measured)}
+        cells = {f"cell {k}": (cell, CELL) for k, cell in enumerate(self.measured)}
         scored = {f"quality {name}": (q, _QUALITY) for name, q in self.scored.items()}
         points = enumerate(self.recovered.values())
         return {**cells, **scored, **{f"recovered {k}": (r, Recovered._fields) for k, r in points}}
@@ -340,7 +340,7 @@ class RobustnessReport:
                     Condition(**entry, rate=tuple(rate) if isinstance(rate, list) else rate),
                     tuple(seeds),
                     weights=None if weights is None else tuple(weights),
-                    **part(f"cell {place}", _CELL),
+                    **part(f"cell {place}", CELL),
                 )
             )
         scored = {m: Quality(**part(f"quality {m}", _QUALITY)) for m in document["quality"]}

@@ -19,6 +19,7 @@ from robustfusion.evaluation.statistics import (
     weighted_mean,
 )
 
+CELL = ("predictions", "confidence", "log_likelihood", "p_values", "counts")
 SCORES = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
 
 
