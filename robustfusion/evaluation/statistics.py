@@ -6,7 +6,7 @@ resamples the samples, never the seeds times the samples: the rows of one stand 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -62,6 +62,30 @@ def bootstrap_weights(size: int, replicates: int, seed: int) -> Iterator[Weights
         drawn = generator.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size
         counts = np.bincount(drawn.ravel(), minlength=rows * size)
         yield counts.reshape(rows, size).astype(np.float32)
+
+
+def bootstrap_means(
+    values: Mapping[str, NDArray[np.float32]], replicates: int, seed: int
+) -> dict[str, FloatArray]:
+    """Bootstrap means `(replicates,)` of each `(T, S, N)`, from one resampling for all of them.
+
+    Training seeds T, disruption seeds S and samples N are drawn anew. Where the disruption seed
+    does not matter S is 1.
+    """
+    found: dict[str, list[FloatArray]] = {key: [np.empty(0)] for key in values}
+    runs, _, samples = next(iter(values.values())).shape
+    sizes = [runs, *sorted({part.shape[1] for part in values.values()} - {1})]
+    generator = np.random.default_rng([seed, 1])
+    for weights in bootstrap_weights(samples, replicates, seed):
+        over_runs, *others = (
+            generator.multinomial(k, np.full(k, 1 / k), size=len(weights)) / k for k in sizes
+        )
+        shares = {1: np.ones((1, 1)), **dict(zip(sizes[1:], others, strict=True))}
+        for key, part in values.items():
+            means = (weights @ part.reshape(-1, samples).T).reshape(-1, *part.shape[:2]) / samples
+            over_seeds = np.einsum("rts,rs->rt", means, shares[part.shape[1]])
+            found[key].append(np.einsum("rt,rt->r", over_seeds, over_runs))
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def _one_hot(classes: IntArray, num_classes: int) -> Weights:
