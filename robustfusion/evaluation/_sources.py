@@ -6,7 +6,7 @@ condition is put together from these rows. For any other model the data make eve
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,14 +49,27 @@ def check_alone(alone: Tensor, together: Tensor) -> None:
         )
 
 
-class Streamed:
-    """The data make every condition; the model takes it as it comes."""
+class Source:
+    """Gives rows to a model, and keeps the features of each distinct input where it can.
 
-    def __init__(self, model: nn.Module, data: EvaluationData, batch_size: int) -> None:
+    These lie by modality and by what was done to the input.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: EvaluationData, batch_size: int, *, reuse: bool
+    ) -> None:
         self.model, self.data, self.batch_size = model, data, batch_size
+        encodes = callable(getattr(model, "encode", None)) and hasattr(model, "head")
+        self.kept = reuse and (encodes or isinstance(data, CachedFeatures))
+        self.encode: Any = getattr(model, "encode", None) if self.kept else None
+        # What takes the rows: the head alone, where there are encoders.
+        self.call: Any = model if self.encode is None else model.head
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.observed: NDArray[np.bool_] = np.ones((len(data.ids), len(data.modalities)), bool)
         self.labels: NDArray[np.int64] = np.zeros(len(data.ids), np.int64)
+        self.features: dict[tuple[str, int], Tensor] = {}
+        self.have: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        self.seed: int | None = None
         self._hashes: dict[tuple[str, int], Any] = {}
 
     def intact(self) -> Iterator[Part]:
@@ -66,35 +79,66 @@ class Streamed:
         everything = np.arange(len(self.data.ids))
         for rows, inputs, available in self._batches(nothing, everything, labeled=True):
             for column, name in enumerate(names):
-                self.observed[rows, column] = available[name].cpu().numpy()
+                there = available[name].cpu().numpy()
+                self.observed[rows, column] = there
                 self._hash(name, inputs[name])
-            yield rows, *self._kept(rows, inputs, available)
+                if self.kept:
+                    self._store(rows, name, INTACT, inputs[name], there)
+            if self.kept:
+                inputs, available = self._assembled(
+                    rows, np.zeros((len(rows), len(names)), np.int8)
+                )
+            yield rows, inputs, available
 
     def prepare(self, seed: int, states: Mapping[Condition, States], *, first: bool) -> None:
-        """Get ready for the conditions of a seed."""
-        self.first = first
+        """Get ready for a seed: read every row once that some condition corrupts, to keep it."""
+        names, self.first = self.data.modalities, first
+        if not self.kept:
+            return
+        if seed != self.seed and self.data.fresh_corruption:
+            for key in [key for key in self.have if key[1] != INTACT]:
+                del self.have[key], self.features[key]
+        self.seed = seed
+        fixed = {
+            c.modality: s == CORRUPTED
+            for c, s in states.items()
+            if first and c.strategy == "fixed" and c.setting == "C"
+        }
+        kinds: tuple[tuple[int, Setting], ...] = ((CORRUPTED, "C"), (PARTIAL, "P"))
+        for state, setting in kinds:
+            needed = np.logical_or.reduce([table == state for table in states.values()])
+            for column, name in enumerate(names):
+                needed[:, column] &= ~self.have.get((name, state), np.False_)
+            rows = np.flatnonzero(needed.any(1))
+            if not len(rows):
+                continue
+            rates = dict(zip(names, needed.any(0).astype(float).tolist(), strict=True))
+            made = Disruption(
+                names, setting, strategy="independent", disruption_rate=rates, seed=seed
+            )
+            for at, inputs, _ in self._batches(made, rows):
+                for column, name in enumerate(names):
+                    if state == CORRUPTED and name in fixed:
+                        self._hash(name, inputs[name], fixed[name][at, column])
+                    self._store(at, name, state, inputs[name], needed[at, column])
 
     def disrupted(self, disruption: Disruption, states: States, rows: Rows) -> Iterator[Part]:
         """Some rows under a disruption."""
+        if self.kept:
+            for start in range(0, len(rows), self.batch_size):
+                at = rows[start : start + self.batch_size]
+                yield at, *self._assembled(at, states[at])
+            return
         hashed = self.first and disruption.strategy == "fixed" and disruption.setting == "C"
         for at, inputs, available in self._batches(disruption, rows):
             for column, name in enumerate(self.data.modalities if hashed else ()):
                 self._hash(name, inputs[name], states[at, column] == CORRUPTED)
             yield at, inputs, available
 
-    def call(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
-        """The model's output."""
-        return self.model(inputs, available)
-
     def digest(self) -> str:
         """Of the values of each modality, intact and corrupted, in the order they came in."""
         whole = b"".join(found.digest() for _, found in sorted(self._hashes.items()))
         return hashlib.blake2b(whole, digest_size=16).hexdigest()
-
-    def _kept(
-        self, rows: Rows, inputs: dict[str, Any], available: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return inputs, available
 
     def _batches(
         self, disruption: Disruption, rows: Rows, *, labeled: bool = False
@@ -126,78 +170,6 @@ class Streamed:
         for place, leaf in enumerate(leaves(value)):
             new = hashlib.blake2b(digest_size=16)
             _hash_leaf(self._hashes.setdefault((name, place), new), leaf)
-
-
-def _hash_leaf(digest: Any, leaf: Any) -> None:
-    if isinstance(leaf, Tensor):
-        plain = leaf.detach().cpu().contiguous()
-        digest.update(plain.view(torch.uint8).numpy() if plain.ndim else repr(plain).encode())
-    elif isinstance(leaf, list | tuple):
-        for entry in leaf:
-            _hash_leaf(digest, entry)
-    elif isinstance(leaf, str):
-        digest.update(leaf.encode("utf-8", "surrogatepass") + b"\0")
-    elif hasattr(leaf, "tobytes"):
-        digest.update(leaf.tobytes())
-
-
-class Stored(Streamed):
-    """Features of each distinct input are kept: by modality and what was done to the input."""
-
-    def __init__(self, model: nn.Module, data: EvaluationData, batch_size: int) -> None:
-        super().__init__(model, data, batch_size)
-        self.encode: Callable[..., Any] | None = getattr(model, "encode", None)
-        self.features: dict[tuple[str, int], Tensor] = {}
-        self.have: dict[tuple[str, int], NDArray[np.bool_]] = {}
-        self.seed: int | None = None
-
-    def call(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
-        """The output of the head alone, where there are encoders."""
-        called: Any = self.model if self.encode is None else self.model.head
-        return called(inputs, available)
-
-    def prepare(self, seed: int, states: Mapping[Condition, States], *, first: bool) -> None:
-        """Read every row that is corrupted in some condition of this seed, once."""
-        names = self.data.modalities
-        if seed != self.seed and self.data.fresh_corruption:
-            for key in [key for key in self.have if key[1] != INTACT]:
-                del self.have[key], self.features[key]
-        self.seed = seed
-        fixed = {
-            c.modality: s == CORRUPTED
-            for c, s in states.items()
-            if first and c.strategy == "fixed" and c.setting == "C"
-        }
-        kinds: tuple[tuple[int, Setting], ...] = ((CORRUPTED, "C"), (PARTIAL, "P"))
-        for state, setting in kinds:
-            needed = np.logical_or.reduce([table == state for table in states.values()])
-            for column, name in enumerate(names):
-                needed[:, column] &= ~self.have.get((name, state), np.False_)
-            rows = np.flatnonzero(needed.any(1))
-            if not len(rows):
-                continue
-            rates = dict(zip(names, needed.any(0).astype(float).tolist(), strict=True))
-            made = Disruption(
-                names, setting, strategy="independent", disruption_rate=rates, seed=seed
-            )
-            for at, inputs, _ in self._batches(made, rows):
-                for column, name in enumerate(names):
-                    if state == CORRUPTED and name in fixed:
-                        self._hash(name, inputs[name], fixed[name][at, column])
-                    self._store(at, name, state, inputs[name], needed[at, column])
-
-    def disrupted(self, disruption: Disruption, states: States, rows: Rows) -> Iterator[Part]:
-        """Some rows, put together."""
-        for start in range(0, len(rows), self.batch_size):
-            at = rows[start : start + self.batch_size]
-            yield at, *self._assembled(at, states[at])
-
-    def _kept(
-        self, rows: Rows, inputs: dict[str, Any], available: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        for name, value in inputs.items():
-            self._store(rows, name, INTACT, value, available[name].cpu().numpy())
-        return self._assembled(rows, np.zeros((len(rows), len(self.data.modalities)), np.int8))
 
     def _store(
         self, rows: Rows, name: str, state: int, value: Any, wanted: NDArray[np.bool_]
@@ -243,8 +215,14 @@ class Stored(Streamed):
         return inputs, available
 
 
-def make_source(model: nn.Module, data: EvaluationData, batch_size: int, reuse: bool) -> Streamed:
-    """The road that a model and its data can take."""
-    encodes = callable(getattr(model, "encode", None)) and hasattr(model, "head")
-    keep = reuse and (encodes or isinstance(data, CachedFeatures))
-    return (Stored if keep else Streamed)(model, data, batch_size)
+def _hash_leaf(digest: Any, leaf: Any) -> None:
+    if isinstance(leaf, Tensor):
+        plain = leaf.detach().cpu().contiguous()
+        digest.update(plain.view(torch.uint8).numpy() if plain.ndim else repr(plain).encode())
+    elif isinstance(leaf, list | tuple):
+        for entry in leaf:
+            _hash_leaf(digest, entry)
+    elif isinstance(leaf, str):
+        digest.update(leaf.encode("utf-8", "surrogatepass") + b"\0")
+    elif hasattr(leaf, "tobytes"):
+        digest.update(leaf.tobytes())

@@ -7,18 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfusion.evaluation import statistics as stats
 from robustfusion.evaluation._tables import p_text, percent, table
 from robustfusion.evaluation.report import RobustnessReport
-from robustfusion.evaluation.statistics import (
-    UNKNOWN,
-    Estimate,
-    bootstrap_means,
-    combine_p_values,
-    estimate,
-    holm,
-    mcnemar_exact,
-    sign_flip_p_values,
-)
+from robustfusion.evaluation.statistics import UNKNOWN, Estimate
 
 WHY_THEY_DIFFER = (
     "The interval is of the mean difference in that one condition. The McNemar test asks in each "
@@ -205,15 +197,19 @@ def paired(
         b = theirs[key]
         only = [(x & ~y).sum(-1).ravel().tolist() for x, y in ((a, b), (b, a))]
         discordant[key] = tuple(zip(*only, strict=True))
-        tests.append(combine_p_values(np.asarray([mcnemar_exact(*n) for n in discordant[key]])))
+        tests.append(
+            stats.combine_p_values(np.asarray([stats.mcnemar_exact(*n) for n in discordant[key]]))
+        )
     means = {key: gap.mean((0, 1), dtype=np.float64) for key, gap in gaps.items()}
-    draws = bootstrap_means(gaps, replicates, seed)
+    draws = stats.bootstrap_means(gaps, replicates, seed)
     if disrupted := [key for key in gaps if key != "clean"]:
         for values in (means, draws):
             values["overall"] = np.mean([values[key] for key in disrupted], axis=0)
-    flipped = sign_flip_p_values(np.stack(list(means.values()), axis=1), seed=seed).tolist()
+    flipped = stats.sign_flip_p_values(np.stack(list(means.values()), axis=1), seed=seed).tolist()
     p_values = dict(zip(means, flipped, strict=True))
-    found = {key: estimate(float(mean.mean()), draws[key], level) for key, mean in means.items()}
+    found = {
+        key: stats.estimate(float(mean.mean()), draws[key], level) for key, mean in means.items()
+    }
     cells = {
         key: Difference(
             accuracy=(float(ours[key].mean()), float(theirs[key].mean())),
@@ -223,7 +219,9 @@ def paired(
             permutation_p=p_values[key],
             discordant=discordant[key],
         )
-        for key, p, adjusted in zip(ours, tests, holm(np.asarray(tests)).tolist(), strict=True)
+        for key, p, adjusted in zip(
+            ours, tests, stats.holm(np.asarray(tests)).tolist(), strict=True
+        )
     }
     return cells, found.get("overall", UNKNOWN), p_values.get("overall", math.nan)
 

@@ -18,29 +18,17 @@ from numpy.typing import NDArray
 
 from robustfusion._validation import check_between
 from robustfusion.disruption import Condition
-from robustfusion.evaluation import _tables
+from robustfusion.evaluation import _tables, results
+from robustfusion.evaluation import statistics as stats
 from robustfusion.evaluation.results import (
-    CELL,
-    SCORES,
     Cell,
     Fingerprint,
     Intervals,
     Majority,
     Quality,
     Recovered,
-    aurocs,
-    cell_scores,
-    mean_qualities,
-    rate_curve,
 )
-from robustfusion.evaluation.statistics import (
-    Estimate,
-    FloatArray,
-    bootstrap_weights,
-    classification_scores,
-    estimate,
-    risk_coverage,
-)
+from robustfusion.evaluation.statistics import Estimate, FloatArray
 
 FORMAT = 2
 _NAMES = ("modalities", "class_names", "candidates", "seeds")
@@ -157,17 +145,21 @@ class RobustnessReport:
         true, made = self.labels.astype(np.int64), self.intervals
         parts: dict[Any, list[FloatArray]] = {}
         once = np.ones((1, len(true)), dtype=np.float32)
-        for weights in chain([once], bootstrap_weights(len(true), made.replicates, made.seed)):
+        for weights in chain(
+            [once], stats.bootstrap_weights(len(true), made.replicates, made.seed)
+        ):
             for cell in self.measured:
-                found = cell_scores(cell, true, len(self.class_names), weights, made.alarm_rate)
+                found = results.cell_scores(
+                    cell, true, len(self.class_names), weights, made.alarm_rate
+                )
                 for name, values in found.items():
                     parts.setdefault((cell.condition.key, name), []).append(values)
             for name, quality in self.scored.items():
-                parts.setdefault((name, "auroc"), []).append(aurocs(quality, weights))
+                parts.setdefault((name, "auroc"), []).append(results.aurocs(quality, weights))
         return {key: np.concatenate(values) for key, values in parts.items()}
 
     def _interval(self, values: FloatArray) -> Estimate:
-        return estimate(values[0], values[1:], self.intervals.level)
+        return stats.estimate(values[0], values[1:], self.intervals.level)
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
@@ -181,13 +173,15 @@ class RobustnessReport:
                 if (key, f"alarm {column}") in found
             }
             by_seed = right.mean(1)
-            scores: dict[str, Any] = {name: self._interval(found[key, name]) for name in SCORES}
+            scores: dict[str, Any] = {
+                name: self._interval(found[key, name]) for name in results.SCORES
+            }
             cells[key] = dataclasses.replace(
                 cell,
                 **scores,
                 drop=self._interval(found["clean", "accuracy"] - found[key, "accuracy"]),
                 alarms={name: rate for name, rate in alarms.items() if not np.isnan(rate.value)},
-                aurc=float(risk_coverage(right, cell.confidence)[1].mean()),
+                aurc=float(stats.risk_coverage(right, cell.confidence)[1].mean()),
                 spread=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan"),
             )
         return cells
@@ -199,7 +193,7 @@ class RobustnessReport:
             name: quality._replace(
                 auroc=self._interval(self._replicates[name, "auroc"]),
                 class_means={
-                    class_name: mean_qualities(quality, self.labels == index)
+                    class_name: results.mean_qualities(quality, self.labels == index)
                     for index, class_name in enumerate(self.class_names)
                 },
             )
@@ -211,7 +205,7 @@ class RobustnessReport:
         """Area under the rate curve by setting: mean accuracy over the rates, clean at rate 0."""
         conditions, areas = [cell.condition for cell in self.measured], {}
         for setting in dict.fromkeys(c.setting for c in conditions if c.strategy == "random"):
-            points = rate_curve(conditions, str(setting))
+            points = results.rate_curve(conditions, str(setting))
             values = np.stack([self._replicates[key, "accuracy"] for _, key in points])
             # The trapezoids, divided by the range of the rates.
             steps = np.diff(np.asarray([rate for rate, _ in points]))
@@ -239,7 +233,7 @@ class RobustnessReport:
         classes = len(self.class_names)
         winner = int(np.bincount(self.labels, minlength=classes).argmax())
         guess = np.full((1, len(self.labels)), winner)
-        scores = classification_scores(self.labels, guess, classes)
+        scores = stats.classification_scores(self.labels, guess, classes)
         return Majority(self.class_names[winner], *(float(s[0, 0]) for s in scores))
 
     @property
@@ -300,7 +294,7 @@ class RobustnessReport:
 
     def _parts(self) -> dict[str, tuple[Any, Sequence[str]]]:
         """The records that hold arrays, and the names of these, by their place in the npz."""
-        cells = {f"cell {k}": (cell, CELL) for k, cell in enumerate(self.measured)}
+        cells = {f"cell {k}": (cell, results.CELL) for k, cell in enumerate(self.measured)}
         scored = {f"quality {name}": (q, _QUALITY) for name, q in self.scored.items()}
         points = enumerate(self.recovered.values())
         return {**cells, **scored, **{f"recovered {k}": (r, Recovered._fields) for k, r in points}}
@@ -340,7 +334,7 @@ class RobustnessReport:
                     Condition(**entry, rate=tuple(rate) if isinstance(rate, list) else rate),
                     tuple(seeds),
                     weights=None if weights is None else tuple(weights),
-                    **part(f"cell {place}", CELL),
+                    **part(f"cell {place}", results.CELL),
                 )
             )
         scored = {m: Quality(**part(f"quality {m}", _QUALITY)) for m in document["quality"]}

@@ -8,16 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustfusion.disruption import Condition
-from robustfusion.evaluation.statistics import (
-    UNKNOWN,
-    Estimate,
-    FloatArray,
-    Weights,
-    calibration_error,
-    classification_scores,
-    separation_auroc,
-    weighted_mean,
-)
+from robustfusion.evaluation import statistics as stats
+from robustfusion.evaluation.statistics import UNKNOWN, Estimate, FloatArray, Weights
 
 CELL = ("predictions", "confidence", "log_likelihood", "p_values", "counts")
 SCORES = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
@@ -163,14 +155,14 @@ def cell_scores(
 ) -> dict[str, FloatArray]:
     """Every score of a cell, (R,), under bootstrap weights (R, N): means over the seeds."""
     right = cell.predictions == labels
-    ece = calibration_error(right, cell.confidence.astype(np.float64), weights=weights)
-    nll = weighted_mean(-cell.log_likelihood.astype(np.float32), weights)
-    f1 = classification_scores(labels, cell.predictions, classes, weights)
+    ece = stats.calibration_error(right, cell.confidence.astype(np.float64), weights=weights)
+    nll = stats.weighted_mean(-cell.log_likelihood.astype(np.float32), weights)
+    f1 = stats.classification_scores(labels, cell.predictions, classes, weights)
     made = dict(zip(SCORES, (*f1, ece, nll), strict=True))
     for column in np.flatnonzero(~np.isnan(cell.p_values).all((0, 1))):
         p = cell.p_values[..., column].astype(np.float32)
         alarm = (p <= alarm_rate).astype(np.float32)
-        made[f"alarm {column}"] = weighted_mean(alarm, weights, ~np.isnan(p))
+        made[f"alarm {column}"] = stats.weighted_mean(alarm, weights, ~np.isnan(p))
     return {name: values.mean(1) for name, values in made.items()}
 
 
@@ -179,7 +171,7 @@ def aurocs(scored: Quality, weights: Weights) -> FloatArray:
     seen = ~np.isnan(scored.clean)
     clean = scored.clean[seen].astype(np.float64)
     columns = [
-        separation_auroc(clean, corrupted[seen].astype(np.float64), weights[:, seen])
+        stats.separation_auroc(clean, corrupted[seen].astype(np.float64), weights[:, seen])
         for corrupted in scored.corrupted
     ]
     return np.asarray(np.mean(columns, axis=0)) if columns else np.full(len(weights), np.nan)

@@ -2,32 +2,21 @@
 
 import hashlib
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from robustfusion._modules import evaluating
 from robustfusion._validation import check_positive
-from robustfusion.disruption import Condition, canonical_id, robustness_grid
+from robustfusion.disruption import Condition, robustness_grid
 from robustfusion.disruption.grid import checked_conditions
-from robustfusion.disruption.protocol import draw, plan_from
-from robustfusion.evaluation._forward import Answers, Forward, mean_weights
-from robustfusion.evaluation._sources import (
-    CORRUPTED,
-    DISCARDED,
-    INTACT,
-    PARTIAL,
-    States,
-    Streamed,
-    make_source,
-)
+from robustfusion.evaluation._measuring import Measuring
+from robustfusion.evaluation._sources import Source
 from robustfusion.evaluation.data import EvaluationData
 from robustfusion.evaluation.report import RobustnessReport
-from robustfusion.evaluation.results import CELL, Cell, Fingerprint, Quality
+from robustfusion.evaluation.results import Fingerprint
 
 
 def robustness_report(
@@ -102,15 +91,14 @@ def robustness_report(
         conditions = robustness_grid(data.modalities)
     grid = checked_conditions(conditions, data.modalities)
     runs = [(c, s) for s in seeds for c in grid if c.is_seeded or s == seeds[0]]
-    source = make_source(model, data, batch_size, reuse)
-    forward = Forward(source)
+    source = Source(model, data, batch_size, reuse=reuse)
     with evaluating(model), torch.no_grad():
-        measuring = _Measuring(source, forward, forward.clean(check_rows=reuse), reuse)
+        measuring = Measuring(source, reuse=reuse)
         for condition, seed in _shown(runs, progress):
             if seed != measuring.seed:
                 measuring.begin(seed, [c for c, s in runs if s == seed], first=seed == seeds[0])
             measuring.run(condition)
-    classes, labels = forward.num_classes, source.labels.astype(np.int16)
+    classes, labels = measuring.num_classes, source.labels.astype(np.int16)
     class_names = data.class_names or tuple(str(c) for c in range(classes))
     if len(class_names) != classes:
         raise ValueError(f"data.class_names must name {classes} classes, got {class_names}")
@@ -119,7 +107,7 @@ def robustness_report(
         name=type(model).__name__,
         modalities=data.modalities,
         class_names=class_names,
-        candidates=forward.candidates,
+        candidates=measuring.candidates,
         labels=labels,
         seeds=seeds,
         fingerprint=Fingerprint(
@@ -129,7 +117,7 @@ def robustness_report(
         ),
         measured=tuple(measuring.cell(condition) for condition in grid),
         scored=measuring.qualities(),
-        recovered=forward.recovered(),
+        recovered=measuring.recovered(),
     )
 
 
@@ -146,91 +134,3 @@ def _shown(runs: list[tuple[Condition, int]], progress: bool) -> Iterable[tuple[
         runs, desc="robustness", unit="condition", disable=None
     )
     return shown
-
-
-class _Measuring:
-    """Collects the conditions; keeps the answers to distinct inputs while they are needed."""
-
-    def __init__(self, source: Streamed, forward: Forward, clean: Answers, reuse: bool) -> None:
-        self.source, self.forward, self.clean, self.reuse = source, forward, clean, reuse
-        self.names = source.data.modalities
-        # An id of numpy prints in another way than the same id of Python.
-        self.ids = tuple(canonical_id(sample_id) for sample_id in source.data.ids)
-        # By what is done to each modality of a row.
-        self.known: dict[tuple[int, ...], Answers] = {(INTACT,) * len(self.names): clean}
-        self.seed: int | None = None
-        self.states: Mapping[Condition, States] = {}
-        self.runs: dict[Condition, list[dict[str, Any]]] = {}
-        self.corrupted: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.names}
-        self.digest = hashlib.blake2b(digest_size=16)
-
-    def begin(self, seed: int, conditions: Sequence[Condition], *, first: bool) -> None:
-        """Plan all conditions of a seed, so that each input is read once for all of them."""
-        if self.source.data.fresh_corruption:
-            stale = {CORRUPTED, PARTIAL}
-            self.known = {key: made for key, made in self.known.items() if not stale & {*key}}
-        self.seed = seed
-        draws = draw(seed, self.ids, self.names)
-        columns = zip(self.names, self.source.observed.T, strict=True)
-        observed = {name: torch.from_numpy(column.copy()) for name, column in columns}
-        self.states = {}
-        for condition in conditions:
-            plan = plan_from(condition.disruption(self.names, seed), draws, observed)
-            states = np.full(self.source.observed.shape, INTACT, dtype=np.int8)
-            for column, name in enumerate(self.names):
-                corrupted = PARTIAL if condition.setting == "P" else CORRUPTED
-                states[plan.corrupted[name].numpy(), column] = corrupted
-                states[plan.discarded[name].numpy(), column] = DISCARDED
-            self.states[condition] = states
-        self.source.prepare(seed, self.states, first=first)
-
-    def run(self, condition: Condition) -> None:
-        """Evaluate one condition under the seed."""
-        states = self.states[condition]
-        self.digest.update(f"{condition.key} {self.seed} ".encode() + states.tobytes())
-        answers = self._answers(condition, states)
-        if condition.setting == "C" and condition.modality is not None:
-            column = self.names.index(condition.modality)
-            self.corrupted[condition.modality].append(answers["quality"][:, column].copy())
-        done = [np.isin(states, kind).sum(0) for kind in ((CORRUPTED, PARTIAL), DISCARDED)]
-        run: dict[str, Any] = {name: answers[name].copy() for name in CELL if name != "counts"}
-        run |= {"seed": self.seed, "counts": np.stack(done, -1), "weights": mean_weights(answers)}
-        self.runs.setdefault(condition, []).append(run)
-
-    def _answers(self, condition: Condition, states: States) -> Answers:
-        known = self.known if self.reuse else {}
-        ways, way = np.unique(states, axis=0, return_inverse=True)
-        places = {tuple(key): np.flatnonzero(way == k) for k, key in enumerate(ways.tolist())}
-        answers = np.zeros_like(self.clean)
-        for key, at in places.items():
-            if key in known:
-                answers[at] = known[key][at]
-        rows = np.flatnonzero(~answers["known"])
-        if len(rows):
-            disruption = condition.disruption(self.names, self.seed or 0)
-            self.forward.disrupted(disruption, states, rows, answers)
-        for key, at in places.items():
-            known.setdefault(key, np.zeros_like(self.clean))[at] = answers[at]
-        return answers
-
-    def cell(self, condition: Condition) -> Cell:
-        """The per-sample results of one condition under its seeds."""
-        runs = self.runs[condition]
-        weights = [run["weights"] for run in runs if run["weights"] is not None]
-        parts: dict[str, Any] = {name: np.stack([run[name] for run in runs]) for name in CELL}
-        return Cell(
-            condition,
-            seeds=tuple(run["seed"] for run in runs),
-            weights=tuple(np.mean(weights, axis=0).tolist()) if weights else None,
-            **parts,
-        )
-
-    def qualities(self) -> dict[str, Quality]:
-        """Clean scores, and those of the rows whose modality was corrupted throughout."""
-        found = {}
-        for column, name in enumerate(self.names):
-            clean, corrupted = self.clean["quality"][:, column].copy(), self.corrupted[name]
-            if not np.isnan(clean).all():
-                none = np.empty((0, len(clean)), np.float32)
-                found[name] = Quality(clean, np.stack(corrupted) if corrupted else none)
-        return found
