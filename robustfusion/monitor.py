@@ -173,16 +173,14 @@ class DriftMonitor:
     @property
     def state(self) -> MonitorState:
         """The state after the last update."""
-        named: dict[str, Any] = {
-            key: dict(zip(self.names, self._now[key].tolist(), strict=True))
+        alarms, evidence, maximum, available = (
+            dict(zip(self.names, self._now[key].tolist(), strict=True))
             for key in ("alarms", "evidence", "maximum", "available")
-        }
-        named["alarms"] = {name: row for name, row in named["alarms"].items() if row}
+        )
+        alarms = {name: row for name, row in alarms.items() if row}
+        rows = int(self._now["rows"])
         return MonitorState(
-            alarm=bool(named["alarms"]),
-            threshold=self.threshold,
-            rows=int(self._now["rows"]),
-            **named,
+            bool(alarms), alarms, evidence, maximum, self.threshold, rows, available
         )
 
     def update(self, p_values: Mapping[str, Tensor]) -> MonitorState:
@@ -192,26 +190,24 @@ class DriftMonitor:
                 f"p_values must have the names {list(self.names)}, got {list(p_values)}; a name "
                 f"that this batch has nothing of is torch.full((B,), torch.nan)"
             )
-        columns = []
+        columns: list[Tensor] = []
         for name in self.names:
-            p = p_values[name]
+            p, where = p_values[name], f'p_values["{name}"]'
             if not isinstance(p, Tensor) or not p.is_floating_point():
                 kind = p.dtype if isinstance(p, Tensor) else type(p).__name__
-                raise TypeError(f'p_values["{name}"] must be a floating tensor, got {kind}')
-            rows = p_values[self.names[0]].shape[0] if p.ndim else 0
-            if p.ndim != 1 or p.shape[0] != rows:
+                raise TypeError(f"{where} must be a floating tensor, got {kind}")
+            rows = len(columns[0]) if columns else p.numel()
+            if p.shape != (rows,):
                 raise ValueError(
-                    f'p_values["{name}"] must have shape (B,) with B = {rows}, '
-                    f"got {tuple(p.shape)}"
+                    f"{where} must have shape (B,) with B = {rows}, got {tuple(p.shape)}"
                 )
             if bool(((p < 0) | (p > 1)).any()):
-                raise ValueError(f'p_values["{name}"] must be between 0 and 1, or NaN')
+                raise ValueError(f"{where} must be between 0 and 1, or NaN")
             columns.append(p.detach().double().cpu())
             self._cell(columns[-1][~columns[-1].isnan()], name)
-        if len(columns[0]):
-            values = torch.stack(columns, dim=1)
-            for start in range(0, len(values), _CHUNK):
-                self._advance(values[start : start + _CHUNK])
+        values = torch.stack(columns, dim=1)
+        for start in range(0, len(values), _CHUNK):
+            self._advance(values[start : start + _CHUNK])
         return self.state
 
     def _advance(self, p: Tensor) -> None:

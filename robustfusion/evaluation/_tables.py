@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,8 @@ _SCORES = ("accuracy", "macro_f1", "weighted_f1", "drop", "ece", "nll", "aurc")
 _WHERE = ("condition", "strategy", "setting", "modality", "rate")
 COLUMNS = ("model", *_WHERE, "metric", *Estimate._fields)
 Row = dict[str, str | float]
-Body = list[list[str]]
+Columns = list[tuple[str, Callable[[Any], str]]]
+Section = tuple[str, str, Columns, list[Any]]
 
 # A score whose middle 90 % spans less than this in log-quality changes a weight by 5 % at most.
 NARROW = 0.05
@@ -59,16 +60,22 @@ def long_rows(report: RobustnessReport) -> Iterator[Row]:
                 yield row(f"quality_{kind}_{class_name}", mean, modality=name)
 
 
+def number(value: Estimate | float, form: str = ".3f") -> str:
+    """A number, with its interval where it has one; what is undefined is a dash."""
+    first, *ends = value if isinstance(value, Estimate) else (value, math.nan)
+    text = "–" if math.isnan(first) else format(first, form)
+    return text if math.isnan(ends[0]) else f"{text} [{ends[0]:{form}}, {ends[1]:{form}}]"
+
+
 def percent(value: Estimate | float, form: str = ".1f") -> str:
-    """A share in percent, with its interval where it has one; a difference with ``"+.1f"``."""
-    first, low, high = value if isinstance(value, Estimate) else (value, math.nan, math.nan)
-    text = number(100 * first, form)
-    return text if math.isnan(low) else f"{text} [{100 * low:{form}}, {100 * high:{form}}]"
+    """The same of a share, in percent; of a difference with the form ``"+.1f"``."""
+    if isinstance(value, Estimate):
+        return number(Estimate(*(100 * x for x in value)), form)
+    return number(100 * value, form)
 
 
-def number(value: float, form: str = ".3f") -> str:
-    """A number; what is undefined is a dash."""
-    return "–" if math.isnan(value) else format(value, form)
+def _pair(values: Sequence[float]) -> str:
+    return " / ".join(number(value, ".3g") for value in values)
 
 
 def p_text(p: float) -> str:
@@ -111,88 +118,80 @@ def markdown(report: RobustnessReport) -> str:
     if report.record:
         lines += ["", *[f"- {key}: {value}" for key, value in report.record.items()]]
     lines.append("")
-    for title, note, head, body in _sections(report):
-        if body:
-            lines += [f"## {title}", "", *([note, ""] if note else []), *table(head, body)]
+    for title, note, columns, records in _sections(report):
+        if records:
+            body = [[show(record) for _, show in columns] for record in records]
+            lines += [f"## {title}", "", *([note, ""] if note else [])]
+            lines += table([head for head, _ in columns], body)
         if title == "Every condition":
             lines += [f"**{remark}.**\n" for remark in report.remarks]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _sections(report: RobustnessReport) -> Iterator[tuple[str, str, list[str], Body]]:
-    """Title, note and table of each section; without rows there is none."""
-    cells, titles = list(report.cells.values()), [c.condition.title for c in report.measured]
-    head = ["condition", "corrupted", "discarded", "accuracy", "seed s.d.", "macro-F1"]
-    body = [
-        [
-            title,
-            *[f"{count:.0f}" for count in cell.counts.mean(0).sum(0)],
-            percent(cell.accuracy),
-            percent(cell.spread),
-            percent(cell.macro_f1),
-            percent(cell.weighted_f1),
-            "–" if cell.condition.strategy == "clean" else percent(cell.drop, "+.1f"),
-        ]
-        for title, cell in zip(titles, cells, strict=True)
+def _sections(report: RobustnessReport) -> Iterator[Section]:
+    """Title, note, columns and records of each section; without records there is none."""
+    cells, title = list(report.cells.values()), ("condition", lambda c: c.condition.title)
+    columns: Columns = [
+        title,
+        ("corrupted", lambda c: f"{c.counts.mean(0).sum(0)[0]:.0f}"),
+        ("discarded", lambda c: f"{c.counts.mean(0).sum(0)[1]:.0f}"),
+        ("accuracy", lambda c: percent(c.accuracy)),
+        ("seed s.d.", lambda c: percent(c.spread)),
+        ("macro-F1", lambda c: percent(c.macro_f1)),
+        ("weighted F1", lambda c: percent(c.weighted_f1)),
+        ("drop", lambda c: "–" if c is cells[0] else percent(c.drop, "+.1f")),
     ]
-    yield "Every condition", "", [*head, "weighted F1", "drop"], body
+    yield "Every condition", "", columns, cells
     note = (
         "ECE: expected calibration error. NLL: negative log-likelihood. AURC: error among the "
         "most confident samples, mean over all shares of them; lower is better, and a confidence "
         "that says nothing has the error rate itself."
     )
-    if alarmed := list(report["clean"].alarms):
+    columns = [
+        title,
+        ("ECE", lambda c: number(c.ece.value)),
+        ("NLL", lambda c: number(c.nll.value)),
+        ("AURC", lambda c: number(c.aurc)),
+    ]
+    if alarmed := cells[0].alarms:
         rate = report.intervals.alarm_rate
         note += (
             f" Alarms: share of the rows in % whose p-value is at most {rate:g}; when clean, "
             f"about {100 * rate:g} % is what it should be."
         )
-    body = [
-        [
-            title,
-            *[number(value) for value in (cell.ece.value, cell.nll.value, cell.aurc)],
-            *[percent(cell.alarms.get(name, math.nan)) for name in alarmed],
-        ]
-        for title, cell in zip(titles, cells, strict=True)
-    ]
-    head = ["condition", "ECE", "NLL", "AURC", *[f"{name} alarms" for name in alarmed]]
-    yield "Confidence and alarms", note, head, body
-    conditions = [cell.condition for cell in report.measured]
+    for name in alarmed:
+        columns.append((f"{name} alarms", lambda c, m=name: percent(c.alarms.get(m, math.nan))))
+    yield "Confidence and alarms", note, columns, cells
+    conditions = [cell.condition for cell in cells]
     curves = {setting: rate_curve(conditions, setting) for setting in report.area}
-    rates = [f"{rate:g}" for rate, _ in next(iter(curves.values()), [])]
-    body = [
-        [
-            setting,
-            *[percent(report[key].accuracy.value) for _, key in curve],
-            percent(report.area[setting]),
-        ]
-        for setting, curve in curves.items()
-    ]
-    head = ["setting", *rates, "area under the curve"]
-    yield "Accuracy against the disruption rate", "", head, body
+    columns = [("setting", str)]
+    for k, (rate, _) in enumerate(next(iter(curves.values()), [])):
+        columns.append(
+            (f"{rate:g}", lambda s, k=k: percent(report[curves[s][k][1]].accuracy.value))
+        )
+    columns.append(("area under the curve", lambda s: percent(report.area[s])))
+    yield "Accuracy against the disruption rate", "", columns, list(curves)
     note = (
         "Accuracy discarded minus accuracy corrupted, in points. Above zero, a corrupted modality "
         "is worse than none: the model should have ignored it."
     )
-    body = [[place, percent(value, "+.1f")] for place, value in report.corruption_premium.items()]
-    yield "Corruption premium", note, ["disrupted", "premium"], body
+    columns = [
+        ("disrupted", str),
+        ("premium", lambda place: percent(report.corruption_premium[place], "+.1f")),
+    ]
+    yield "Corruption premium", note, columns, list(report.corruption_premium)
     note = (
         "AUROC: probability that a clean sample scores above a corrupted one (0.5 is chance). "
         "Mean log-quality by class, clean / corrupted."
     )
-    body = []
-    for name, quality in report.quality.items():
-        value, low, high = quality.auroc
-        ends = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
-        means = [
-            " / ".join(number(mean, ".3g") for mean in pair)
-            for pair in quality.class_means.values()
-        ]
-        body.append([name, number(value) + ends, *means])
-    yield "Quality score", note, ["modality", "AUROC", *report.class_names], body
-    weighted = [cell for cell in cells if cell.weights]
-    body = [[c.condition.title, *[f"{w:.2f}" for w in c.weights or ()]] for c in weighted]
-    yield "Mean weight of each candidate", "", ["condition", *report.candidates], body
+    columns = [("modality", str), ("AUROC", lambda m: number(report.quality[m].auroc))]
+    for name in report.class_names:
+        columns.append((name, lambda m, c=name: _pair(report.quality[m].class_means[c])))
+    yield "Quality score", note, columns, list(report.quality)
+    columns = [title]
+    for k, name in enumerate(report.candidates):
+        columns.append((name, lambda c, k=k: f"{c.weights[k]:.2f}"))
+    yield "Mean weight of each candidate", "", columns, [c for c in cells if c.weights]
 
 
 def remarks(report: RobustnessReport) -> Iterator[str]:

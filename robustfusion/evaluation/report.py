@@ -39,9 +39,9 @@ _QUALITY = ("clean", "corrupted")
 class RobustnessReport:
     """How a model does over the conditions, with intervals and per-sample results.
 
-    Made by :func:`robustness_report`, or read back with `load`. A score is the mean over the
-    disruption seeds; its interval comes from a bootstrap over the samples, with the same draws
-    for every score and report of the same data. Scores are made when they are first asked for.
+    Made by :func:`robustness_report`, where the example is, or read back with `load`. A score is
+    the mean over the disruption seeds; its interval comes from a bootstrap over the samples, with
+    the same draws for every score and report of the same data. Scores are made when asked for.
 
     Args:
         name: Of the model.
@@ -56,24 +56,6 @@ class RobustnessReport:
         recovered: True and recovered features by ``(target, source)``, for the plot.
         intervals: How the scores are made; see `with_intervals`.
         record: Whatever the caller wants kept: command, commit, machine; see `named`.
-
-    Example:
-        >>> import torch
-        >>> from robustfusion.disruption import robustness_grid
-        >>> from robustfusion.evaluation import CachedFeatures, robustness_report
-        >>> class Sum(torch.nn.Module):
-        ...     def forward(self, features, available):
-        ...         kept = [torch.where(available[m][:, None], x, 0) for m, x in features.items()]
-        ...         return kept[0] + kept[1]
-        >>> labels = torch.arange(30) % 3
-        >>> clean = torch.nn.functional.one_hot(labels, 3).float()
-        >>> data = CachedFeatures({"image": clean, "text": 2 * clean}, labels)
-        >>> grid = robustness_grid(data.modalities, settings=("D",), rates=(0.5, 1.0))
-        >>> report = robustness_report(Sum(), data, grid).with_intervals(replicates=200)
-        >>> report["fixed/text/D"].accuracy.value
-        1.0
-        >>> print(report.to_markdown().splitlines()[0])
-        # Robustness of Sum
 
     Reference:
         Table 1 and Figure 5 of https://arxiv.org/abs/2511.18751.

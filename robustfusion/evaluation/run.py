@@ -75,6 +75,8 @@ def robustness_report(
         >>> report = robustness_report(head, data, seeds=(0, 1)).with_intervals(replicates=100)
         >>> report["fixed/image/C"].accuracy.low <= report["fixed/image/C"].accuracy.value
         True
+        >>> print(report.named("an untrained head").to_markdown().splitlines()[0])
+        # Robustness of an untrained head
 
     Reference:
         Section 4.1 of https://arxiv.org/abs/2511.18751; intervals after Efron and Tibshirani, "An
