@@ -18,7 +18,7 @@ _SCORES = ("accuracy", "macro_f1", "weighted_f1", "drop", "ece", "nll", "aurc")
 _WHERE = ("condition", "strategy", "setting", "modality", "rate")
 COLUMNS = ("model", *_WHERE, "metric", *Estimate._fields)
 Row = dict[str, str | float]
-Columns = list[tuple[str, Callable[[Any], str]]]
+Columns = list[tuple[str, Callable[..., str]]]
 Section = tuple[str, str, Columns, list[Any]]
 
 # A score whose middle 90 % spans less than this in log-quality changes a weight by 5 % at most.
