@@ -106,8 +106,10 @@ class Measuring:
 
     def _answers(self, condition: Condition, states: States) -> Answers:
         known = self.known if self.reuse else {}
-        ways, way = np.unique(states, axis=0, return_inverse=True)
-        places = {tuple(key): np.flatnonzero(way == k) for k, key in enumerate(ways.tolist())}
+        # A number for each way to disrupt a row.
+        ways = states.astype(np.int64) @ (4 ** np.arange(states.shape[1]))
+        found = [np.flatnonzero(ways == way) for way in np.unique(ways)]
+        places = {tuple(states[at[0]].tolist()): at for at in found}
         answers = np.zeros_like(self.clean)
         for key, at in places.items():
             if key in known:

@@ -122,27 +122,20 @@ def compare(
         >>> import torch
         >>> from robustfusion.disruption import robustness_grid
         >>> from robustfusion.evaluation import CachedFeatures, compare, robustness_report
-        >>> class Only(torch.nn.Module):  # believes one modality
-        ...     def __init__(self, name):
-        ...         super().__init__()
-        ...         self.name = name
-        ...
+        >>> class Image(torch.nn.Module):  # believes one modality
         ...     def forward(self, features, available):
-        ...         there = available[self.name][:, None]
-        ...         return torch.where(there, features[self.name], 0)
+        ...         return features["image"]
+        >>> class Text(torch.nn.Module):
+        ...     def forward(self, features, available):
+        ...         return features["text"]
         >>> labels = torch.arange(60) % 3
         >>> image, text = torch.eye(3)[labels], torch.eye(3)[labels.clamp_max(1)]
         >>> data = CachedFeatures({"image": image, "text": text}, labels)
         >>> grid = robustness_grid(data.modalities, settings=("D",), rates=(1.0,))
-        >>> first, second = (
-        ...     robustness_report(Only(name), data, grid).named(name) for name in data.modalities
-        ... )
-        >>> comparison = compare(first, second)
-        >>> clean = comparison.cells["clean"]
+        >>> reports = [robustness_report(model, data, grid) for model in (Image(), Text())]
+        >>> clean = compare(*reports).cells["clean"]
         >>> clean.discordant, round(clean.difference.value, 3), clean.holm_p < 0.001
         (((20, 0),), 0.333, True)
-        >>> print(comparison.to_markdown().splitlines()[0])
-        # image against text
 
     Reference:
         McNemar, Psychometrika 12, 1947; Holm, "A simple sequentially rejective multiple test

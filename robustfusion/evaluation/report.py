@@ -127,14 +127,11 @@ class RobustnessReport:
         true, made = self.labels.astype(np.int64), self.intervals
         parts: dict[Any, list[FloatArray]] = {}
         once = np.ones((1, len(true)), dtype=np.float32)
-        for weights in chain(
-            [once], stats.bootstrap_weights(len(true), made.replicates, made.seed)
-        ):
+        drawn = stats.bootstrap_weights(len(true), made.replicates, made.seed)
+        for weights in chain([once], drawn):
             for cell in self.measured:
-                found = results.cell_scores(
-                    cell, true, len(self.class_names), weights, made.alarm_rate
-                )
-                for name, values in found.items():
+                by = len(self.class_names), weights, made.alarm_rate
+                for name, values in results.cell_scores(cell, true, *by).items():
                     parts.setdefault((cell.condition.key, name), []).append(values)
             for name, quality in self.scored.items():
                 parts.setdefault((name, "auroc"), []).append(results.aurocs(quality, weights))
