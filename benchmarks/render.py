@@ -16,8 +16,8 @@ import _render_compare
 import _render_folds
 import _render_mvsa
 import _render_paper_scale
+import _render_protocol
 import _render_quality
-import _render_recipe
 import _render_runs
 import paper_choices
 from _record import RESULTS, dated, read_record
@@ -160,8 +160,9 @@ def main() -> None:
     if runs.keys() != {_render_runs.NAME}:
         render_speed()
         _render_compare.main()
-        _render_mvsa.render()
-        _render_recipe.render()
+        _render_protocol.render()
+        if (RESULTS / "mvsa.json").exists():
+            _render_mvsa.render()
         _render_folds.render()
         _render_runs.render()
         paper_choices.render()

@@ -39,7 +39,8 @@ try:
     from robustfusion.datasets import BadFileError, read_image
     from robustfusion.datasets.pictures import decode
     from robustfusion.datasets.reading import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_size
-    from robustfusion.datasets.tables import is_empty, read_table
+    from robustfusion.datasets.tables import read_table
+    from robustfusion.disruption.data import is_missing
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
 
@@ -95,12 +96,12 @@ def read_row(row: dict[str, Any] | str, source: Source) -> tuple[Any, str | None
     cells = {name: row.get(column) for name, column in source.columns.items()}
     image, text, problems = None, None, []
     try:
-        if not is_empty(cells["image"]):
+        if not is_missing(cells["image"]):
             image = read_picture(cells["image"], source)
     except BadFileError as error:
         problems.append(str(error))
     try:
-        if not is_empty(cells["text"]):
+        if not is_missing(cells["text"]):
             text = str(cells["text"]).strip()
             check_size(text.encode("utf-8", "replace"), MAX_TEXT_BYTES, "the text")
     except BadFileError as error:

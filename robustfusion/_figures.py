@@ -1,6 +1,8 @@
-"""Figures on `matplotlib.figure.Figure` objects with the Agg canvas: no window, no global state."""
+"""Figures on `matplotlib.figure.Figure` objects: no window, no global state."""
 
 from typing import Any
+
+from robustfusion._optional import optional
 
 # Okabe and Ito's colors: told apart by every kind of color vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -8,15 +10,11 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 def panels(count: int, width: float, height: float, columns: int = 4) -> tuple[Any, list[Any]]:
     """A figure with `count` panels, at most `columns` beside each other."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "robustfusion[report]"') from error
+    matplotlib = optional("matplotlib.figure", "plots need matplotlib", "report")
     columns = min(count, columns)
     lines = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * lines), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    size = (width * columns, height * lines)
+    figure = matplotlib.Figure(figsize=size, layout="constrained", dpi=150)
     found = list(figure.subplots(lines, columns, squeeze=False).flat)
     for spare in found[count:]:
         figure.delaxes(spare)

@@ -83,6 +83,14 @@ def check_names(got: Iterable[str], expected: Iterable[str], argument: str) -> N
         )
 
 
+def check_keys(got: Iterable[str], known: Iterable[str], argument: str) -> None:
+    """Raise if a mapping speaks of a modality that there is not."""
+    names = tuple(known)
+    for name in got:
+        if name not in names:
+            raise ValueError(f"{argument} has the key {name!r}, not among {names}")
+
+
 def check_features(
     features: Mapping[str, Tensor], dims: Mapping[str, int], argument: str = "features"
 ) -> int:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustfusion._optional import optional
+
 WEIGHTS, CONFIG, DIGESTS = "model.safetensors", "config.json", "SHA256SUMS"
 _MARK = b"robustfusion sha256:"  # between what torch.save wrote and its digest
 _Path = str | os.PathLike[str]
@@ -96,9 +98,9 @@ def save_model(model: nn.Module, directory: _Path, config: Mapping[str, Any]) ->
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"model.state_dict().{name} must be a tensor, got {value!r}")
-    contiguous = {name: value.contiguous() for name, value in state.items()}
+        state[name] = value.contiguous()
     try:
-        weights: bytes = _safetensors().save(contiguous, metadata={"format": "pt"})
+        weights: bytes = _safetensors().save(state, metadata={"format": "pt"})
         text = (json.dumps(dict(config), allow_nan=False, indent=1) + "\n").encode()
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TypeError(
@@ -111,12 +113,7 @@ def save_model(model: nn.Module, directory: _Path, config: Mapping[str, Any]) ->
 
 
 def read_config(directory: _Path) -> dict[str, Any]:
-    """Return the config that :func:`save_model` was given.
-
-    Raises:
-        FileNotFoundError: Without the file.
-        ValueError: If it is damaged, even by one bit, or not of :func:`save_model`.
-    """
+    """Return the config that :func:`save_model` was given; errors as of :func:`load_model`."""
     content = _verified(Path(directory), CONFIG)
     try:
         return dict(json.loads(content))
@@ -125,13 +122,8 @@ def read_config(directory: _Path) -> dict[str, Any]:
 
 
 def read_weights(directory: _Path) -> dict[str, Tensor]:
-    """Return the state dict that :func:`save_model` wrote.
-
-    Raises:
-        As :func:`load_model`.
-    """
-    load = _safetensors().load
-    content = _verified(Path(directory), WEIGHTS)
+    """Return the state dict that :func:`save_model` wrote; errors as of :func:`load_model`."""
+    load, content = _safetensors().load, _verified(Path(directory), WEIGHTS)
     try:
         return dict(load(content))
     except Exception as error:  # safetensors has an exception class of its own
@@ -139,17 +131,10 @@ def read_weights(directory: _Path) -> dict[str, Tensor]:
 
 
 def load_model(model: nn.Module, directory: _Path) -> dict[str, Any]:
-    """Fill a model with the weights and buffers that :func:`save_model` wrote. No code is run.
+    """Fill a model, built as the saved one was, with what :func:`save_model` wrote.
 
-    The model is changed only when everything fits. File names are fixed: nothing in the files
-    says what to open.
-
-    Args:
-        model: Built as the saved one was.
-        directory: That of :func:`save_model`.
-
-    Returns:
-        The config.
+    Returns the config. The model is changed only when everything fits; no code is run, and
+    nothing in the files says what to open.
 
     Raises:
         FileNotFoundError: Without a file.
@@ -177,13 +162,13 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if found.shape != value.shape:
             expected, got = tuple(value.shape), tuple(found.shape)
             raise ValueError(f'weights["{name}"] must have shape {expected}, got {got}')
-        pair = found.dtype, value.dtype
-        if not (torch.can_cast(*pair) and torch.can_cast(*pair[::-1])):
+        there, here = found.dtype, value.dtype
+        if not (torch.can_cast(there, here) and torch.can_cast(here, there)):
             raise ValueError(f'weights["{name}"] must be {value.dtype}, got {found.dtype}')
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of every global random generator, ready for :func:`save_checkpoint`.
+    """Return the state of every global random generator, for :func:`save_checkpoint`.
 
     Example:
         >>> import torch
@@ -289,10 +274,4 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            'models on disk need safetensors: pip install "robustfusion[checkpoint]"'
-        ) from error
-    return safetensors.torch
+    return optional("safetensors.torch", "models on disk need safetensors", "checkpoint")

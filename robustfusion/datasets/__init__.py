@@ -5,11 +5,10 @@ from robustfusion.datasets.duplicates import normalize_text
 from robustfusion.datasets.encoding import Encoding, encode
 from robustfusion.datasets.mvsa import MVSA
 from robustfusion.datasets.pictures import BadFileError
-from robustfusion.datasets.post_dataset import PostDataset
+from robustfusion.datasets.post_dataset import PostDataset, Sample
 from robustfusion.datasets.post_table import PostTable
 from robustfusion.datasets.reading import read_image
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
-from robustfusion.datasets.samples import Sample
 from robustfusion.datasets.splits import Splits, load_splits, stratified_split
 from robustfusion.datasets.tumemo import TumEmo
 

@@ -4,9 +4,9 @@ import hashlib
 import os
 import re
 import uuid
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,26 @@ from torch import Tensor, nn
 
 _KEY = re.compile(r"[A-Za-z0-9_\-]+")
 
-# Of each row: who it is, and a checksum of its bytes and type.
-_INDEX = np.dtype([("name", "<u8", (2,)), ("checksum", "<u4")])
-
 
 class FeatureCache:
     """Feature vectors on disk, one for each content, encoder and preprocessing.
 
     A row is found again by the SHA-256 of the file it was made from, whatever the file's name,
-    the data set or the split. Each call of ``store`` writes two arrays of NumPy: the rows, and an
-    index of names and checksums, so that a look-up reads the index and the rows that it wants.
-    Files are written under another name and then renamed: an interrupted run leaves whole files
-    only, and any number of processes may fill and read one cache. A row that was damaged later,
-    has another width than the others or is not finite counts as absent.
+    the data set or the split. Each call of ``store`` writes an ``.npz`` of NumPy under another
+    name and renames it: an interrupted run leaves whole files only, and any number of processes
+    may fill and read one cache. Rows of a file that was damaged later, which its checksums tell,
+    count as absent, and so does one that has another width than the others or is not finite.
 
     Args:
         directory: where the files lie; made when needed.
 
     Shape:
         Rows are ``(D,)``; ``store`` takes ``(N, D)``.
+
+    Raises:
+        ValueError: for a key that is not made of letters, digits, '_' and '-', or ``features``
+            without a row for each digest.
+        TypeError: for ``features`` that are no floating numbers.
 
     Example:
         >>> import tempfile
@@ -53,26 +54,19 @@ class FeatureCache:
 
     @staticmethod
     def key(modality: str, encoder: str | nn.Module, preprocessing: str) -> str:
-        """Name a kind of feature.
+        """Name a kind of feature by sixteen hexadecimal digits.
 
         Args:
             modality: "image", "text" ...
             encoder: a name with its version, or a module, whose weights then count.
             preprocessing: what happens to the file before the encoder, in words.
-
-        Returns:
-            Sixteen hexadecimal digits.
         """
         name = module_fingerprint(encoder) if isinstance(encoder, nn.Module) else encoder
         parts = "\0".join((modality, name, preprocessing))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def lookup(self, key: str, digests: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Return the rows that are there, by digest.
-
-        Raises:
-            ValueError: for a key that is not made of letters, digits, '_' and '-'.
-        """
+        """Return the rows that are there, by digest."""
         blocks = self.stream(key, digests)
         return {name: row for names, rows in blocks for name, row in zip(names, rows, strict=True)}
 
@@ -80,47 +74,33 @@ class FeatureCache:
         """Yield the rows that are there in blocks, digests and ``(n, D)``, one file at a time.
 
         For more rows than should be in memory twice.
-
-        Raises:
-            ValueError: as :meth:`lookup`.
         """
         wanted = {_name(digest): digest for digest in digests}
-        paths = sorted(self._folder(key).glob("*.index.npy"))
-        if not wanted or not paths:
-            return
-        firsts = np.sort(np.frombuffer(b"".join(wanted), "<u8")[::2])
-        blocks: list[tuple[dict[int, str], NDArray[Any], NDArray[Any]]] = []
-        for path in paths:
-            try:
-                index = _read_index(path)
-                places = np.searchsorted(firsts[:-1], index["name"][:, 0])
-                at = np.flatnonzero(firsts[places] == index["name"][:, 0])
-                names = dict(zip(at.tolist(), map(bytes, index["name"][at]), strict=True))
-                held = {row: wanted[name] for row, name in names.items() if name in wanted}
-                if held:
-                    checksums = index["checksum"][list(held)]
-                    blocks.append((held, checksums, _map_rows(path, index, next(iter(held)))))
-            except Exception:  # damaged headers are parsed as Python, and raise anything
-                continue
-        widths: Counter[Any] = Counter()
-        for held, _, rows in blocks:
-            widths[rows.shape[1], rows.dtype] += len(held)
-        for held, checksums, rows in blocks:
-            if (rows.shape[1], rows.dtype) == widths.most_common(1)[0][0]:
-                part = np.asarray(rows[list(held)])
-                whole = np.isfinite(part).all(1) & (_checksums(part) == checksums)
-                if whole.any():
-                    digests_there = np.array(list(held.values()), object)[whole].tolist()
-                    yield digests_there, part if whole.all() else part[whole]
+        held: dict[Path, dict[int, str]] = {}
+        kinds: Counter[str] = Counter()
+        for path in sorted(self._folder(key).glob("*.npz")) if wanted else ():
+            # Of a damaged file anything may be raised.
+            with suppress(Exception), path.open("rb") as opened:
+                file = np.load(opened, allow_pickle=False)
+                names, kind = file["names"].tobytes(), str(file["kind"])
+                each = ((row, names[16 * row : 16 * row + 16]) for row in range(len(names) // 16))
+                if found := {row: wanted[name] for row, name in each if name in wanted}:
+                    held[path] = found
+                    kinds[kind] += len(found)
+        for path, found in held.items():
+            whole: NDArray[np.bool_] = np.zeros(0, np.bool_)
+            with suppress(Exception), path.open("rb") as opened:
+                file = np.load(opened, allow_pickle=False)
+                rows, usual = file["rows"], kinds.most_common(1)[0][0] == str(file["kind"])
+                fits = len(rows) == len(file["names"]) and _kind(rows) == str(file["kind"])
+                if usual and fits and rows.dtype.kind == "f":
+                    rows = rows[list(found)]
+                    whole = np.isfinite(rows).all(1)
+            if whole.any():
+                yield np.array(list(found.values()), object)[whole].tolist(), rows[whole]
 
     def store(self, key: str, digests: Sequence[str], features: NDArray[Any]) -> None:
-        """Write rows.
-
-        Raises:
-            ValueError: where ``features`` has no row for each digest, or for a key that is not
-                made of letters, digits, '_' and '-'.
-            TypeError: where ``features`` are no floating numbers.
-        """
+        """Write rows."""
         if features.ndim != 2 or len(features) != len(digests):
             raise ValueError(
                 f"features must have shape ({len(digests)}, D), got {tuple(features.shape)}"
@@ -131,15 +111,18 @@ class FeatureCache:
         if not digests:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        features = np.ascontiguousarray(features)
-        index = np.empty(len(digests), _INDEX)
         names = b"".join(_name(digest) for digest in digests)
-        index["name"] = np.frombuffer(names, "<u8").reshape(-1, 2)
-        index["checksum"] = _checksums(features)
-        stem = hashlib.sha256(names).hexdigest()[:16]
-        # The index last: where it is, so are the rows.
-        _write(folder / f"{stem}.npy", features)
-        _write(folder / f"{stem}.index.npy", index)
+        path = folder / f"{hashlib.sha256(names).hexdigest()[:16]}.npz"
+        index = np.frombuffer(names, np.uint8).reshape(-1, 16)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            # Made by open(), not by tempfile: what may be read by others, the umask says.
+            with temporary.open("xb") as file:
+                np.savez(file, names=index, kind=np.array(_kind(features)), rows=features)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _folder(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -147,7 +130,6 @@ class FeatureCache:
         return self.directory / key
 
     def __repr__(self) -> str:
-        """Name the directory."""
         return f"FeatureCache({str(self.directory)!r})"
 
 
@@ -180,36 +162,5 @@ def _name(digest: str) -> bytes:
     return hashlib.blake2b(digest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
-    start = zlib.crc32(f"{rows.dtype.str} {rows.shape[1]}".encode())
-    return np.array([zlib.crc32(row.data, start) for row in rows], np.uint32)
-
-
-def _read_index(path: Path) -> NDArray[Any]:
-    index: NDArray[Any] = np.load(path, allow_pickle=False)
-    if index.dtype != _INDEX or index.ndim != 1:
-        raise ValueError(f"{path} is no index")
-    return index
-
-
-def _map_rows(path: Path, index: NDArray[Any], row: int) -> NDArray[Any]:
-    """The rows beside an index; only one is read yet, which says whether the header is true."""
-    rows: NDArray[Any] = np.load(
-        path.with_name(path.name.replace(".index", "")), mmap_mode="r", allow_pickle=False
-    )
-    fits = rows.ndim == 2 and len(rows) == len(index) and np.issubdtype(rows.dtype, np.floating)
-    if not fits or _checksums(np.asarray(rows[[row]]))[0] != index["checksum"][row]:
-        raise ValueError(f"the rows beside {path} do not fit it")
-    return rows
-
-
-def _write(path: Path, array: NDArray[Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        # Made by open(), not by tempfile: what may be read by others, the umask says.
-        with temporary.open("xb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _kind(rows: NDArray[Any]) -> str:
+    return f"{rows.shape[1:]} {rows.dtype.str}"

@@ -46,19 +46,14 @@ def near_groups(
 ) -> list[tuple[str, ...]]:
     """Group the ids whose fingerprints differ in at most ``tolerance`` bits, chains included.
 
-    Args:
-        fingerprints: id to bool array, all of one length; None is near to nothing.
-        tolerance: greatest number of differing bits.
-
-    Returns:
-        Tuples of ids, in the order given.
+    None is near to nothing.
     """
     ids = [post_id for post_id, bits in fingerprints.items() if bits is not None]
     if len(ids) < 2:
         return []
     # +-1 vectors: the number of differing bits is (length - inner product) / 2.
-    signs = np.stack([bits for bits in fingerprints.values() if bits is not None])
-    signs = np.where(signs, np.float32(1), np.float32(-1))
+    bits = np.stack([bits for bits in fingerprints.values() if bits is not None])
+    signs = np.where(bits, np.float32(1), np.float32(-1))
     pairs: list[tuple[str, str]] = []
     for start in range(0, len(ids), 1024):
         products = signs[start : start + 1024] @ signs.T
@@ -69,13 +64,6 @@ def near_groups(
 
 def connect(ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Give every id the first id that it is linked to, directly or through others.
-
-    Args:
-        ids: all ids.
-        pairs: linked ids.
-
-    Returns:
-        For each id the name of its group, as ``stratified_split(groups=...)`` takes them.
 
     Example:
         >>> connect(["a", "b", "c", "d"], [("c", "b"), ("d", "c")])

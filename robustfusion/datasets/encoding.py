@@ -1,7 +1,7 @@
 """Posts as tensors, made once: clean and corrupted, through frozen encoders or only prepared."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from robustfusion._optional import optional
 from robustfusion._tree import leaves, map_leaves, map_tensors
+from robustfusion._validation import check_keys
 from robustfusion.datasets.cache import FeatureCache
 from robustfusion.disruption import placeholder, sample_generator
+from robustfusion.disruption.data import Corruption
 from robustfusion.evaluation.data import CachedFeatures
 
-Corruption = Callable[[Any, np.random.Generator], Any]
 Encoder = Callable[[list[Any]], Any]
 
 # Part of each cache key: another number where the readers make other pixels of the same file.
@@ -57,12 +59,11 @@ class Encoding(NamedTuple):
 
     Example:
         >>> import torch
-        >>> from torch import nn
         >>> from robustfusion.datasets import Encoding
         >>> def lengths(texts):
         ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
-        >>> encoding = Encoding(lengths, nn.Linear(2, 4).eval(), "letters and blanks")
-        >>> encoding.network(encoding.prepare(["so happy", "meh"])).shape
+        >>> encoding = Encoding(lengths, torch.nn.Linear(2, 4).eval(), "letters and blanks")
+        >>> encoding(["so happy", "meh"]).shape
         torch.Size([2, 4])
     """
 
@@ -96,11 +97,9 @@ def encode(
     Each post is read and decoded once; its inputs are corrupted after that, under every seed, as
     :class:`~robustfusion.disruption.DisruptedDataset` would, and encoded. An encoder sees
     available inputs only; in the place of a missing one is a placeholder. Equal files are encoded
-    once. With a cache, so are files that any earlier run has encoded, and a run that is
-    interrupted goes on where it was.
-
-    Where torch.distributed is initialised, as under ``torchrun`` or accelerate, and a cache is
-    given, each rank encodes its share of the posts into the cache and then reads all of them.
+    once. With a cache, so are files of any earlier run, and an interrupted run goes on where it
+    was; where torch.distributed is initialised, as under ``torchrun`` or accelerate, each rank
+    then encodes its share of the posts into the cache and reads all of them.
 
     Args:
         dataset: the posts; its ``image_transform``, say to one size, comes before the corruption.
@@ -126,96 +125,96 @@ def encode(
         >>> import torch
         >>> from robustfusion.datasets import encode
         >>> from robustfusion.disruption import TextCorruption
-        >>> class Posts:  # or MVSA(...), TumEmo(...), PostTable(...)
+        >>> class Posts(list):  # or MVSA(...), TumEmo(...), PostTable(...)
         ...     ids, labels, class_names = ["a", "b"], [0, 1], ("sad", "happy")
-        ...     texts = ["rain again", "so very happy"]
-        ...
-        ...     def __len__(self):
-        ...         return 2
-        ...
-        ...     def __getitem__(self, row):
-        ...         return {"inputs": {"text": self.texts[row], "image": torch.zeros(3, 8, 8)}}
-        >>> def lengths(texts):
-        ...     return torch.tensor([[float(len(text)), text.count(" ")] for text in texts])
-        >>> data = encode(
-        ...     Posts(),
-        ...     {"text": lengths, "image": torch.stack},
-        ...     corruptions={"text": TextCorruption(severity=1.0)},
-        ...     seeds=(0, 1),
-        ... )
-        >>> data.features["text"], data.features["image"].shape
-        (tensor([[10.,  1.],
-                [13.,  2.]]), torch.Size([2, 3, 8, 8]))
-        >>> data.corrupted["text"][0]
-        tensor([[13.,  1.],
-                [20.,  2.]])
+        >>> image, texts = torch.zeros(3, 8, 8), ("rain again", "so very happy")
+        >>> posts = Posts({"inputs": {"text": text, "image": image}} for text in texts)
+        >>> encoders = {"text": lambda texts: torch.tensor([[len(t)] for t in texts]).float()}
+        >>> encoders["image"] = torch.stack
+        >>> masked = {"text": TextCorruption(severity=1.0)}
+        >>> data = encode(posts, encoders, corruptions=masked, seeds=(0, 1))
+        >>> data.features["text"][:, 0], data.corrupted["text"][0][:, 0]
+        (tensor([10., 13.]), tensor([13., 20.]))
+        >>> data.features["image"].shape
+        torch.Size([2, 3, 8, 8])
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     columns = _columns(dataset, encoders, corruptions or {}, seeds, cache)
-    rows = range(len(dataset))
-    rank, ranks = _place()
+    rank, ranks = 0, 1
+    if distributed.is_available() and distributed.is_initialized():
+        rank, ranks = distributed.get_rank(), distributed.get_world_size()
     shared = [column for column in columns if column.key]
-    if cache is not None:
-        for column in shared:
-            column.read(cache)
-        if ranks > 1 and shared:
-            # By row, not by what is left to do: a rank that comes late finds more in the cache.
-            _fill(dataset, shared, rows[rank::ranks], cache, batch_size, progress and not rank)
-            distributed.barrier()
-            for column in shared:
-                column.read(cache)
-    _fill(dataset, columns, rows, cache, batch_size, progress)
-    features = {column.name: column.result() for column in columns if column.seed is None}
-    corrupted: dict[str, dict[int, Any]] = {}
-    for column in columns:
-        if column.seed is not None:
-            corrupted.setdefault(column.name, {})[column.seed] = column.result()
+    options = (cache, batch_size, progress and rank == 0)
+    if ranks > 1 and shared:
+        # By row, not by what is left to do: a rank that comes late finds more in the cache.
+        _fill(dataset, shared, range(rank, len(dataset), ranks), *options)
+        distributed.barrier()
+    _fill(dataset, columns, range(len(dataset)), *options)
+    clean = [column for column in columns if column.seed is None]
     return CachedFeatures(
-        features,
+        {column.name: column.result() for column in clean},
         torch.tensor(list(dataset.labels)),
         ids=dataset.ids,
-        corrupted=corrupted,
-        available={c.name: torch.from_numpy(c.there) for c in columns if c.seed is None},
+        corrupted={
+            name: {c.seed: c.result() for c in columns if c.name == name and c.seed is not None}
+            for name in (corruptions or {} if seeds else ())
+        },
+        available={column.name: torch.from_numpy(column.there) for column in clean},
         class_names=dataset.class_names,
     )
 
 
+@dataclass
 class _Column:
     """One modality of all posts, clean or under one seed, as far as it is known."""
 
-    def __init__(
-        self,
-        name: str,
-        encoding: Encoding,
-        digests: list[str | None],
-        corruption: Corruption | None = None,
-        seed: int | None = None,
-    ) -> None:
-        self.name, self.encoding = name, encoding
-        self.corruption, self.seed = corruption, seed
-        self.digests = digests
+    name: str
+    encoding: Encoding
+    digests: list[str | None]
+    corruption: Corruption | None = None
+    seed: int | None = None
+    key: str = ""  # in the cache
+
+    def __post_init__(self) -> None:
         self.places: dict[str, list[int]] = {}  # equal contents are encoded once
-        for row, digest in enumerate(digests):
+        for row, digest in enumerate(self.digests):
             if digest is not None:
                 self.places.setdefault(digest, []).append(row)
         self.todo = set(self.places)
-        self.there = np.array([digest is not None for digest in digests], dtype=np.bool_)
+        self.there = np.array([digest is not None for digest in self.digests], dtype=np.bool_)
         self.table: Any = None
-        self.key = ""
         self.unsaved: list[str] = []
 
-    def read(self, cache: FeatureCache) -> None:
-        """Take over what the cache has."""
-        for digests, rows in cache.stream(self.key, self.todo):
-            self.keep(digests, torch.from_numpy(rows))
+    def encode(self, rows: Iterable[int], samples: list[dict[str, Any]]) -> None:
+        """Make the rows of some samples, unless they are known or turn out to be missing."""
+        wanted: dict[str, Any] = {}
+        for row, sample in zip(rows, samples, strict=True):
+            digest = self.digests[row]
+            if digest is None or digest not in self.todo:
+                continue
+            if not sample.get("available", {}).get(self.name, True):
+                self.todo.discard(digest)
+                self.there[self.places[digest]] = False
+                continue
+            value = sample["inputs"][self.name]
+            if self.corruption is not None and self.seed is not None:
+                noise = sample_generator(self.seed, sample["id"], self.name)
+                value = self.corruption(value, noise)
+            wanted[digest] = value
+        if wanted:
+            self.keep(list(wanted), self._checked(self.encoding(list(wanted.values())), wanted))
+            self.unsaved += wanted
 
-    def value(self, sample: Mapping[str, Any]) -> Any:
-        """The input of one sample, corrupted if this column is."""
-        value = sample["inputs"][self.name]
-        if self.seed is None or self.corruption is None:
-            return value
-        return self.corruption(value, sample_generator(self.seed, sample["id"], self.name))
+    def _checked(self, batch: Any, wanted: Any) -> Any:
+        where, rows = f'encoders["{self.name}"]', len(wanted)
+        for leaf in leaves(batch):
+            if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows:
+                raise ValueError(f"{where} must return ({rows}, ...), got {_kind(leaf)}")
+        vectors = isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point()
+        if not vectors and (self.key or self.encoding.network is not None):
+            raise ValueError(f"{where} must return ({rows}, D) features, got {_kind(batch)}")
+        return batch
 
     def keep(self, digests: list[str], batch: Any) -> None:
         """Put rows in their places."""
@@ -227,22 +226,16 @@ class _Column:
         source = [row for row, digest in enumerate(digests) for _ in self.places[digest]]
         target = [row for digest in digests for row in self.places[digest]]
 
-        def put(table: Tensor, rows: Tensor) -> Tensor:
+        def put(table: Tensor, rows: Tensor) -> None:
             if rows.shape[1:] != table.shape[1:] or rows.dtype != table.dtype:
                 raise ValueError(
                     f'encoders["{self.name}"] must give rows of one shape, got '
                     f"{tuple(rows.shape[1:])} after {tuple(table.shape[1:])}"
                 )
             table[target] = rows[source]
-            return table
 
         map_leaves(put, self.table, batch)
         self.todo.difference_update(digests)
-
-    def lose(self, digest: str) -> None:
-        """Take a content as missing that cannot be decoded."""
-        self.todo.discard(digest)
-        self.there[self.places[digest]] = False
 
     def save(self, cache: FeatureCache) -> None:
         """Write what is not yet in the cache."""
@@ -264,9 +257,7 @@ def _columns(
     seeds: Sequence[int],
     cache: FeatureCache | None,
 ) -> list[_Column]:
-    for name in corruptions:
-        if name not in encoders:
-            raise ValueError(f"corruptions has the key {name!r}, not among {tuple(encoders)}")
+    check_keys(corruptions, encoders, "corruptions")
     columns = []
     for name, encoder in encoders.items():
         encoding = encoder if isinstance(encoder, Encoding) else Encoding(encoder)
@@ -275,22 +266,17 @@ def _columns(
                 raise ValueError(f'encoders["{name}"] is in training mode: call .eval() first')
         if cache is not None and encoding.network is not None and not encoding.name:
             raise ValueError(f'encoders["{name}"] must have a name when a cache is given')
-        kept = cache is not None and bool(encoding.name)
         clean = _digests(dataset, name, cached=cache is not None)
         # What a corruption does depends on the post's id too.
-        own = [
-            None if digest is None else f"{digest}/{post_id}"
-            for digest, post_id in zip(clean, dataset.ids, strict=True)
-        ]
+        own = [d and f"{d}/{post_id}" for d, post_id in zip(clean, dataset.ids, strict=True)]
         parts = [_Column(name, encoding, clean)]
         if name in corruptions:
             parts += [_Column(name, encoding, own, corruptions[name], seed) for seed in seeds]
-        for column in parts if kept else ():
-            network = "" if encoding.network is None else encoding.network
+        for column in parts if cache is not None and encoding.name else ():
             how = f"{encoding.name}, reading {_READING}"
             if column.seed is not None:
                 how += f", {column.corruption!r}, {column.seed}"
-            column.key = FeatureCache.key(name, network, how)
+            column.key = FeatureCache.key(name, encoding.network or "", how)
         columns += parts
     return columns
 
@@ -309,48 +295,29 @@ def _digests(dataset: Posts, name: str, *, cached: bool) -> list[str | None]:
 def _fill(
     dataset: Posts,
     columns: list[_Column],
-    rows: Sequence[int],
+    share: Iterable[int],
     cache: FeatureCache | None,
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Read the posts of which any column lacks a row, and make those rows."""
-    rows = [row for row in rows if any(column.digests[row] in column.todo for column in columns)]
+    """Take from the cache what it has, then read the posts of which any column lacks a row."""
+    for column in columns:
+        if cache is not None and column.key:
+            for digests, block in cache.stream(column.key, column.todo):
+                column.keep(digests, torch.from_numpy(block))
+    rows = [row for row in share if any(column.digests[row] in column.todo for column in columns)]
     starts: Iterable[int] = range(0, len(rows), batch_size)
-    for start in _with_progress(starts) if progress and rows else starts:
+    if progress and rows:
+        bar = optional("tqdm.auto", "progress needs tqdm", "report").tqdm
+        starts = bar(starts, desc="encode", unit="batch", leave=False, disable=None)
+    for start in starts:
         part = rows[start : start + batch_size]
         samples = [{"id": dataset.ids[row], **dataset[row]} for row in part]
         for column in columns:
-            wanted: dict[str, Mapping[str, Any]] = {}
-            for row, sample in zip(part, samples, strict=True):
-                digest = column.digests[row]
-                if digest is None or digest not in column.todo:
-                    continue
-                if sample.get("available", {}).get(column.name, True):
-                    wanted[digest] = sample
-                else:
-                    column.lose(digest)
-            if wanted:
-                values = [column.value(sample) for sample in wanted.values()]
-                column.keep(list(wanted), _run(column, values))
-                column.unsaved += wanted
+            column.encode(part, samples)
             full = len(column.unsaved) >= _PIECE or start + batch_size >= len(rows)
             if cache is not None and column.key and column.unsaved and full:
                 column.save(cache)
-
-
-def _run(column: _Column, values: list[Any]) -> Any:
-    batch = column.encoding(values)
-    where, rows = f'encoders["{column.name}"]', len(values)
-    for leaf in leaves(batch):
-        if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows:
-            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise ValueError(f"{where} must return ({rows}, ...), got {got}")
-    vectors = isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point()
-    if not vectors and (column.key or column.encoding.network is not None):
-        got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-        raise ValueError(f"{where} must return ({rows}, D) features, got {got}")
-    return batch
 
 
 def _plain(leaf: Tensor) -> Tensor:
@@ -359,15 +326,5 @@ def _plain(leaf: Tensor) -> Tensor:
     return (leaf.float() if half else leaf).detach().cpu()
 
 
-def _place() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _with_progress(starts: Iterable[int]) -> Iterator[int]:
-    try:
-        tqdm = import_module("tqdm.auto").tqdm
-    except ImportError as error:
-        raise ImportError('progress needs tqdm: pip install "robustfusion[report]"') from error
-    yield from tqdm(starts, desc="encode", unit="batch", leave=False, disable=None)
+def _kind(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

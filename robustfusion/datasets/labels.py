@@ -1,14 +1,14 @@
-"""Label files: reading them line by line, and the published rules that make one label of two."""
+"""Label files: their lines, the rows that count, and the rules that make one label of two."""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from robustfusion.datasets.report import Problem
 
 LabelRule = Literal["joint", "equal"]
+T = TypeVar("T")
 
 SENTIMENTS = ("positive", "neutral", "negative")
 
@@ -32,28 +32,15 @@ class LabelledPost(NamedTuple):
     image_label: str
 
 
-class Votes(NamedTuple):
-    """One row of an MVSA label file: what each annotator said of the text and of the image."""
-
-    id: str
-    text: tuple[str, ...]
-    image: tuple[str, ...]
-
-
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return the numbered lines of a text file that are not blank.
-
-    Any line ending and any encoding that extends ASCII is read; bytes that are not UTF-8 are left
-    out.
-    """
+    """Return the numbered lines that are not blank, of any line ending and ASCII encoding."""
     try:
         if not path.is_file():  # a pipe would wait for ever
             raise OSError("it is no regular file")
         text = path.read_bytes().decode("utf-8-sig", errors="ignore")
     except OSError as error:
         raise FileNotFoundError(f"root must hold the label file {path}: {error}") from error
-    split = enumerate(_LINE_END.split(text), start=1)
-    lines = ((number, line.strip()) for number, line in split)
+    lines = enumerate(map(str.strip, _LINE_END.split(text)), start=1)
     return [(number, line) for number, line in lines if line]
 
 
@@ -64,30 +51,36 @@ def check_id(post_id: str) -> str | None:
     return f"the id {post_id[:40]!r} is not made of letters, digits, '_' and '-'"
 
 
-def majority(votes: Sequence[str]) -> str | None:
-    """Return what more than half of the annotators said, or None where there is no such label.
+def usable_rows(
+    path: Path, rows: Iterable[tuple[int, str, T, str | None]], unit: str = "line"
+) -> tuple[dict[str, T], list[Problem]]:
+    """Sort rows into what they say, by id, and a problem for each that cannot be used.
 
-    Example:
-        >>> majority(["positive", "neutral", "positive"])
-        'positive'
-        >>> majority(["positive", "neutral", "negative"]) is None
-        True
+    Args:
+        path: of the label file.
+        rows: number, id, content, and why it cannot be used or None.
+        unit: what the numbers count.
     """
-    label, count = Counter(votes).most_common(1)[0]
-    return label if 2 * count > len(votes) else None
+    kept: dict[str, T] = {}
+    problems: list[Problem] = []
+    for number, post_id, content, reason in rows:
+        if reason is None and post_id in kept:
+            same = "same" if kept[post_id] == content else "different"
+            reason = f"the id occurred before, with the {same} labels; the first row counts"
+        if reason is None:
+            kept[post_id] = content
+        else:
+            problems.append(Problem(post_id, "label row", f"{unit} {number}: {reason}", "skipped"))
+    if not kept:
+        detail = f"; {problems[0].reason}" if problems else ""
+        raise ValueError(f"no row of {path} could be read{detail}")
+    return kept, problems
 
 
 def combine(text: str, image: str, rule: LabelRule) -> str | None:
     """Make one label of a text's and an image's, or None where the rule drops the pair.
 
-    Args:
-        text: label of the text.
-        image: label of the image.
-        rule: ``"joint"``: equal labels give that label, a neutral side gives way to the other,
-            positive against negative is dropped. ``"equal"``: only equal labels are kept.
-
-    Returns:
-        The label of the pair, or None.
+    The rules are those of :class:`~robustfusion.datasets.MVSA`.
 
     Example:
         >>> combine("neutral", "positive", "joint")
@@ -97,76 +90,6 @@ def combine(text: str, image: str, rule: LabelRule) -> str | None:
     """
     if text == image:
         return text
-    if rule == "equal":
-        return None
-    if "neutral" not in (text, image):
+    if rule == "equal" or "neutral" not in (text, image):
         return None
     return image if text == "neutral" else text
-
-
-def read_votes(path: Path) -> tuple[list[Votes], list[Problem]]:
-    """Read an MVSA label file: ``ID``, then one or three tab-separated ``text,image`` columns.
-
-    Args:
-        path: the label file.
-
-    Returns:
-        The rows that could be read, and a problem for each that could not.
-
-    Raises:
-        FileNotFoundError: without the file.
-        ValueError: for a header that lacks a column, or where no row can be read.
-    """
-    rows: list[Votes] = []
-    problems: list[Problem] = []
-    seen: dict[str, Votes] = {}
-    annotators: int | None = None
-    lines = read_lines(path)
-    columns = Counter(line.count("\t") for _, line in lines)  # for a file without a header
-    for number, line in lines:
-        fields = [field.strip() for field in line.split("\t")]
-        if fields[0].lower() == "id":
-            annotators = _check_header(fields, path)
-            continue
-        annotators = annotators or max(columns.most_common(1)[0][0], 1)
-        reason = check_id(fields[0]) or _check_row(fields, annotators)
-        if reason is None:
-            pairs = [_split_pair(field) for field in fields[1:]]
-            row = Votes(fields[0], tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
-            if row.id not in seen:
-                seen[row.id] = row
-                rows.append(row)
-                continue
-            same = "same" if seen[row.id] == row else "different"
-            reason = f"the id occurred before, with the {same} labels; the first row counts"
-        problems.append(Problem(fields[0], "label row", f"line {number}: {reason}", "skipped"))
-    if not rows:
-        detail = f"; {problems[0].reason}" if problems else ""
-        raise ValueError(f"no row of {path} could be read{detail}")
-    return rows, problems
-
-
-def _split_pair(field: str) -> list[str]:
-    return [part.strip().lower() for part in field.split(",")]
-
-
-def _check_header(fields: list[str], path: Path) -> int:
-    pairs = [_split_pair(field) for field in fields[1:]]
-    if len(pairs) not in (1, 3) or any(pair != ["text", "image"] for pair in pairs):
-        raise ValueError(
-            f"{path} must have the columns 'ID' and one or three times 'text,image', got {fields}"
-        )
-    return len(pairs)
-
-
-def _check_row(fields: list[str], annotators: int) -> str | None:
-    if len(fields) - 1 != annotators:
-        return f"expected {annotators} column(s) after the id, got {len(fields) - 1}"
-    for field in fields[1:]:
-        pair = _split_pair(field)
-        if len(pair) != 2:
-            return f"expected 'text,image' labels, got {field[:40]!r}"
-        unknown = [label for label in pair if label not in SENTIMENTS]
-        if unknown:
-            return f"unknown label {unknown[0][:40]!r}, expected one of {', '.join(SENTIMENTS)}"
-    return None

@@ -1,7 +1,8 @@
 """MVSA-Single and MVSA-Multiple from the folders of their official release."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,24 @@ from robustfusion.datasets.labels import (
     SENTIMENTS,
     LabelledPost,
     LabelRule,
+    check_id,
     combine,
-    majority,
-    read_votes,
+    read_lines,
+    usable_rows,
 )
 from robustfusion.datasets.post_dataset import OnBad, PostDataset
 from robustfusion.datasets.report import Problem
+
+Votes = list[tuple[str, ...]]  # what each annotator said of the text and of the image
 
 
 class MVSA(PostDataset):
     r"""Tweets with photos, each labelled positive, neutral or negative.
 
-    Reads ``data/{ID}.jpg``, ``data/{ID}.txt`` and ``labelResultAll.txt``. That file has one
+    Reads ``data/{ID}.jpg``, ``data/{ID}.txt`` and ``labelResultAll.txt``, which has one
     ``text,image`` column of labels in MVSA-Single and three, of three annotators, in
-    MVSA-Multiple; which one it is shows in the file. With three annotators the text's label is
-    what at least two say, and likewise the image's; a post without such a label is dropped.
+    MVSA-Multiple. There the text's label is what at least two say, and likewise the image's; a
+    post without such a label is dropped.
 
     The two label rules make two data sets, never to be mixed in one table. On the official
     MVSA-Single, ``"joint"`` (Xu and Mao) leaves 4,511 posts and ``"equal"`` 2,592. Here counts
@@ -33,18 +37,10 @@ class MVSA(PostDataset):
         root: folder with ``data`` and ``labelResultAll.txt``.
         label_rule: ``"joint"``: equal labels give that label, a neutral side gives way to the
             other, positive against negative is dropped. ``"equal"``: only equal labels are kept.
-        on_bad: a bad row (no text, an image that cannot be decoded, a broken label) is listed
-            and left out (``"skip"``), is an error (``"raise"``), or counts as a post without that
-            modality (``"missing"``).
+        on_bad: as the arguments below, and the errors, of :class:`PostDataset`.
         image_transform: applied to the decoded RGB image.
         verify: read and decode every file once at the start.
         allow_outside: also follow links to files outside of the data folder.
-
-    Raises:
-        FileNotFoundError: without the folder, ``data`` or ``labelResultAll.txt``.
-        ValueError: for an unknown option, an unusable label file, or a bad row with
-            ``on_bad="raise"``.
-        ImportError: without Pillow.
 
     Example:
         >>> import tempfile
@@ -53,16 +49,11 @@ class MVSA(PostDataset):
         >>> from robustfusion.datasets import MVSA
         >>> root = Path(tempfile.mkdtemp())
         >>> (root / "data").mkdir()
-        >>> for name in ("1", "2"):
-        ...     Image.new("RGB", (8, 8)).save(root / "data" / f"{name}.jpg")
-        ...     _ = (root / "data" / f"{name}.txt").write_text("what a day")
-        >>> rows = "ID\ttext,image\n1\tpositive,positive\n2\tneutral,negative\n"
-        >>> _ = (root / "labelResultAll.txt").write_text(rows)
-        >>> posts = MVSA(root)
-        >>> posts[0]["inputs"]["text"], posts.labels
-        ('what a day', [0, 2])
-        >>> len(MVSA(root, label_rule="equal"))
-        1
+        >>> Image.new("RGB", (8, 8)).save(root / "data" / "1.jpg")
+        >>> _ = (root / "data" / "1.txt").write_text("what a day")
+        >>> _ = (root / "labelResultAll.txt").write_text("ID\ttext,image\n1\tneutral,positive\n")
+        >>> MVSA(root)[0]["label_name"], len(MVSA(root, label_rule="equal", on_bad="raise"))
+        ('positive', 0)
 
     Reference:
         Niu et al., Sentiment analysis on multi-view social data, MMM 2016.
@@ -100,24 +91,61 @@ class MVSA(PostDataset):
         return folder
 
     def _read_rows(self) -> tuple[list[LabelledPost], list[Problem]]:
-        votes, problems = read_votes(self.root / "labelResultAll.txt")
-        self.annotators = len(votes[0].text)
+        path = self.root / "labelResultAll.txt"
+        votes, problems = usable_rows(path, _read_votes(path))
         rows = []
-        for vote in votes:
-            text, image = majority(vote.text), majority(vote.image)
+        for post_id, pairs in votes.items():
+            self.annotators = len(pairs)
+            texts, images = zip(*pairs, strict=True)
+            text, image = _majority(texts), _majority(images)
+            label = combine(text, image, self.label_rule) if text and image else None
+            if text and image and label:
+                rows.append(LabelledPost(post_id, label, text, image))
+                continue
+            reason = f"text {text}, image {image}: dropped by the {self.label_rule} rule"
             if text is None or image is None:
-                side = "text" if text is None else "image"
-                reason = f"no majority for the {side}: {', '.join(getattr(vote, side))}"
-                problems.append(Problem(vote.id, "label rule", reason, "excluded"))
-                continue
-            label = combine(text, image, self.label_rule)
-            if label is None:
-                reason = f"text {text}, image {image}: dropped by the {self.label_rule} rule"
-                problems.append(Problem(vote.id, "label rule", reason, "excluded"))
-                continue
-            rows.append(LabelledPost(vote.id, label, text, image))
+                side, said = ("text", texts) if text is None else ("image", images)
+                reason = f"no majority for the {side}: {', '.join(said)}"
+            problems.append(Problem(post_id, "label rule", reason, "excluded"))
         return rows, problems
 
     def _title(self) -> str:
         variant = "Single" if self.annotators == 1 else "Multiple"
         return f"MVSA-{variant}, label_rule={self.label_rule!r}"
+
+
+def _majority(votes: Sequence[str]) -> str | None:
+    """What more than half of the annotators said, or None where there is no such label."""
+    label, count = Counter(votes).most_common(1)[0]
+    return label if 2 * count > len(votes) else None
+
+
+def _read_votes(path: Path) -> Iterator[tuple[int, str, Votes, str | None]]:
+    """The lines, ``ID`` and one or three tab-separated ``text,image``, as rows to be sorted."""
+    lines = read_lines(path)
+    columns = Counter(line.count("\t") for _, line in lines).most_common(1)
+    annotators = max(columns[0][0], 1) if columns else 1  # of a file without a header
+    for number, line in lines:
+        post_id, *fields = (field.strip() for field in line.split("\t"))
+        votes = [tuple(part.strip().lower() for part in field.split(",")) for field in fields]
+        if post_id.lower() != "id":
+            yield number, post_id, votes, check_id(post_id) or _check(fields, votes, annotators)
+            continue
+        annotators = len(votes)
+        if annotators not in (1, 3) or set(votes) != {("text", "image")}:
+            raise ValueError(
+                f"{path} must have the columns 'ID' and one or three times 'text,image', got "
+                f"{[post_id, *fields]}"
+            )
+
+
+def _check(fields: list[str], votes: Votes, annotators: int) -> str | None:
+    if len(votes) != annotators:
+        return f"expected {annotators} column(s) after the id, got {len(votes)}"
+    for field, pair in zip(fields, votes, strict=True):
+        if len(pair) != 2:
+            return f"expected 'text,image' labels, got {field[:40]!r}"
+        for label in pair:
+            if label not in SENTIMENTS:
+                return f"unknown label {label[:40]!r}, expected one of {', '.join(SENTIMENTS)}"
+    return None

@@ -1,11 +1,14 @@
 """Pictures of any mode as 8-bit RGB, read with distrust: every failure is a reason in words."""
 
 import re
+from contextlib import suppress
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from robustfusion.disruption.images import import_pillow
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,26 +38,15 @@ class BadFileError(ValueError):
         self.kind = kind
 
 
-def import_pillow() -> Any:
-    """Return ``PIL.Image``, or say which extra brings it."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError('images need Pillow: pip install "robustfusion[data]"') from error
-    return Image
-
-
 def decode(content: bytes, name: str, *, small: bool = False) -> "Image.Image":
-    """Decode a picture to RGB, as :func:`~robustfusion.datasets.read_image` says.
+    """Decode a picture to RGB as :func:`~robustfusion.datasets.read_image` does.
 
-    Args:
-        content: of the file.
-        name: of the file, for reasons.
-        small: at an eighth of the size where the format allows it.
+    With ``small`` it comes at an eighth of the size where the format allows it.
     """
     pillow = import_pillow()
     try:
-        image: Image.Image
+        from PIL import ImageOps
+
         with pillow.open(BytesIO(content)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
@@ -66,7 +58,9 @@ def decode(content: bytes, name: str, *, small: bool = False) -> "Image.Image":
                 # JPEG decodes at an eighth of the size, still reading the file to its end.
                 image.draft("RGB", (64, 64))
             image.load()
-            return _upright(to_rgb(image), image)
+            with suppress(Exception):  # of a broken EXIF block; the pixels are whole
+                ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except BadFileError:
         raise
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
@@ -116,22 +110,3 @@ def _eight_bits(image: "Image.Image") -> NDArray[np.uint8]:
     scaled = np.rint((values - low) * (255 / max(high - low, 1e-12)))
     eight: NDArray[np.uint8] = scaled.clip(0, 255).astype(np.uint8)
     return eight
-
-
-def _upright(image: "Image.Image", source: "Image.Image") -> "Image.Image":
-    """Turn and mirror a picture as its EXIF orientation says."""
-    try:
-        orientation = source.getexif().get(0x0112, 1)
-    except Exception:  # of a broken EXIF block; the pixels are whole
-        return image
-    turns = import_pillow().Transpose
-    turn = {
-        2: turns.FLIP_LEFT_RIGHT,
-        3: turns.ROTATE_180,
-        4: turns.FLIP_TOP_BOTTOM,
-        5: turns.TRANSPOSE,
-        6: turns.ROTATE_270,
-        7: turns.TRANSVERSE,
-        8: turns.ROTATE_90,
-    }.get(orientation)
-    return image if turn is None else image.transpose(turn)

@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -15,57 +16,56 @@ from torch.utils.data import Dataset
 
 from robustfusion.datasets.duplicates import connect, equal_groups, near_groups, normalize_text
 from robustfusion.datasets.labels import LabelledPost
-from robustfusion.datasets.pictures import BadFileError, decode, import_pillow
+from robustfusion.datasets.pictures import BadFileError, decode
 from robustfusion.datasets.reading import (
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
-    ImageFacts,
-    TextFacts,
+    LIMITS,
+    Facts,
     digest,
     inspect_image,
     inspect_text,
     read_bytes,
 )
 from robustfusion.datasets.report import (
-    Action,
     DatasetReport,
     DuplicateKind,
     Duplicates,
     Problem,
     ProblemKind,
 )
-from robustfusion.datasets.samples import Sample
 from robustfusion.datasets.splits import Splits
+from robustfusion.disruption.images import import_pillow
 
 OnBad = Literal["skip", "raise", "missing"]
+_Found = dict[str, Facts | Problem]  # what is known of a post, by modality
 
 
-class _Facts(NamedTuple):
-    text: TextFacts | None
-    image: ImageFacts | None
-    problems: tuple[tuple[ProblemKind, str], ...]
+class Sample(TypedDict):
+    """One post: ``inputs`` and ``available`` have the keys "image" and "text".
 
-    @property
-    def available(self) -> dict[str, bool]:
-        bad = {kind.split()[1] for kind, _ in self.problems}
-        return {"image": "image" not in bad, "text": "text" not in bad}
+    What ``posts[0]`` of a :class:`PostDataset` returns, see the example there;
+    :func:`robustfusion.disruption.collate` puts several side by side as a batch.
+    """
+
+    id: str
+    inputs: dict[str, Any]
+    available: dict[str, bool]
+    label: int
+    label_name: str
 
 
 class PostDataset(Dataset[Sample], ABC):
     r"""Posts of one image and one text, read from a folder when they are asked for.
 
-    A subclass says where the files are and reads its label file. Here every row of that file is
-    either kept or listed with its reason; see :meth:`report`. Only regular files inside the data
-    folder are opened, pictures of at most 64 MB and texts of 1 MB; how pictures of other modes
-    become RGB says :func:`~robustfusion.datasets.read_image`.
+    A subclass says where the files are and reads its label file, of which every row is either
+    kept or listed with its reason, see :meth:`report`. Only regular files inside the data folder
+    are opened, texts of at most 1 MB, pictures as :func:`~robustfusion.datasets.read_image` does.
 
     Args:
         root: folder of the data set.
-        on_bad: what to do with a post whose text is missing or blank or whose image is missing
-            or cannot be decoded: ``"skip"`` it, ``"raise"`` an error, or take that modality as
-            ``"missing"`` (a post with neither is skipped all the same). Each is in the report.
-        image_transform: applied to the decoded RGB image, also to the black placeholder that
-            stands for a missing one.
+        on_bad: ``"skip"`` a post whose text is missing or blank or whose image is missing or
+            cannot be decoded, ``"raise"`` an error, or take that modality as ``"missing"`` (a post
+            with neither is skipped all the same). Each is in the report.
+        image_transform: of the decoded RGB image, and of the black one that stands for a missing.
         verify: read and decode every file once at the start. Without it files are only looked
             for; a bad file then raises, or counts as missing, when its post is asked for.
         allow_outside: also follow links to files outside of the data folder.
@@ -81,26 +81,23 @@ class PostDataset(Dataset[Sample], ABC):
         >>> from PIL import Image
         >>> from robustfusion.datasets import PostDataset
         >>> from robustfusion.datasets.labels import LabelledPost
-        >>> class Folder(PostDataset):  # {id}.jpg and {id}.txt, and a label file of pairs
+        >>> class Folder(PostDataset):  # {id}.jpg and {id}.txt, and labels from wherever they are
         ...     class_names = ("no", "yes")
         ...
         ...     def _data_folder(self):
         ...         return self.root
         ...
         ...     def _read_rows(self):
-        ...         lines = (self.root / "labels.csv").read_text().splitlines()
-        ...         pairs = [line.split(",") for line in lines]
-        ...         return [LabelledPost(i, label, label, label) for i, label in pairs], []
+        ...         return [LabelledPost(i, l, l, l) for i, l in (("7", "yes"), ("8", "no"))], []
         ...
         ...     def _title(self):
         ...         return "Folder"
         >>> root = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (8, 8)).save(root / "7.jpg")
         >>> _ = (root / "7.txt").write_text("sunny")
-        >>> _ = (root / "labels.csv").write_text("7,yes\n8,no\n")
         >>> posts = Folder(root)
-        >>> posts[0]["inputs"]["text"], posts[0]["label"], posts.posts[0].label_name
-        ('sunny', 1, 'yes')
+        >>> posts[0]["inputs"]["text"], posts[0]["label"]
+        ('sunny', 1)
         >>> [problem.reason for problem in posts.report().problems]
         ['8.txt is missing', '8.jpg is missing']
 
@@ -133,7 +130,7 @@ class PostDataset(Dataset[Sample], ABC):
         self.folder = self._data_folder()
         rows, problems = self._read_rows()
         self._rows = len({row.id for row in rows}) + len(problems)
-        self._facts = self._examine(rows)
+        self._found = self._look_at([row.id for row in rows])
         self._posts, self._problems = self._select(rows, problems)
         self._index = {post.id: index for index, post in enumerate(self._posts)}
         self._selected = False
@@ -163,11 +160,8 @@ class PostDataset(Dataset[Sample], ABC):
     @property
     def available(self) -> dict[str, Tensor]:
         """What was observed, bool (N,) by modality; without ``verify`` as far as it is known."""
-        facts = [self._facts.get(post.id) for post in self._posts]
         return {
-            modality: torch.tensor(
-                [known is None or known.available[modality] for known in facts], dtype=torch.bool
-            )
+            modality: torch.tensor([not self._is_bad(i, modality) for i in self.ids]).bool()
             for modality in ("image", "text")
         }
 
@@ -177,27 +171,22 @@ class PostDataset(Dataset[Sample], ABC):
         return list(self._posts)
 
     def __len__(self) -> int:
-        """Return the number of posts."""
         return len(self._posts)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read and decode one post."""
         post = self._posts[index]
-        inputs: dict[str, Any] = {"text": ""}
-        available = {"image": True, "text": True}
-        known = self._facts.get(post.id)
-        for modality in ("image", "text"):
+        inputs: dict[str, Any] = {"image": None, "text": ""}
+        available = {name: not self._is_bad(post.id, name) for name in inputs}
+        for name in inputs:
             try:
-                if known is not None and not known.available[modality]:
-                    available[modality] = False
-                    continue
-                inputs[modality] = self._read(post.id, modality)
+                if available[name]:
+                    inputs[name] = self._read(post.id, name)
             except BadFileError as error:
                 if self.on_bad != "missing":
                     raise BadFileError(
                         f"post {post.id!r}: {error}; verify=True finds such posts at the start"
                     ) from error
-                available[modality] = False
+                available[name] = False
         if not any(available.values()):
             raise BadFileError(f"post {post.id!r}: neither image nor text can be read")
         if not available["image"]:
@@ -205,23 +194,13 @@ class PostDataset(Dataset[Sample], ABC):
             inputs["image"] = import_pillow().new("RGB", (side, side))
         if self.image_transform is not None:
             inputs["image"] = self.image_transform(inputs["image"])
-        return {
-            "id": post.id,
-            "inputs": {"image": inputs["image"], "text": inputs["text"]},
-            "available": available,
-            "label": self.class_names.index(post.label_name),
-            "label_name": post.label_name,
-        }
+        label, name = self.class_names.index(post.label_name), post.label_name
+        return Sample(id=post.id, inputs=inputs, available=available, label=label, label_name=name)
 
     def select(self, ids: Sequence[str], *, absent: Literal["raise", "ignore"] = "raise") -> Self:
         """Return the same data set with the given posts only, in the given order.
 
-        Args:
-            ids: ids of posts, as from :class:`Splits`.
-            absent: whether an id that is not here (skipped, say) is an error or left out.
-
-        Raises:
-            ValueError: for an absent id, naming the first few.
+        An id that is not here (skipped, say) is a ``ValueError``, or left out as ``absent`` says.
         """
         lost = [post_id for post_id in ids if post_id not in self._index]
         if lost and absent == "raise":
@@ -242,9 +221,8 @@ class PostDataset(Dataset[Sample], ABC):
         """
         post_id = self._posts[index].id
         if self.verify:
-            facts = self._facts[post_id]
-            part = facts.text if modality == "text" else facts.image
-            return None if part is None else part.digest
+            found = self._found[post_id][modality]
+            return found.digest if isinstance(found, Facts) else None
         try:
             return digest(self._content(post_id, modality))
         except BadFileError:
@@ -256,108 +234,86 @@ class PostDataset(Dataset[Sample], ABC):
         Hand it to ``stratified_split(groups=...)``, or for cross-validation to the ``split(ids,
         labels, groups)`` of scikit-learn's ``StratifiedGroupKFold``, and no duplicate crosses.
         """
-        pairs = [
-            (group.ids[0], other) for group in self._duplicates(None) for other in group.ids[1:]
-        ]
-        groups = connect(self.ids, pairs)
+        groups = connect(self.ids, [(g.ids[0], i) for g in self._duplicates(None) for i in g.ids])
         return [groups[post_id] for post_id in self.ids]
 
     def report(self, splits: Splits | None = None) -> DatasetReport:
         """Return what was kept, what was not and why, and which posts are duplicates.
 
-        Args:
-            splits: also tell the splits' sizes and the duplicates across them.
+        Given ``splits``, also their sizes and the duplicates across them.
         """
         names = Counter(post.label_name for post in self._posts)
-        sizes = Counter(splits.split_of(post.id) or "none" for post in self._posts if splits)
-        order = ("train", "val", "test", "none")
-        unknown: list[str] = []
-        if splits is not None:
-            unknown = [post_id for post_id in splits.ids if post_id not in self._index]
-        lossy = [i for i in self.ids if i in self._facts and _is_lossy(self._facts[i])]
+        sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
+        texts = {i: self._found[i].get("text") for i in self.ids}
+        named = splits.ids if splits else ()
         return DatasetReport(
             name=self._title(),
             rows=self._rows,
             kept=len(self),
             class_counts={name: names[name] for name in self.class_names},
             problems=tuple(self._problems),
-            lossy_texts=tuple(lossy),
-            unlabelled=self._unlabelled(),
+            lossy_texts=tuple(i for i, t in texts.items() if isinstance(t, Facts) and t.lossy),
+            unlabelled=() if self._selected else self._unlabelled(),
             duplicates=tuple(self._duplicates(splits)) if self.verify else (),
-            split_sizes={name: sizes[name] for name in order if sizes[name]},
-            unknown_split_ids=tuple(unknown),
+            split_sizes={n: sizes[n] for n in ("train", "val", "test", "none") if sizes[n]},
+            unknown_split_ids=tuple(i for i in named if i not in self._index),
             verified=self.verify,
         )
 
     def __repr__(self) -> str:
-        """Name the data set and its size."""
         part = ", a selection" if self._selected else ""
         return f"{self._title()}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
-
-    def _path(self, post_id: str, modality: str) -> Path:
-        return self.folder / self._name(post_id, modality)
 
     def _name(self, post_id: str, modality: str) -> str:
         return f"{post_id}{'.txt' if modality == 'text' else '.jpg'}"
 
     def _content(self, post_id: str, modality: str) -> bytes:
-        limit = MAX_TEXT_BYTES if modality == "text" else MAX_IMAGE_BYTES
+        return self._file(self._name(post_id, modality), modality)
+
+    def _file(self, name: str, modality: str) -> bytes:
         within = None if self.allow_outside else self.folder
-        return read_bytes(self._path(post_id, modality), limit, within)
+        return read_bytes(self.folder / name, LIMITS[modality], within)
 
     def _read(self, post_id: str, modality: str) -> Any:
         content, name = self._content(post_id, modality), self._name(post_id, modality)
         return inspect_text(content, name).text if modality == "text" else decode(content, name)
 
-    def _examine(self, rows: list[LabelledPost]) -> dict[str, _Facts]:
-        if not self.verify:
-            found = {entry.name for entry in os.scandir(self.folder)}
-            facts = {row.id: self._look_for(row.id, found) for row in rows}
-            return {post_id: fact for post_id, fact in facts.items() if fact.problems}
-        # Decoding and reading release the interpreter: threads halve the time on two cores.
-        with ThreadPoolExecutor() as pool:
-            ids = [row.id for row in rows]
-            return dict(zip(ids, pool.map(self._facts_from_files, ids), strict=True))
+    def _look_at(self, ids: list[str]) -> dict[str, _Found]:
+        """What is known of each post's text and image from the start."""
+        if self.verify:
+            # Decoding and reading release the interpreter: threads halve the time on two cores.
+            with ThreadPoolExecutor() as pool:
+                return dict(zip(ids, pool.map(self._inspect, ids), strict=True))
+        found: dict[str, _Found] = {post_id: {} for post_id in ids}
+        there = {entry.name for entry in os.scandir(self.folder)}
+        for post_id, modality in product(ids, ("text", "image")):
+            if (name := self._name(post_id, modality)) not in there:
+                error = BadFileError(f"{name} is missing", "missing")
+                found[post_id][modality] = _problem(post_id, modality, error)
+        return found
 
-    def _look_for(self, post_id: str, found: set[str]) -> _Facts:
-        problems: list[tuple[ProblemKind, str]] = []
-        for modality in ("text", "image"):
-            name = self._name(post_id, modality)
-            if name not in found:
-                problems.append((_kind(modality, "missing"), f"{name} is missing"))
-        return _Facts(None, None, tuple(problems))
-
-    def _facts_of(self, post_id: str) -> _Facts:
-        facts = self._facts.get(post_id)
-        return facts if self.verify and facts is not None else self._facts_from_files(post_id)
-
-    def _facts_from_files(self, post_id: str) -> _Facts:
-        problems: list[tuple[ProblemKind, str]] = []
-        text: TextFacts | None = None
-        image: ImageFacts | None = None
-        for modality in ("text", "image"):
+    def _inspect(self, post_id: str) -> _Found:
+        found: _Found = {}
+        for modality, inspect in (("text", inspect_text), ("image", inspect_image)):
             try:
                 content, name = self._content(post_id, modality), self._name(post_id, modality)
-                if modality == "text":
-                    text = inspect_text(content, name)
-                else:
-                    image = inspect_image(content, name)
+                found[modality] = inspect(content, name)
             except BadFileError as error:
-                problems.append((_kind(modality, error.kind), str(error)))
-        return _Facts(text, image, tuple(problems))
+                found[modality] = _problem(post_id, modality, error)
+        return found
+
+    def _is_bad(self, post_id: str, modality: str) -> bool:
+        return isinstance(self._found[post_id].get(modality), Problem)
 
     def _select(
         self, rows: list[LabelledPost], problems: list[Problem]
     ) -> tuple[list[LabelledPost], list[Problem]]:
-        problems = list(problems)
-        kept = []
+        kept, problems = [], list(problems)
         for row in rows:
-            facts = self._facts.get(row.id)
-            found = facts.problems if facts else ()
-            usable = self.on_bad == "missing" and len({kind.split()[1] for kind, _ in found}) < 2
-            action: Action = "missing modality" if usable else "skipped"
-            problems += [Problem(row.id, kind, reason, action) for kind, reason in found]
-            if usable or not found:
+            bad = [found for found in self._found[row.id].values() if isinstance(found, Problem)]
+            usable = self.on_bad == "missing" and len(bad) < 2
+            problems += [p._replace(action="missing modality") if usable else p for p in bad]
+            if usable or not bad:
                 kept.append(row)
         refused = [problem for problem in problems if problem.action == "skipped"]
         if self.on_bad == "raise" and refused:
@@ -366,18 +322,19 @@ class PostDataset(Dataset[Sample], ABC):
         return kept, problems
 
     def _duplicates(self, splits: Splits | None) -> list[Duplicates]:
-        facts = {post_id: self._facts_of(post_id) for post_id in self.ids}
-        texts = {i: normalize_text(f.text.text) or None for i, f in facts.items() if f.text}
-        images = {i: f.image.digest for i, f in facts.items() if f.image}
-        prints = {i: f.image.fingerprint for i, f in facts.items() if f.image}
-        same = equal_groups(images)
-        near = [ids for ids in near_groups(prints) if ids not in set(same)]
-        label_of = {post.id: post.label_name for post in self._posts}
-        kinds: tuple[tuple[DuplicateKind, list[tuple[str, ...]]], ...] = (
-            ("text", equal_groups(texts)),
-            ("image", same),
-            ("near image", near),
+        found = {i: self._found[i] if self.verify else self._inspect(i) for i in self.ids}
+        texts, images = (
+            {i: facts for i, of in found.items() if isinstance(facts := of[modality], Facts)}
+            for modality in ("text", "image")
         )
+        same = equal_groups({i: facts.digest for i, facts in images.items()})
+        near = near_groups({i: facts.fingerprint for i, facts in images.items()})
+        groups: dict[DuplicateKind, list[tuple[str, ...]]] = {
+            "text": equal_groups({i: normalize_text(f.text) or None for i, f in texts.items()}),
+            "image": same,
+            "near image": [ids for ids in near if ids not in set(same)],
+        }
+        label_of = {post.id: post.label_name for post in self._posts}
         return [
             Duplicates(
                 kind,
@@ -385,28 +342,18 @@ class PostDataset(Dataset[Sample], ABC):
                 tuple(label_of[i] for i in ids),
                 tuple(splits.split_of(i) or "" for i in ids) if splits else (),
             )
-            for kind, groups in kinds
-            for ids in groups
+            for kind, found_ids in groups.items()
+            for ids in found_ids
         ]
 
     def _unlabelled(self) -> tuple[str, ...]:
         known = {post.id for post in self._posts} | {problem.id for problem in self._problems}
-        if self._selected:
-            return ()
-        stems = {
-            Path(entry.name).stem
-            for entry in os.scandir(self.folder)
-            if entry.name.endswith((".txt", ".jpg"))
-        }
-        return tuple(sorted(stems - known))
+        names = [Path(entry.name) for entry in os.scandir(self.folder)]
+        return tuple(sorted({n.stem for n in names if n.suffix in (".txt", ".jpg")} - known))
 
 
-def _kind(modality: str, kind: str) -> ProblemKind:
-    if modality == "text":
-        kinds: dict[str, ProblemKind] = {"missing": "missing text", "empty": "empty text"}
-        return kinds.get(kind, "unreadable text")
-    return "missing image" if kind == "missing" else "unreadable image"
-
-
-def _is_lossy(facts: _Facts) -> bool:
-    return facts.text is not None and facts.text.lossy
+def _problem(post_id: str, modality: str, error: BadFileError) -> Problem:
+    kind = error.kind
+    if modality == "image" and kind == "empty":
+        kind = "unreadable"
+    return Problem(post_id, cast("ProblemKind", f"{kind} {modality}"), str(error), "skipped")

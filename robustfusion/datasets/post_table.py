@@ -5,18 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from robustfusion.datasets.labels import LabelledPost
+from robustfusion.datasets.labels import LabelledPost, usable_rows
 from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
-from robustfusion.datasets.reading import (
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
-    check_size,
-    read_bytes,
-)
+from robustfusion.datasets.reading import LIMITS, check_size
 from robustfusion.datasets.report import Problem
 from robustfusion.datasets.splits import Splits, split_name
-from robustfusion.datasets.tables import Row, is_empty, read_table
+from robustfusion.datasets.tables import Row, read_table
+from robustfusion.disruption.data import is_missing
 
 
 class PostTable(PostDataset):
@@ -24,29 +20,24 @@ class PostTable(PostDataset):
 
     A cell that is empty (nothing, blanks, null, NaN) is a missing modality, and so is a picture
     that cannot be read; a row without both, without a label or with a repeated id is left out.
-    All of it is listed by :meth:`report`, with the reason. Every other column comes along in
-    ``rows``.
-
-    Two more columns are read where they exist: ``id``, unique names of the posts (else the
-    numbers of the rows, from 1), and ``split``, with "train", "val" (or "dev") and "test".
-
-    Labels may be of any type. Their names are the classes, sorted, numbers by value; another
-    order is what a subclass says in ``class_names``.
+    All of it is listed by :meth:`report`. Every other column comes along in ``rows``; two of them
+    are read: ``id``, unique names of the posts (else the numbers of the rows, from 1), and
+    ``split``, with "train", "val" (or "dev") and "test".
 
     Args:
         path: the table.
         image_column: of paths, from ``root``; a cell may also be the bytes of a picture, or a
             mapping with them as "bytes", as the datasets library writes them.
         text_column: of texts, at most 1 MB each.
-        label_column: of classes.
+        label_column: of classes of any type.
         root: folder of the pictures, by default that of the table.
         allow_outside: also open pictures outside of ``root``. Tables that others wrote may name
             any file of your machine.
-        image_transform: applied to the decoded RGB image, also to the black placeholder that
-            stands for a missing one.
+        image_transform: as of :class:`PostDataset`.
 
     Attributes:
-        class_names: names of the classes.
+        class_names: names of the classes, sorted, numbers by value; a subclass may say another
+            order.
         columns: names of all columns.
 
     Raises:
@@ -64,12 +55,8 @@ class PostTable(PostDataset):
         >>> _ = (root / "posts.csv").write_text(
         ...     "photo,caption,mood,user\nsea.png,what a day,good,ann\n,rain again,bad,bob\n"
         ... )
-        >>> posts = PostTable(
-        ...     root / "posts.csv",
-        ...     image_column="photo",
-        ...     text_column="caption",
-        ...     label_column="mood",
-        ... )
+        >>> names = {"image_column": "photo", "text_column": "caption", "label_column": "mood"}
+        >>> posts = PostTable(root / "posts.csv", **names)
         >>> posts.class_names, posts.labels, posts.available["image"]
         (('bad', 'good'), [1, 0], tensor([ True, False]))
         >>> posts[0]["inputs"]["text"], posts.rows[1]["user"]
@@ -105,16 +92,12 @@ class PostTable(PostDataset):
 
     @property
     def splits(self) -> Splits | None:
-        """What the column ``split`` says of the posts that are here, None without the column.
-
-        Raises:
-            ValueError: for a name that is no split's, or without posts to train or to test on.
-        """
+        """What the column ``split`` says of the posts that are here, None without the column."""
         if "split" not in self.columns:
             return None
         parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
         for post_id, row in zip(self.ids, self.rows, strict=True):
-            if not is_empty(row.get("split")):
+            if not is_missing(row.get("split")):
                 name = split_name(str(row["split"]).strip().lower())
                 if name not in parts:
                     raise ValueError(
@@ -122,7 +105,7 @@ class PostTable(PostDataset):
                         f"{str(row['split'])[:40]!r}"
                     )
                 parts[name].append(post_id)
-        return Splits(parts["train"], parts["val"], parts["test"], source=self.path.name)
+        return Splits(**parts, source=self.path.name)
 
     def _data_folder(self) -> Path:
         return self.root
@@ -135,60 +118,47 @@ class PostTable(PostDataset):
                     f"{argument}_column must be in {self.path.name}, which has the columns "
                     f"{list(self.columns)}, got {column!r}"
                 )
-        posts: list[tuple[str, Any]] = []
-        problems: list[Problem] = []
-        for number, row in rows:
-            reason, post_id = row if isinstance(row, str) else "", str(number)
-            if isinstance(row, dict):
-                cell = row.get("id", number)
-                post_id = "" if is_empty(cell) else _title(cell)
-                label = row.get(self._column["label"])
-                if not post_id or post_id in self._cells:
-                    reason = "the id occurred before" if post_id else "the id is empty"
-                elif is_empty(label) or isinstance(label, Mapping | list):
-                    reason = "there is no label"
-                else:
-                    self._cells[post_id] = (number, row)
-                    posts.append((post_id, label))
-            if reason:
-                problems.append(
-                    Problem(post_id, "label row", f"row {number}: {reason}", "skipped")
-                )
-        if not posts:
-            detail = f"; {problems[0].reason}" if problems else ""
-            raise ValueError(f"no row of {self.path} could be read{detail}")
-        names = {_title(label) for _, label in posts}
+        labels, problems = usable_rows(self.path, (self._read_row(*row) for row in rows), "row")
+        names = set(labels.values())
         if not hasattr(type(self), "class_names"):
             self.class_names = _in_order(names)
         elif names - set(self.class_names):
             raise ValueError(f"class_names must hold all labels, {sorted(names)} are in the table")
-        return [LabelledPost(i, *[_title(label)] * 3) for i, label in posts], problems
+        return [LabelledPost(i, label, label, label) for i, label in labels.items()], problems
+
+    def _read_row(self, number: int, row: Row | str) -> tuple[int, str, str, str | None]:
+        """The number of a row, its id, its label, and why it cannot be used."""
+        if isinstance(row, str):
+            return number, str(number), "", row
+        cell, label = row.get("id", number), row.get(self._column["label"])
+        post_id = "" if is_missing(cell) else _text(cell)
+        reason = None
+        if not post_id or post_id in self._cells:
+            reason = "the id occurred before" if post_id else "the id is empty"
+        elif is_missing(label) or isinstance(label, Mapping | list):
+            reason = "there is no label"
+        else:
+            self._cells[post_id] = (number, row)
+        return number, post_id, _text(label), reason
 
     def _name(self, post_id: str, modality: str) -> str:
         return f"the {modality} of row {self._cells[post_id][0]}"
 
     def _content(self, post_id: str, modality: str) -> bytes:
-        cell, name = (
-            self._cells[post_id][1].get(self._column[modality]),
-            self._name(post_id, modality),
-        )
-        if is_empty(cell):
+        cell = self._cells[post_id][1].get(self._column[modality])
+        name = self._name(post_id, modality)
+        if is_missing(cell):
             raise BadFileError(f"{name} is an empty cell", "missing")
         if modality == "text":
-            content = str(cell).encode("utf-8", "replace")
-            check_size(content, MAX_TEXT_BYTES, name)
-            return content
-        if isinstance(cell, Mapping) and cell.get("bytes"):
-            cell = cell["bytes"]
+            cell = str(cell).encode("utf-8", "replace")
+        elif isinstance(cell, Mapping):
+            cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes):
-            check_size(cell, MAX_IMAGE_BYTES, name)
+            check_size(cell, LIMITS[modality], name)
             return cell
-        if isinstance(cell, Mapping):
-            cell = cell.get("path")
         if not isinstance(cell, str):
             raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
-        within = None if self.allow_outside else self.folder
-        return read_bytes(self.folder / cell.strip(), MAX_IMAGE_BYTES, within)
+        return self._file(cell.strip(), modality)
 
     def _unlabelled(self) -> tuple[str, ...]:
         return ()
@@ -197,7 +167,7 @@ class PostTable(PostDataset):
         return f"PostTable {self.path.name}"
 
 
-def _title(value: Any) -> str:
+def _text(value: Any) -> str:
     """The name of an id or a label: 2.0, which a table with holes makes of 2, is 2."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -15,44 +15,32 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # What a post may weigh: far above any photo, or any text of one, that a social network takes.
-MAX_IMAGE_BYTES = 64_000_000
-MAX_TEXT_BYTES = 1_000_000
+MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 64_000_000, 1_000_000
+LIMITS = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES}
 
 
-class TextFacts(NamedTuple):
-    """What one reading of a text tells: its text, its digest, whether bytes were lost."""
-
-    text: str
-    digest: str
-    lossy: bool
-
-
-class ImageFacts(NamedTuple):
-    """What one decoding of an image tells: its digest and its perceptual hash.
+class Facts(NamedTuple):
+    """What one reading of a text or an image tells.
 
     ``fingerprint`` is ``(256,)`` bool, or None for an image too flat to be told from others.
     """
 
     digest: str
-    fingerprint: NDArray[np.bool_] | None
+    text: str = ""
+    lossy: bool = False  # some bytes of the text are not UTF-8
+    fingerprint: NDArray[np.bool_] | None = None
 
 
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
-    """Return the content of a regular file.
-
-    Args:
-        path: the file.
-        limit: most bytes that are read.
-        within: the folder that it must lie in once links are followed; None for anywhere.
+    """Return the content of a regular file of at most ``limit`` bytes, inside ``within`` if given.
 
     Raises:
-        BadFileError: where it is missing, empty, too large, outside, no regular file or
-            unreadable. Of what lies outside nothing is told, not even whether it is there.
+        BadFileError: where it is anything else; of what lies outside nothing is told.
     """
     name = path.name
     try:
-        if within is not None and not path.resolve().is_relative_to(within.resolve()):
-            raise BadFileError(f"{name} lies outside of the data folder")
+        if within is not None:
+            path = _confined(path, within)
         # Looked at before it is opened: to open a device may have effects, a pipe waits.
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadFileError(f"{name} cannot be read: it is no regular file")
@@ -74,31 +62,41 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     return content
 
 
+def _confined(path: Path, within: Path) -> Path:
+    """Return the file that a path names, which must lie in a folder."""
+    top, name = Path(os.path.realpath(within)), path.name
+    if path.absolute().is_relative_to(within.absolute()):
+        path = top / path.absolute().relative_to(within.absolute())
+    # By its letters first: "../X/../data/a.jpg", or a link out there to a file in here, would
+    # tell what is outside by whether it opens.
+    path = Path(os.path.abspath(path))
+    real = Path(os.path.realpath(path))
+    if not (path.is_relative_to(top) and real.is_relative_to(top)):
+        raise BadFileError(f"{name} lies outside of the data folder")
+    return real
+
+
 def check_size(content: bytes, limit: int, name: str) -> None:
     """Raise where a content is larger than a post's may be."""
     if len(content) > limit:
         raise BadFileError(f"{name} has more than {limit // 1_000_000} MB")
 
 
-def inspect_text(content: bytes, name: str) -> TextFacts:
-    """Read a text as UTF-8, with the bytes that are not UTF-8 left out.
-
-    Raises:
-        BadFileError: where it is nothing but blanks and control characters.
-    """
+def inspect_text(content: bytes, name: str) -> Facts:
+    """Read a text as UTF-8, without the bytes that are not; one of blanks alone is a bad file."""
     text = content.decode("utf-8-sig", errors="ignore").replace("\r\n", "\n").strip()
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadFileError(f"{name} holds no text ({len(content)} bytes)", "empty")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        return TextFacts(text, digest(content), lossy=True)
-    return TextFacts(text, digest(content), lossy=False)
+        return Facts(digest(content), text, lossy=True)
+    return Facts(digest(content), text)
 
 
-def inspect_image(content: bytes, name: str) -> ImageFacts:
+def inspect_image(content: bytes, name: str) -> Facts:
     """Decode an image once, small where the format allows it, for its digest and hash."""
-    return ImageFacts(digest(content), fingerprint(decode(content, name, small=True)))
+    return Facts(digest(content), fingerprint=fingerprint(decode(content, name, small=True)))
 
 
 def read_image(
@@ -112,12 +110,12 @@ def read_image(
 
     Args:
         path: a regular file of at most 64 MB.
-        within: the folder that it must lie in once links are followed, for paths that others
-            wrote; None for anywhere.
+        within: the folder that it must lie in, by its name and once links are followed, for paths
+            that others wrote; None for anywhere.
 
     Raises:
         BadFileError: where it is missing, outside, truncated, no image, or too large to be a
-            photo (50 million pixels). The message is the reason; of what lies outside of
+            photo (50 million pixels); the message is the reason. Of what lies outside of
             ``within`` nothing is told, not even whether it is there.
         ImportError: without Pillow.
 

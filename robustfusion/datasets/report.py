@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 ProblemKind = Literal[
     "label row", "label rule", "missing text", "missing image", "empty text", "unreadable text",
@@ -11,13 +11,11 @@ ProblemKind = Literal[
 ]  # fmt: skip
 Action = Literal["skipped", "excluded", "missing modality"]
 DuplicateKind = Literal["text", "image", "near image"]
+SHOWN = 3  # problems of a kind that are told one by one
 
 
 class Problem(NamedTuple):
-    """One thing wrong with one post, and what was done about it.
-
-    A :class:`DatasetReport` holds them in ``problems``; see the example there.
-    """
+    """One thing wrong with one post, and what was done: ``problems`` of :class:`DatasetReport`."""
 
     id: str
     kind: ProblemKind
@@ -29,8 +27,8 @@ class Duplicates(NamedTuple):
     """Posts that share a text or an image.
 
     ``kind`` is "text" (equal up to RT, handles, URLs, case and punctuation), "image" (equal
-    bytes) or "near image" (nearly equal perceptual hash). ``splits`` is aligned with ``ids`` and
-    empty when no splits were given. ``labels`` is aligned with ``ids``.
+    bytes) or "near image" (nearly equal perceptual hash). ``labels`` and, where splits were
+    given, ``splits`` are aligned with ``ids``.
 
     Example:
         >>> from robustfusion.datasets import Duplicates
@@ -40,8 +38,7 @@ class Duplicates(NamedTuple):
 
     Reference:
         The hash of "near image": Krawetz, "Kind of Like That", 2013 (dHash). Why duplicates across
-        splits count: Barz and Denzler, "Do We Train on Test Data? Purging CIFAR of
-        Near-Duplicates", Journal of Imaging 6, 2020.
+        splits count: Barz and Denzler, "Do We Train on Test Data?", Journal of Imaging 6, 2020.
     """
 
     kind: DuplicateKind
@@ -66,19 +63,6 @@ class DatasetReport:
 
     ``str(report)`` is the readable form.
 
-    Args:
-        name: which data set, with its label rule.
-        rows: rows of the label file, the header left out.
-        kept: posts in the data set.
-        class_counts: posts for each label name.
-        problems: every row that is not kept, and every modality that was taken as missing.
-        lossy_texts: ids of kept texts with bytes that are not UTF-8, which were left out.
-        unlabelled: ids with files but without a row in the label file.
-        duplicates: groups of kept posts with the same text or image.
-        split_sizes: kept posts in each split, empty when no splits were given.
-        unknown_split_ids: ids that the splits name and the data set does not hold.
-        verified: whether every file was read and decoded.
-
     Example:
         >>> import tempfile
         >>> from pathlib import Path
@@ -86,25 +70,23 @@ class DatasetReport:
         >>> table = Path(tempfile.mkdtemp()) / "posts.csv"
         >>> _ = table.write_text("id,image,text,label\n7,,what a day,good\n8,,,bad\n")
         >>> report = PostTable(table).report()
-        >>> report.rows, report.kept
-        (2, 1)
-        >>> report.problems[0].reason, report.problems[0].action
-        ('the image of row 1 is an empty cell', 'missing modality')
+        >>> report.rows, report.kept, report.problems[0].reason
+        (2, 1, 'the image of row 1 is an empty cell')
         >>> print(str(report).splitlines()[0])
         PostTable posts.csv: 1 posts of 2 rows in the label file
     """
 
-    name: str
-    rows: int
-    kept: int
-    class_counts: Mapping[str, int]
-    problems: tuple[Problem, ...]
-    lossy_texts: tuple[str, ...]
-    unlabelled: tuple[str, ...]
-    duplicates: tuple[Duplicates, ...]
-    split_sizes: Mapping[str, int]
-    unknown_split_ids: tuple[str, ...]
-    verified: bool
+    name: str  #: which data set, with its label rule
+    rows: int  #: rows of the label file, the header left out
+    kept: int  #: posts in the data set
+    class_counts: Mapping[str, int]  #: posts for each label name
+    problems: tuple[Problem, ...]  #: every row not kept, every modality taken as missing
+    lossy_texts: tuple[str, ...]  #: ids of kept texts with bytes that are not UTF-8, left out
+    unlabelled: tuple[str, ...]  #: ids with files but without a row in the label file
+    duplicates: tuple[Duplicates, ...]  #: groups of kept posts with the same text or image
+    split_sizes: Mapping[str, int]  #: kept posts in each split, empty without splits
+    unknown_split_ids: tuple[str, ...]  #: ids that the splits name and the data set lacks
+    verified: bool  #: whether every file was read and decoded
 
     def groups(self, kind: DuplicateKind) -> tuple[Duplicates, ...]:
         """Return the duplicate groups of one kind."""
@@ -117,7 +99,6 @@ class DatasetReport:
         )
 
     def __str__(self) -> str:
-        """Return the report as a page of text."""
         lines = [f"{self.name}: {self.kept} posts of {self.rows} rows in the label file"]
         lines.append("  labels: " + _counts(self.class_counts))
         if self.split_sizes:
@@ -126,40 +107,29 @@ class DatasetReport:
             lines.append(
                 f"  named by the splits, not in the data set: {_some(self.unknown_split_ids)}"
             )
-        lines += _problem_lines(self.problems)
+        counts = Counter((problem.kind, problem.action) for problem in self.problems)
+        for (kind, action), count in sorted(counts.items()):
+            lines.append(f"  {kind} ({action}): {count}")
+            examples = [p for p in self.problems if (p.kind, p.action) == (kind, action)]
+            lines += [f"    {p.id[:40]}: {p.reason}" for p in examples[:SHOWN]]
+            if count > SHOWN:
+                lines.append(f"    and {count - SHOWN} more in .problems")
         if not self.verified:
-            lines.append("  file contents were not checked (verify=False)")
-            return "\n".join(lines)
+            return "\n".join([*lines, "  file contents were not checked (verify=False)"])
         lines.append(f"  texts with bytes that are not UTF-8 (left out): {len(self.lossy_texts)}")
         if self.unlabelled:
             lines.append(f"  files without a label row: {_some(self.unlabelled)}")
-        kinds: tuple[DuplicateKind, ...] = ("text", "image", "near image")
-        lines += [self._duplicate_line(kind) for kind in kinds]
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(self._duplicate_line, get_args(DuplicateKind))])
 
     def _duplicate_line(self, kind: DuplicateKind) -> str:
         groups = self.groups(kind)
-        posts = sum(len(group.ids) for group in groups)
-        conflicts = sum(group.labels_conflict for group in groups)
-        line = f"  duplicates by {kind}: {len(groups)} groups, {posts} posts"
-        line += f", {conflicts} groups with conflicting labels"
+        line = f"  duplicates by {kind}: {len(groups)} groups, {sum(len(g.ids) for g in groups)} "
+        line += f"posts, {sum(g.labels_conflict for g in groups)} groups with conflicting labels"
         if self.split_sizes:
-            crossing = sum(group.crosses_splits for group in groups)
-            line += f", {crossing} groups across splits"
-            size = self.split_sizes.get("test", 0)
-            line += f", {self.leaked(kind)} of {size} test posts occur in train"
+            leaked, size = self.leaked(kind), self.split_sizes.get("test", 0)
+            line += f", {sum(g.crosses_splits for g in groups)} groups across splits"
+            line += f", {leaked} of {size} test posts occur in train"
         return line
-
-
-def _problem_lines(problems: tuple[Problem, ...], shown: int = 3) -> list[str]:
-    lines = []
-    for (kind, action), count in sorted(Counter((p.kind, p.action) for p in problems).items()):
-        lines.append(f"  {kind} ({action}): {count}")
-        examples = [p for p in problems if (p.kind, p.action) == (kind, action)]
-        lines += [f"    {p.id[:40]}: {p.reason}" for p in examples[:shown]]
-        if count > shown:
-            lines.append(f"    and {count - shown} more in .problems")
-    return lines
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -167,6 +137,6 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items())
 
 
-def _some(ids: tuple[str, ...], shown: int = 5) -> str:
-    more = ", ..." if len(ids) > shown else ""
-    return f"{len(ids)} ({', '.join(ids[:shown])}{more})"
+def _some(ids: tuple[str, ...]) -> str:
+    more = ", ..." if len(ids) > 5 else ""
+    return f"{len(ids)} ({', '.join(ids[:5])}{more})"

@@ -46,9 +46,7 @@ class Splits:
     def __init__(
         self, train: Sequence[str], val: Sequence[str], test: Sequence[str], *, source: str = ""
     ) -> None:
-        self.train = tuple(train)
-        self.val = tuple(val)
-        self._test = tuple(test)
+        self.train, self.val, self._test = tuple(train), tuple(val), tuple(test)
         self.source = source
         self.openings: list[str] = []
         if not self.train or not self._test:
@@ -59,9 +57,8 @@ class Splits:
                 if not isinstance(post_id, str):
                     raise TypeError(f"{name} must hold ids as str, got {post_id!r}")
                 if post_id in self._names:
-                    raise ValueError(
-                        f"id {post_id!r} is in {self._names[post_id]} and again in {name}"
-                    )
+                    before = self._names[post_id]
+                    raise ValueError(f"id {post_id!r} is in {before} and again in {name}")
                 self._names[post_id] = name
 
     @property
@@ -81,18 +78,14 @@ class Splits:
         return hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
 
     def open_test(self, reason: str) -> tuple[str, ...]:
-        """Return the test ids and remember why.
-
-        Raises:
-            ValueError: without a reason.
-        """
+        """Return the test ids and remember why; without a reason raise ``ValueError``."""
         if not reason.strip():
             raise ValueError("reason must say what the test split is opened for")
         self.openings.append(reason.strip())
         return self._test
 
     def split_of(self, post_id: str) -> str | None:
-        """Return the name of the split that holds an id, None where none does."""
+        """The name of the split that holds an id, None where none does."""
         return self._names.get(post_id)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -101,7 +94,6 @@ class Splits:
         Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
-        """Name the sizes and the hash."""
         sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
         return f"Splits({sizes}, hash={self.hash!r})"
 
@@ -113,12 +105,6 @@ def split_name(name: str) -> str:
 
 def load_splits(path: str | os.PathLike[str]) -> Splits:
     """Read published splits: a JSON object with lists of ids under train, val (or dev) and test.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The splits, their source the file's name.
 
     Raises:
         ValueError: where the file is not such an object.
@@ -144,11 +130,10 @@ def load_splits(path: str | os.PathLike[str]) -> Splits:
     if set(parts) != set(_NAMES) or len(parts) < len(content) or not lists:
         raise ValueError(f"{path} must hold lists under {_NAMES}, got {sorted(content)}")
     for name, listed in parts.items():
-        odd = [post_id for post_id in listed if type(post_id) not in (str, int)]
-        if odd:
-            raise ValueError(f"{path} must hold ids under {name!r}, got {odd[0]!r}")
-    ids = {name: [str(post_id) for post_id in parts[name]] for name in _NAMES}
-    return Splits(ids["train"], ids["val"], ids["test"], source=Path(path).name)
+        for post_id in listed:
+            if type(post_id) not in (str, int):
+                raise ValueError(f"{path} must hold ids under {name!r}, got {post_id!r}")
+    return Splits(*([str(i) for i in parts[name]] for name in _NAMES), source=Path(path).name)
 
 
 def stratified_split(
@@ -159,7 +144,7 @@ def stratified_split(
     ids: Sequence[str],
     groups: Sequence[Hashable] | Tensor | None = None,
 ) -> Splits:
-    """Split ids so that each class has the same share in each split.
+    """Split ids so that each class has the same share in each split, to within one group.
 
     An id's place in its class depends on the seed and the id alone, so the order of the posts
     does not matter, and no random state is touched.
@@ -172,9 +157,6 @@ def stratified_split(
         groups: posts of one group, say duplicates of each other, stay in one split; a group
             counts under the label of its smallest id.
 
-    Returns:
-        The splits; each class is within one group of its exact share.
-
     Raises:
         ValueError: for lengths that differ, fractions that do not add up, or repeated ids.
 
@@ -185,10 +167,10 @@ def stratified_split(
         >>> splits.sizes
         {'train': 6, 'val': 2, 'test': 2}
     """
-    if len(labels) != len(ids):
-        raise ValueError(f"labels must have one entry for each id: {len(labels)} for {len(ids)}")
-    if groups is not None and len(groups) != len(ids):
-        raise ValueError(f"groups must have one entry for each id: {len(groups)} for {len(ids)}")
+    total = len(ids)
+    for name, given in (("labels", labels), ("groups", ids if groups is None else groups)):
+        if len(given) != total:
+            raise ValueError(f"{name} must have one entry for each id: {len(given)} for {total}")
     if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-9:
         raise ValueError(f"fractions must be three shares that add up to 1, got {fractions}")
     # Tensors of equal value are different keys, each a class of its own.
@@ -214,8 +196,7 @@ def stratified_split(
             wanted[target] -= len(group_ids)
     source = f"stratified_split(fractions={tuple(fractions)}, seed={seed})"
     order = {post_id: position for position, post_id in enumerate(ids)}
-    train, val, test = (sorted(part, key=order.__getitem__) for part in parts)
-    return Splits(train, val, test, source=source)
+    return Splits(*(sorted(part, key=order.__getitem__) for part in parts), source=source)
 
 
 def _draw(seed: int, post_id: str) -> bytes:

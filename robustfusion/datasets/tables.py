@@ -2,31 +2,22 @@
 
 import csv
 import json
-import math
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from robustfusion._optional import optional
 
 Row = dict[str, Any]
 
 
 def read_table(path: Path) -> tuple[list[tuple[int, Row | str]], tuple[str, ...]]:
-    """Read a table.
-
-    Args:
-        path: by its suffix CSV (.csv), TSV (.tsv), JSON lines (.jsonl, .ndjson) or Parquet
-            (.parquet).
+    """Read a table, by its suffix .csv, .tsv, .jsonl, .ndjson or .parquet.
 
     Returns:
         For each row its number, from 1, and the row, or the reason why it is none; and the names
         of the columns.
-
-    Raises:
-        FileNotFoundError: without the file.
-        ValueError: for another suffix, or a file that cannot be read as what it says it is.
-        ImportError: for Parquet without pyarrow.
     """
     if not path.is_file():
         raise FileNotFoundError(f"path must be a table, {path} is no regular file")
@@ -36,13 +27,6 @@ def read_table(path: Path) -> tuple[list[tuple[int, Row | str]], tuple[str, ...]
     rows = list(enumerate(_READERS[suffix](path), start=1))
     columns = dict.fromkeys(name for _, row in rows if isinstance(row, dict) for name in row)
     return rows, tuple(columns)
-
-
-def is_empty(cell: Any) -> bool:
-    """Whether a cell holds nothing: None, NaN or blanks."""
-    if isinstance(cell, str):
-        return not cell.strip()
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _csv(path: Path) -> Iterator[Row | str]:
@@ -85,10 +69,7 @@ def _json_lines(path: Path) -> Iterator[Row | str]:
 
 
 def _parquet(path: Path) -> Iterator[Row | str]:
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ImportError('Parquet needs pyarrow: pip install "robustfusion[table]"') from error
+    parquet = optional("pyarrow.parquet", "Parquet needs pyarrow", "table")
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():

@@ -4,12 +4,10 @@ Python's `hash` differs between processes and a shared generator depends on the 
 a keyed BLAKE2 digest does neither, so a sample gets the same draw in any batch, worker or order.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +28,7 @@ def canonical_id(sample_id: object) -> SampleId:
     """
     if type(sample_id) is str or type(sample_id) is int:  # nearly all, and it is called a lot
         return sample_id
-    if isinstance(sample_id, Tensor):
-        if sample_id.ndim or sample_id.is_floating_point():
-            raise TypeError(
-                f"a sample id must be a str or an int, got a tensor of shape "
-                f"{tuple(sample_id.shape)} and dtype {sample_id.dtype}"
-            )
+    if isinstance(sample_id, Tensor) and not sample_id.ndim:
         sample_id = sample_id.item()
     if isinstance(sample_id, str):
         return str(sample_id)
@@ -63,17 +56,15 @@ def uniforms(
 
 
 def sample_generator(seed: int, sample_id: SampleId, modality: str) -> np.random.Generator:
-    """Return the random generator of one modality of one sample.
+    """Return a fresh generator (PCG64) for one modality of one sample, the same in any process.
 
     Args:
         seed: Seed of the disruption.
         sample_id: Name of the sample, a `str` or an `int`. The id `7` and the id `"7"` differ.
         modality: Name of the modality.
 
-    Returns:
-        A fresh generator (PCG64). Equal arguments give equal streams, in any process.
-
     Example:
+        >>> from robustfusion.disruption import sample_generator
         >>> a = sample_generator(0, "post-17", "image").random()
         >>> a == sample_generator(0, "post-17", "image").random()
         True
@@ -84,32 +75,22 @@ def sample_generator(seed: int, sample_id: SampleId, modality: str) -> np.random
     return np.random.Generator(np.random.PCG64(key))
 
 
-def check_severity(severity: object) -> None:
-    """Raise unless `severity` is a share in [0, 1] or an ordered pair of such shares."""
-    bounds = severity if isinstance(severity, tuple) else (severity, severity)
-    numbers = [
-        float(bound)
-        for bound in bounds
-        if isinstance(bound, int | float) and not isinstance(bound, bool)
-    ]
-    if len(numbers) != 2 or len(bounds) != 2 or not 0.0 <= numbers[0] <= numbers[1] <= 1.0:
+def check_options(kind: str, kinds: object, severity: object) -> None:
+    """Raise unless `kind` is of the Literal, and `severity` a share or an ordered pair of them."""
+    if kind not in get_args(kinds):
+        known = ", ".join(map(repr, get_args(kinds)))
+        raise ValueError(f"kind must be one of {known}, got {kind!r}")
+    pair = severity if isinstance(severity, tuple) else (severity, severity)
+    numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in pair)
+    if len(pair) != 2 or not numbers or not 0.0 <= pair[0] <= pair[1] <= 1.0:
         raise ValueError(
             f"severity must be a number in [0, 1] or a pair (low, high) of them, got {severity!r}"
         )
 
 
-def check_kind(kind: str, kinds: tuple[str, ...]) -> None:
-    """Raise unless `kind` is one of `kinds`."""
-    if kind not in kinds:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
-
-
 def draw_severity(severity: Severity, generator: np.random.Generator) -> float:
-    """Return the severity for one sample: uniform in a pair, or the number itself.
-
-    A fixed severity uses up the draw too: what follows then depends on the severity by its
-    size only, so that severities can be compared on the same noise.
-    """
+    """Return the severity for one sample: uniform in a pair, or the number itself."""
+    # A fixed severity uses up the draw too: so severities can be compared on the same noise.
     draw = float(generator.random())
     if isinstance(severity, tuple):
         return severity[0] + (severity[1] - severity[0]) * draw

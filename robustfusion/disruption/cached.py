@@ -1,7 +1,5 @@
 """Disruption of cached features: pick rows instead of encoding again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,17 +8,15 @@ import torch
 from torch import Tensor
 
 from robustfusion._tree import leaves, map_leaves, map_tensors
+from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, uniforms
 from robustfusion.disruption.data import placeholder
-from robustfusion.disruption.features import PARTIAL, FeatureCorruption
+from robustfusion.disruption.features import PARTIAL, FeatureCorruption, check_rows
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 
 
 class DisruptedFeatures(NamedTuple):
-    """Disrupted features: `inputs[name]` (B, ..., D), `available[name]` (B,), and the plan.
-
-    What :func:`disrupt_features` returns; see the example there.
-    """
+    """What :func:`disrupt_features` returns: ``inputs``, ``available`` (B,) and the plan."""
 
     inputs: dict[str, Any]
     available: dict[str, Tensor]
@@ -37,10 +33,9 @@ def disrupt_features(
 ) -> DisruptedFeatures:
     """Disrupt cached features as `disruption` says.
 
-    The rows to corrupt are taken from `corrupted`, the features of corrupted inputs, or corrupted
-    as features; discarded rows (and rows that were never observed) become a `placeholder`, zeros.
-    The features given are not changed. What an encoder is to be trained on, pixels or token ids
-    or a mapping of tensors, is disrupted in the same way.
+    Rows to corrupt are taken from `corrupted`; discarded rows (and rows that were never observed)
+    become a `placeholder`, zeros. The features given are not changed. What an encoder is to be
+    trained on, pixels or token ids or a mapping of tensors, is disrupted in the same way.
 
     Args:
         disruption: The protocol.
@@ -67,9 +62,7 @@ def disrupt_features(
     Example:
         >>> import torch
         >>> from robustfusion.disruption import Disruption, disrupt_features
-        >>> disruption = Disruption(
-        ...     ("image", "text"), setting="C", strategy="fixed", modality="image"
-        ... )
+        >>> disruption = Disruption(("image", "text"), "C", strategy="fixed", modality="image")
         >>> clean = {"image": torch.ones(2, 3), "text": torch.ones(2, 4)}
         >>> out = disrupt_features(disruption, ["a", "b"], clean, {"image": torch.zeros(2, 3)})
         >>> out.inputs["image"].sum(), out.inputs["text"].sum(), out.available["image"]
@@ -85,25 +78,21 @@ def disrupt_features(
         )
     for name, values in features.items():
         check_rows(f'features["{name}"]', values, len(ids))
+    check_keys(corrupted, disruption.modalities, "corrupted")
     for name, source in corrupted.items():
-        if name not in features:
-            raise ValueError(f"corrupted has the key {name!r}, not among {disruption.modalities}")
         check_source(name, source, features[name])
     plan = disruption.plan(ids, available)
-    inputs, observed = {}, {}
+    inputs: dict[str, Any] = {}
+    observed: dict[str, Tensor] = {}
     for name in disruption.modalities:
-        values = features[name]
-        device = next(leaves(values)).device
-        rows = plan.corrupted[name].nonzero().squeeze(1)
+        device = next(leaves(features[name])).device
         observed[name] = plan.available[name].to(device)
-        result = map_leaves(_choose(observed[name]), values, placeholder(values))
+        inputs[name] = _where(observed[name], features[name], placeholder(features[name]))
+        rows = plan.corrupted[name].nonzero().squeeze(1)
         if len(rows):
             source = PARTIAL if disruption.setting == "P" else corrupted.get(name)
-            if disruption.setting == "P":
-                check_source(name, PARTIAL, values)
-            made = _corrupted_rows(source, values, rows, plan.ids, disruption.seed, name)
-            map_leaves(_put(rows.to(device)), result, made)
-        inputs[name] = result
+            made = _corrupted_rows(source, features[name], rows, plan.ids, disruption.seed, name)
+            _put(inputs[name], rows.to(device), made)
     return DisruptedFeatures(inputs, observed, plan)
 
 
@@ -113,24 +102,9 @@ def take_rows(source: Any, rows: Tensor, clean: Any, seed: int | None = None) ->
         return source
     if _is_by_seed(source):
         return {key: take_rows(source[key], rows, clean) for key in source if key == seed}
-    if isinstance(source, Tensor) and source.ndim > clean.ndim:
+    if _has_draws(source, clean):
         return source[:, rows.to(source.device)]
     return map_tensors(lambda leaf: leaf[rows.to(leaf.device)], source)
-
-
-def check_rows(where: str, values: Any, count: int) -> None:
-    """Raise unless `values` is a tensor, or a mapping of tensors, of `count` rows."""
-    found = list(leaves(values))
-    for leaf in found:
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"{where} must be a tensor, got {type(leaf).__name__}")
-        if leaf.ndim < 2 or len(leaf) != count:
-            raise ValueError(
-                f"{where} must have shape ({count}, ..., D), one row an id, got "
-                f"{tuple(leaf.shape)}"
-            )
-    if not found:
-        raise ValueError(f"{where} must not be empty")
 
 
 def check_source(name: str, source: Any, clean: Any) -> None:
@@ -144,12 +118,10 @@ def check_source(name: str, source: Any, clean: Any) -> None:
                 f'features["{name}"] must be a floating tensor, to be corrupted as features, got '
                 f"{found}"
             )
-        return
-    if _is_by_seed(source):
+    elif _is_by_seed(source):
         for values in source.values():
             check_source(name, values, clean)
-        return
-    if isinstance(clean, Tensor) and isinstance(source, Tensor):
+    elif isinstance(clean, Tensor) and isinstance(source, Tensor):
         drawn = source.shape[1:] == clean.shape and len(source) > 0
         if source.shape != clean.shape and not drawn:
             expected = ", ".join(map(str, clean.shape))
@@ -157,13 +129,11 @@ def check_source(name: str, source: Any, clean: Any) -> None:
                 f"{where} must have shape ({expected}) or (R, {expected}), got "
                 f"{tuple(source.shape)}"
             )
-        _check_kind(where, source, clean)
-        return
-    shapes = [_shapes(value) for value in (clean, source)]
-    if shapes[0] != shapes[1]:
+        if source.is_floating_point() != clean.is_floating_point():
+            raise TypeError(f"{where} must be {clean.dtype} as the features, got {source.dtype}")
+    elif (got := map_leaves(_shape, source)) != (expected := map_leaves(_shape, clean)):
         raise TypeError(
-            f"{where} must be a FeatureCorruption or like the features, {shapes[0]}, got "
-            f"{shapes[1]}"
+            f"{where} must be a FeatureCorruption or like the features, {expected}, got {got}"
         )
 
 
@@ -171,32 +141,30 @@ def is_fresh(source: Any, clean: Any) -> bool:
     """Whether the corrupted version of a row changes with the seed."""
     if isinstance(source, FeatureCorruption):
         return True
-    if _is_by_seed(source):
-        return len(source) > 1
-    return isinstance(source, Tensor) and source.ndim > clean.ndim and len(source) > 1
+    return (_is_by_seed(source) or _has_draws(source, clean)) and len(source) > 1
 
 
-def _check_kind(where: str, source: Tensor, clean: Tensor) -> None:
-    if source.is_floating_point() != clean.is_floating_point():
-        raise TypeError(f"{where} must be {clean.dtype} as the features, got {source.dtype}")
-
-
-def _shapes(value: Any) -> Any:
-    return map_leaves(
-        lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__, value
-    )
+def _shape(leaf: Any) -> Any:
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
 def _is_by_seed(source: Any) -> bool:
     return isinstance(source, Mapping) and all(isinstance(seed, int) for seed in source)
 
 
-def _choose(keep: Tensor) -> Any:
-    return lambda yes, no: torch.where(keep.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+def _has_draws(source: Any, clean: Any) -> bool:
+    return isinstance(source, Tensor) and source.ndim > clean.ndim
 
 
-def _put(rows: Tensor) -> Any:
-    return lambda table, values: table.index_put_((rows,), values)
+def _where(keep: Tensor, values: Any, others: Any) -> Any:
+    def choose(yes: Tensor, no: Tensor) -> Tensor:
+        return torch.where(keep.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+    return map_leaves(choose, values, others)
+
+
+def _put(table: Any, rows: Tensor, values: Any) -> None:
+    map_leaves(lambda leaf, made: leaf.index_put_((rows,), made), table, values)
 
 
 def _corrupted_rows(
@@ -206,13 +174,14 @@ def _corrupted_rows(
     if source is None:
         raise ValueError(f"{where} is needed: {len(rows)} rows are to be corrupted")
     if isinstance(source, FeatureCorruption):
+        check_source(modality, source, clean)
         return source.rows(clean[rows.to(clean.device)], names, seed=seed, modality=modality)
     if _is_by_seed(source):
         if seed not in source:
             raise ValueError(f"{where} has nothing for the disruption seed {seed}: encode it too")
-        source = source[seed]
-    if not isinstance(source, Tensor) or source.shape == clean.shape:
-        return map_leaves(lambda leaf, like: leaf[rows.to(leaf.device)].to(like), source, clean)
-    draws = uniforms(seed, names, f"draw:{modality}")[:, 0]
-    which = torch.from_numpy(np.floor(draws * len(source)).astype(np.int64)).to(source.device)
-    return source[which, rows.to(source.device)].to(clean)
+        return _corrupted_rows(source[seed], clean, rows, ids, seed, modality)
+    if _has_draws(source, clean):
+        draws = uniforms(seed, names, f"draw:{modality}")[:, 0]
+        which = torch.from_numpy(np.floor(draws * len(source)).astype(np.int64))
+        return source[which.to(source.device), rows.to(source.device)].to(clean)
+    return map_leaves(lambda leaf, like: leaf[rows.to(leaf.device)].to(like), source, clean)

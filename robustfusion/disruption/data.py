@@ -1,10 +1,9 @@
 """Disruption of raw samples: in a dataset, or in a collate function."""
 
-from __future__ import annotations
-
 import copy
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
 from robustfusion.disruption.features import PARTIAL
-from robustfusion.disruption.images import ImageCorruption, _import_pil, _is_pil
+from robustfusion.disruption.images import ImageCorruption, import_pillow, is_pillow
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 from robustfusion.disruption.texts import TextCorruption
 
@@ -29,15 +29,11 @@ def placeholder(value: Any) -> Any:
 
     Tensors become zeros, strings empty, PIL images black. In a mapping with `input_ids` all
     entries become zero but the first place of `attention_mask`, because a transformer that
-    attends to nothing returns NaN.
-
-    Args:
-        value: A tensor, string, PIL image, or mapping of tensors.
-
-    Raises:
-        TypeError: If no placeholder is known for the type.
+    attends to nothing returns NaN. Anything else raises ``TypeError``.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.disruption import placeholder
         >>> placeholder(torch.ones(3)), placeholder("so very good")
         (tensor([0., 0., 0.]), '')
         >>> placeholder({"input_ids": torch.tensor([101, 7]), "attention_mask": torch.ones(2)})
@@ -54,8 +50,8 @@ def placeholder(value: Any) -> Any:
             if key == "attention_mask" and isinstance(entry, Tensor) and entry.numel():
                 result[key][..., 0] = 1
         return result
-    if _is_pil(value):
-        return _import_pil().new(value.mode, value.size)
+    if is_pillow(value):
+        return import_pillow().new(value.mode, value.size)
     raise TypeError(f"no placeholder for an input of type {type(value).__name__}")
 
 
@@ -98,24 +94,21 @@ def collate(
         ...     {"inputs": {"image": None, "text": "bad"}, "label": 0},
         ... ]
         >>> batch = collate(samples)
-        >>> batch["inputs"]["image"], batch["inputs"]["text"]
-        (tensor([[1., 1.],
-                [0., 0.]]), ['good', 'bad'])
-        >>> batch["available"]["image"], batch["label"]
-        (tensor([ True, False]), tensor([1, 0]))
+        >>> batch["inputs"]["image"].tolist(), batch["available"]["image"], batch["label"]
+        ([[1.0, 1.0], [0.0, 0.0]], tensor([ True, False]), tensor([1, 0]))
     """
     if not samples:
         raise ValueError("samples must not be empty")
-    _check_alike(samples)
+    for key in ("label", "id", "corrupted"):
+        holders = sum(key in sample for sample in samples)
+        if 0 < holders < len(samples):
+            raise ValueError(f"{key} must be in all {len(samples)} samples or none, got {holders}")
     given = placeholders or {}
     names = dict.fromkeys([*(name for s in samples for name in s["inputs"]), *given])
     batch: Batch = {"inputs": {}, "available": {}}
     for name in names:
         values = [sample["inputs"].get(name) for sample in samples]
-        present = [
-            not is_missing(value) and bool((sample.get("available") or {}).get(name, True))
-            for sample, value in zip(samples, values, strict=True)
-        ]
+        present = [is_there(sample, name) for sample in samples]
         like = next((value for value in values if not is_missing(value)), given.get(name))
         if like is None:  # a discarded text is empty, which needs no other to go by
             like = next((value for value in values if isinstance(value, str)), None)
@@ -139,11 +132,10 @@ def collate(
     return batch
 
 
-def _check_alike(samples: Sequence[Mapping[str, Any]]) -> None:
-    for key in ("label", "id", "corrupted"):
-        holders = sum(key in sample for sample in samples)
-        if 0 < holders < len(samples):
-            raise ValueError(f"{key} must be in all {len(samples)} samples or none, got {holders}")
+def is_there(sample: Mapping[str, Any], name: str) -> bool:
+    """Whether a sample has a modality, and does not say that it was not observed."""
+    said = (sample.get("available") or {}).get(name, True)
+    return bool(said) and not is_missing(sample["inputs"].get(name))
 
 
 def _label(value: Any) -> int:
@@ -172,10 +164,10 @@ def _stack(where: str, values: list[Any]) -> Any:
 class DisruptedDataset(Dataset[Sample]):
     """A map-style dataset whose samples are corrupted and discarded as a `Disruption` says.
 
-    The plan for all samples is drawn at construction, from their ids, and no sample is read for
-    it: `dataset.plan.counts()` are the realised counts. A sample that turns out to lack a modality
-    by itself (None, blank, its key absent, or `available` False) is planned again with that in
-    mind, so that the last one it has stays; that the counts know of it too, say it in `available`.
+    The plan is drawn at construction, from the ids; no sample is read for it, and `plan.counts()`
+    are the realised counts. A sample that turns out to lack a modality by itself (as `collate`
+    has it) is planned again, so that the last one it has stays; say it in `available`, and the
+    counts know of it too.
 
     Args:
         dataset: Gives mappings with `inputs` (a mapping from modality to input) and, optionally,
@@ -184,7 +176,7 @@ class DisruptedDataset(Dataset[Sample]):
         corruptions: For each modality that may be corrupted, a function of (input, generator).
         ids: Names of the samples; without it `dataset.ids`, or else the indices 0, 1, ...
         transforms: For each modality, a function of the disrupted input, say from a PIL image to a
-            normalised tensor. Corruption comes before, as corrupted pixels do.
+            normalised tensor.
         available: For each modality, bool (N,), what was observed in the first place.
 
     Raises:
@@ -192,18 +184,13 @@ class DisruptedDataset(Dataset[Sample]):
             one, or a modality may be corrupted and has no corruption.
 
     Example:
-        >>> from robustfusion.disruption import Disruption, DisruptedDataset, TextCorruption
-        >>> inputs = {"image": torch.ones(3, 4, 4), "text": "so very good"}
-        >>> posts = [{"inputs": inputs, "label": 1}]
-        >>> data = DisruptedDataset(
-        ...     posts,
-        ...     Disruption(("image", "text"), setting="C", strategy="fixed", modality="text"),
-        ...     {"text": TextCorruption(severity=1.0)},
-        ... )
+        >>> import torch
+        >>> from robustfusion.disruption import DisruptedDataset, Disruption, TextCorruption
+        >>> posts = [{"inputs": {"image": torch.ones(3, 4, 4), "text": "so very good"}}]
+        >>> disruption = Disruption(("image", "text"), "C", strategy="fixed", modality="text")
+        >>> data = DisruptedDataset(posts, disruption, {"text": TextCorruption(severity=1.0)})
         >>> data[0]["inputs"]["text"], data[0]["available"], data[0]["corrupted"]["text"]
         ('[MASK] [MASK] [MASK]', {'image': True, 'text': True}, True)
-        >>> posts[0]["inputs"]["text"]
-        'so very good'
 
     Reference:
         Section 4.1 of https://arxiv.org/abs/2511.18751.
@@ -223,7 +210,8 @@ class DisruptedDataset(Dataset[Sample]):
         self.disruption = disruption
         self.corruptions = dict(corruptions or {})
         self.transforms = dict(transforms or {})
-        _check_names(disruption, corruptions=self.corruptions, transforms=self.transforms)
+        check_keys(self.corruptions, disruption.modalities, "corruptions")
+        check_keys(self.transforms, disruption.modalities, "transforms")
         if ids is None:
             ids = getattr(dataset, "ids", None)
         if ids is None:
@@ -231,101 +219,62 @@ class DisruptedDataset(Dataset[Sample]):
         if len(ids) != len(dataset):
             raise ValueError(f"ids must name {len(dataset)} samples, got {len(ids)}")
         self.plan: DisruptionPlan = disruption.plan(ids, available)
-        _check_unique(self.plan.ids)
-        _check_corruptions(disruption, self.plan, self.corruptions)
+        if len(set(self.plan.ids)) < len(ids):
+            twice, _ = Counter(self.plan.ids).most_common(1)[0]
+            raise ValueError(f"ids must be unique, {twice!r} occurs more than once")
+        for name, mask in self.plan.corrupted.items():
+            if name not in self.corruptions and disruption.setting != "P" and bool(mask.any()):
+                count = int(mask.sum())
+                raise ValueError(
+                    f'corruptions["{name}"] is needed: {count} samples are to be corrupted'
+                )
 
     def __len__(self) -> int:
         return len(self.plan.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.dataset[index]
-        name = self.plan.ids[index]
-        if "id" in sample and canonical_id(sample["id"]) != name:
+        sample, disruption = self.dataset[index], self.disruption
+        plan, row, sample_id = self.plan, index, self.plan.ids[index]
+        if "id" in sample and canonical_id(sample["id"]) != sample_id:
             raise ValueError(
-                f"sample {index} has the id {sample['id']!r}, but was planned as {name!r}: "
+                f"sample {index} has the id {sample['id']!r}, but was planned as {sample_id!r}: "
                 "give the samples' own names as ids"
             )
-        plan, row = self.plan, index
-        said = sample.get("available") or {}
-        observed = {
-            key: bool(said.get(key, True)) and not is_missing(sample["inputs"].get(key))
-            for key in self.disruption.modalities
-        }
-        if not all(observed.values()):
-            masks = {key: torch.tensor([flag]) for key, flag in observed.items()}
-            plan, row = self.disruption.plan([name], masks), 0
-        return _disrupt(sample, self.disruption, plan, row, self.corruptions, self.transforms)
-
-
-def _disrupt(
-    sample: Mapping[str, Any],
-    disruption: Disruption,
-    plan: DisruptionPlan,
-    row: int,
-    corruptions: Mapping[str, Corruption],
-    transforms: Mapping[str, Callable[[Any], Any]],
-) -> Sample:
-    if not set(sample["inputs"]) <= set(disruption.modalities):
-        raise ValueError(
-            f"inputs must have the keys {disruption.modalities}, got {tuple(sample['inputs'])}"
-        )
-    inputs: dict[str, Any] = {}
-    available, corrupted = {}, {}
-    for name in disruption.modalities:
-        value = sample["inputs"].get(name)
-        available[name] = bool(plan.available[name][row])
-        corrupted[name] = bool(plan.corrupted[name][row])
-        if is_missing(value) and not isinstance(value, str):
-            # `collate` finds a placeholder among the other rows.
-            inputs[name] = None
-            continue
-        if not available[name]:
-            value = placeholder(value)
-        elif corrupted[name]:
-            corrupt = _partial(name, value) if disruption.setting == "P" else corruptions.get(name)
-            if corrupt is None:
-                raise ValueError(f'corruptions["{name}"] is needed: the sample is to be corrupted')
-            value = corrupt(value, sample_generator(disruption.seed, plan.ids[row], name))
-        inputs[name] = transforms[name](value) if name in transforms else value
-    changed = {"inputs": inputs, "available": available, "corrupted": corrupted}
-    return {**sample, **changed, "id": plan.ids[row]}
-
-
-def _partial(name: str, value: Any) -> Corruption:
-    """What setting "P" does to an input."""
-    if isinstance(value, str):
-        return TextCorruption(kind="truncate")
-    if _is_pil(value) or (isinstance(value, Tensor) and value.ndim == 3):
-        return ImageCorruption(kind="occlusion")
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return PARTIAL
-    raise TypeError(f'inputs["{name}"]: setting "P" has no part of a {type(value).__name__}')
-
-
-def _check_names(disruption: Disruption, **mappings: Mapping[str, object]) -> None:
-    for argument, mapping in mappings.items():
-        for name in mapping:
-            if name not in disruption.modalities:
-                raise ValueError(
-                    f"{argument} has the key {name!r}, not among {disruption.modalities}"
-                )
-
-
-def _check_corruptions(
-    disruption: Disruption, plan: DisruptionPlan, corruptions: Mapping[str, Corruption]
-) -> None:
-    if disruption.setting == "P":
-        return
-    for name, mask in plan.corrupted.items():
-        if name not in corruptions and bool(mask.any()):
+        if not set(sample["inputs"]) <= set(disruption.modalities):
             raise ValueError(
-                f'corruptions["{name}"] is needed: {int(mask.sum())} samples are to be corrupted'
+                f"inputs must have the keys {disruption.modalities}, got {tuple(sample['inputs'])}"
             )
+        observed = {name: is_there(sample, name) for name in disruption.modalities}
+        if not all(observed.values()):
+            masks = {name: torch.tensor([here]) for name, here in observed.items()}
+            plan, row = disruption.plan([sample_id], masks), 0
+        available = {name: bool(mask[row]) for name, mask in plan.available.items()}
+        corrupted = {name: bool(mask[row]) for name, mask in plan.corrupted.items()}
+        inputs: dict[str, Any] = {}
+        for name in disruption.modalities:
+            value = sample["inputs"].get(name)
+            if is_missing(value) and not isinstance(value, str):
+                # `collate` finds a placeholder among the other rows.
+                inputs[name] = None
+                continue
+            if not available[name]:
+                value = placeholder(value)
+            elif corrupted[name]:
+                noise = sample_generator(disruption.seed, sample_id, name)
+                value = self._corruption(name, value)(value, noise)
+            inputs[name] = self.transforms[name](value) if name in self.transforms else value
+        changed = {"inputs": inputs, "available": available, "corrupted": corrupted}
+        return {**sample, **changed, "id": sample_id}
 
-
-def _check_unique(ids: tuple[SampleId, ...]) -> None:
-    seen: set[SampleId] = set()
-    for name in ids:
-        if name in seen:
-            raise ValueError(f"ids must be unique, {name!r} occurs more than once")
-        seen.add(name)
+    def _corruption(self, name: str, value: Any) -> Corruption:
+        if self.disruption.setting != "P":
+            if name not in self.corruptions:
+                raise ValueError(f'corruptions["{name}"] is needed: the sample is to be corrupted')
+            return self.corruptions[name]
+        if isinstance(value, str):
+            return TextCorruption(kind="truncate")
+        if is_pillow(value) or (isinstance(value, Tensor) and value.ndim == 3):
+            return ImageCorruption(kind="occlusion")
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return PARTIAL
+        raise TypeError(f'inputs["{name}"]: setting "P" has no part of a {type(value).__name__}')

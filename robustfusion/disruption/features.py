@@ -1,20 +1,18 @@
 """Corruption of feature vectors, for modalities without a corruption of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustfusion._tree import leaves
 from robustfusion.disruption._draws import (
     SampleId,
     Severity,
-    check_kind,
-    check_severity,
+    check_options,
     choose,
     count_of,
     draw_severity,
@@ -26,21 +24,15 @@ FeatureKind: TypeAlias = Literal["mask", "noise", "shuffle", "gap"]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCorruption:
-    """Corrupt one feature vector (or a sequence of them), by a named kind and a severity.
+    """Corrupt one feature vector (or a sequence of them), by a named kind and a severity `s`.
 
-    ========= =========================================================================
-    kind      what severity `s` in [0, 1] means
-    ========= =========================================================================
-    `mask`    share of the dimensions set to 0
-    `noise`   Gaussian noise on all dimensions, standard deviation 2 s times that of the
-              vector's own entries
-    `shuffle` share of the dimensions whose values trade places at random
-    `gap`     share of the tokens of a sequence (..., D) set to 0, of the dimensions if it is a
-              single vector
-    ========= =========================================================================
+    - `mask`: a share `s` of the dimensions is set to 0;
+    - `noise`: Gaussian noise of standard deviation 2 s times that of the vector's own entries;
+    - `shuffle`: a share of the dimensions trade places at random;
+    - `gap`: a share of the tokens of a sequence (..., D), or of a vector's entries, is set to 0.
 
-    Works on any modality and needs no input; what a corrupted *input* does to the features of
-    your encoder is another matter, so use the corruptions of inputs where you have inputs.
+    Works on any modality. What a corrupted *input* does to the features of your encoder is
+    another matter, so use the corruptions of inputs where you have inputs.
 
     Args:
         kind: What is done to the features.
@@ -70,8 +62,7 @@ class FeatureCorruption:
     severity: Severity = (0.4, 0.8)
 
     def __post_init__(self) -> None:
-        check_kind(self.kind, get_args(FeatureKind))
-        check_severity(self.severity)
+        check_options(self.kind, FeatureKind, self.severity)
 
     def __call__(self, features: Tensor, generator: np.random.Generator) -> Tensor:
         """Return a corrupted copy of one sample's features, randomness from `generator`."""
@@ -81,24 +72,19 @@ class FeatureCorruption:
         if features.ndim == 0:
             raise ValueError("features must have shape (..., D), got ()")
         severity = draw_severity(self.severity, generator)
-        width = features.shape[-1]
         if self.kind == "noise":
             noise = torch.from_numpy(generator.standard_normal(tuple(features.shape))).to(features)
             spread = features.detach().double().std(correction=0).to(features)
             return features + 2.0 * severity * spread * noise
-        result = features.clone()
-        if self.kind == "gap":
-            length = len(features)
-            result[torch.from_numpy(choose(length, count_of(severity, length), generator))] = 0.0
-            return result
+        width = len(features) if self.kind == "gap" else features.shape[-1]
         chosen = np.flatnonzero(choose(width, count_of(severity, width), generator))
         target = torch.from_numpy(chosen).to(features.device)
+        if self.kind == "gap":
+            return features.index_fill(0, target, 0.0)
         if self.kind == "mask":
-            result[..., target] = 0.0
-            return result
+            return features.index_fill(-1, target, 0.0)
         source = torch.from_numpy(generator.permutation(chosen)).to(features.device)
-        result[..., target] = features[..., source]
-        return result
+        return features.index_copy(-1, target, features.index_select(-1, source))
 
     def rows(
         self, features: Tensor, ids: Sequence[SampleId], *, seed: int, modality: str
@@ -107,19 +93,26 @@ class FeatureCorruption:
 
         Row b depends on (seed, ids[b], modality) alone: corrupt a whole cache once and pick rows.
         """
-        if features.ndim < 2 or len(features) != len(ids):
-            raise ValueError(
-                f'features["{modality}"] must have shape ({len(ids)}, ..., D), one row an id, '
-                f"got {tuple(features.shape)}"
-            )
-        if not len(ids):
-            return features.clone()
-        corrupted = [
-            self(row, sample_generator(seed, sample_id, modality))
-            for row, sample_id in zip(features, ids, strict=True)
-        ]
-        return torch.stack(corrupted)
+        check_rows(f'features["{modality}"]', features, len(ids))
+        each = zip(features, ids, strict=True)
+        rows = [self(row, sample_generator(seed, name, modality)) for row, name in each]
+        return torch.stack(rows) if rows else features.clone()
 
 
 # What setting "P" does to features.
 PARTIAL = FeatureCorruption(kind="gap")
+
+
+def check_rows(where: str, values: Any, count: int) -> None:
+    """Raise unless `values` is a tensor, or a mapping of tensors, of `count` rows."""
+    found = list(leaves(values))
+    for leaf in found:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{where} must be a tensor, got {type(leaf).__name__}")
+        if leaf.ndim < 2 or len(leaf) != count:
+            raise ValueError(
+                f"{where} must have shape ({count}, ..., D), one row an id, got "
+                f"{tuple(leaf.shape)}"
+            )
+    if not found:
+        raise ValueError(f"{where} must not be empty")

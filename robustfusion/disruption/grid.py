@@ -26,8 +26,6 @@ class Condition(NamedTuple):
         >>> from robustfusion.disruption import Condition
         >>> Condition("fixed", "C", "image", 1.0).key
         'fixed/image/C'
-        >>> Condition("random", "C+D", None, 0.4).title
-        'random 0.4 C+D'
         >>> Condition("independent", "C", None, (0.8, 0.2)).title
         'independent 0.8, 0.2 C'
 
@@ -73,16 +71,15 @@ class Condition(NamedTuple):
 
     def disruption(self, modalities: Sequence[str], seed: int) -> Disruption:
         """The condition as the disruption that makes it."""
-        rate = self.rate
+        rates = self.rate
+        rate = dict(zip(modalities, rates, strict=True)) if isinstance(rates, tuple) else rates
         return Disruption(
             tuple(modalities),
-            setting=self.setting or "C+D",
-            strategy="random" if self.strategy == "clean" else self.strategy,
-            modality=self.modality,
-            disruption_rate=dict(zip(modalities, rate, strict=True))
-            if isinstance(rate, tuple)
-            else rate,
-            seed=seed,
+            self.setting or "C+D",
+            "random" if self.strategy == "clean" else self.strategy,
+            self.modality,
+            rate,
+            seed,
         )
 
 
@@ -98,15 +95,10 @@ def robustness_grid(
     Args:
         modalities: The names, at least two.
         settings: Which of "C", "D", "C+D" and "P".
-        rates: The disruption rates of modality-random, each in (0, 1]; also rates that a model was
-            not trained with.
+        rates: The disruption rates of modality-random, each in (0, 1].
         independent: Rates at which every modality is disrupted by itself, so that several of one
             sample may be poor at once: numbers in (0, 1], or tuples of one in [0, 1] for each
             modality.
-
-    Returns:
-        The conditions: ``1 + len(settings) * (len(modalities) + len(rates) + len(independent))``
-        of them.
 
     Raises:
         ValueError: For fewer than two modalities, an unknown setting, a rate out of its range, or
@@ -116,11 +108,6 @@ def robustness_grid(
         >>> from robustfusion.disruption import robustness_grid
         >>> [c.key for c in robustness_grid(("image", "text"), settings=("D",), rates=(0.5,))]
         ['clean', 'fixed/image/D', 'fixed/text/D', 'random/0.5/D']
-        >>> both_poor = robustness_grid(
-        ...     ("image", "text"), settings=("C",), rates=(), independent=(1.0, (0.8, 0.2))
-        ... )
-        >>> [c.key for c in both_poor[3:]]
-        ['independent/1/C', 'independent/0.8+0.2/C']
 
     Reference:
         Section 4.1 of https://arxiv.org/abs/2511.18751.

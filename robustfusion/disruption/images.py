@@ -1,10 +1,8 @@
 """Corruption of images: PIL images and tensors of shape (C, H, W)."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,17 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion.disruption._draws import (
-    Severity,
-    check_kind,
-    check_severity,
-    choose,
-    count_of,
-    draw_severity,
-)
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from robustfusion._optional import optional
+from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
 ImageKind: TypeAlias = Literal["mask", "occlusion", "noise", "low_light", "blur", "jpeg"]
 ImageT = TypeVar("ImageT")
@@ -32,29 +21,19 @@ NOISE_STD = 0.5  # of full scale, at severity 1
 BLUR_STD = 0.05  # of the shorter side, at severity 1
 
 
-def _import_pil() -> ModuleType:
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise ImportError(
-            'PIL images and kind="jpeg" need Pillow: pip install "robustfusion[data]"'
-        ) from error
-    return PIL.Image
+def import_pillow() -> Any:
+    """Return ``PIL.Image``."""
+    return optional("PIL.Image", "images need Pillow", "data")
 
 
-def _is_pil(image: object) -> bool:
-    # Looks at the class's module first, so that Pillow is imported for its own images only.
-    if not any(base.__module__.startswith("PIL.") for base in type(image).__mro__):
-        return False
-    return isinstance(image, _import_pil().Image)
+def is_pillow(value: object) -> bool:
+    """Whether this is an image of Pillow, which is not imported to find out."""
+    of_pillow = any(base.__module__.startswith("PIL.") for base in type(value).__mro__)
+    return of_pillow and isinstance(value, import_pillow().Image)
 
 
 def _full_scale(pixels: Array) -> float:
     return 255.0 if pixels.dtype == np.uint8 else 1.0
-
-
-def _working(pixels: Array) -> np.dtype[Any]:
-    return np.result_type(pixels.dtype, np.float32)
 
 
 def _store(values: Array, like: Array) -> Array:
@@ -80,7 +59,7 @@ def _fill(pixels: Array, chosen: Array, fill: float | tuple[float, ...]) -> Arra
     return filled
 
 
-def _mask(pixels: Array, severity: float, rng: np.random.Generator) -> Array:
+def _scattered(pixels: Array, severity: float, rng: np.random.Generator) -> Array:
     height, width = pixels.shape[:2]
     count = count_of(severity, height * width)
     return choose(height * width, count, rng).reshape(height, width)
@@ -121,7 +100,7 @@ def _blur(pixels: Array, severity: float) -> Array:
 def _jpeg(pixels: Array, severity: float) -> Array:
     if pixels.shape[2] not in (1, 3):
         raise ValueError(f'kind="jpeg" needs an image of 1 or 3 channels, got {pixels.shape[2]}')
-    pil = _import_pil()
+    pil = import_pillow()
     scale = 255.0 / _full_scale(pixels)
     levels = np.rint(np.clip(pixels * scale, 0.0, 255.0)).astype(np.uint8)
     buffer = io.BytesIO()
@@ -145,30 +124,22 @@ def _check_range(pixels: Array, kind: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCorruption:
-    """Corrupt one image, by a named kind and a severity in [0, 1].
+    """Corrupt one image, by a named kind and a severity `s` in [0, 1].
 
-    ============= ====================================================== ===========
-    kind          what severity `s` means                                 random part
-    ============= ====================================================== ===========
-    `mask`        share of the pixels set to `fill` (section 4.1)         which pixels
-    `occlusion`   share of the area under one rectangle of `fill`         its place and form
-    `noise`       Gaussian noise of standard deviation s / 2 of full      the noise
-                  scale: 0.4 and 0.8 are 51 and 102 grey levels
-    `low_light`   share of the light that is lost: x becomes (1 - s) x    none
-    `blur`        Gaussian blur of standard deviation s / 20 of the       none
-                  shorter side
-    `jpeg`        JPEG at quality 95 - 94 s                               none
-    ============= ====================================================== ===========
-
-    The default, 40-80 % of the pixels masked, is the corruption of the paper. The input is never
-    changed. The share of `mask` is met exactly, to the nearest pixel.
+    - `mask`: a share `s` of the pixels, met to the nearest, is set to `fill`; the default, 40-80 %
+      of them, is the corruption of the paper (section 4.1);
+    - `occlusion`: a share of the area is under one rectangle of `fill`, of random place and form;
+    - `noise`: Gaussian, its standard deviation s / 2 of full scale (51 grey levels at 0.4);
+    - `low_light`: a share of the light is lost, x becomes (1 - s) x;
+    - `blur`: Gaussian, its standard deviation s / 20 of the shorter side;
+    - `jpeg`: compression at quality 95 - 94 s.
 
     Args:
         kind: What is done to the image.
         severity: A number, or a pair (low, high) from which each sample draws uniformly.
         fill: Value of the pixels that `mask` and `occlusion` hide, one or one a channel, as a
-            share of full scale (1 is 255 in uint8). Black before normalisation is 0; for an
-            image that is normalised already give (0 - mean) / std of each channel.
+            share of full scale (1 is 255 in uint8): black is 0, or (0 - mean) / std of each
+            channel in an image that is normalised already.
 
     Shape:
         A PIL image, or a tensor (C, H, W), uint8 or floating, values in [0, 1] for `noise`,
@@ -176,22 +147,19 @@ class ImageCorruption:
         L, RGB and RGBA are kept (alpha is never touched), other modes come back as RGB.
 
     Raises:
-        ValueError: If `kind` is unknown, `severity` is no share, or a float image is out of range.
+        ValueError: If `kind` is unknown, `severity` no share, or a float image out of range.
         TypeError: If the input is neither a PIL image nor such a tensor.
 
     Example:
         >>> import torch
         >>> from robustfusion.disruption import ImageCorruption, sample_generator
-        >>> image = torch.ones(3, 10, 10)
-        >>> masked = ImageCorruption(kind="mask", severity=0.4)(
-        ...     image, sample_generator(0, "post-17", "image")
-        ... )
+        >>> image, noise = torch.ones(3, 10, 10), sample_generator(0, "post-17", "image")
+        >>> masked = ImageCorruption(kind="mask", severity=0.4)(image, noise)
         >>> int((masked == 0).all(0).sum()), int((image == 0).sum())
         (40, 0)
 
     Reference:
-        "Robust Multimodal Sentiment Analysis of Image-Text Pairs by Distribution-Based Feature
-        Recovery and Fusion", section 4.1.
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     kind: ImageKind = "mask"
@@ -199,14 +167,13 @@ class ImageCorruption:
     fill: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
-        check_kind(self.kind, get_args(ImageKind))
-        check_severity(self.severity)
+        check_options(self.kind, ImageKind, self.severity)
 
     def __call__(self, image: ImageT, generator: np.random.Generator) -> ImageT:
         """Return a corrupted copy of `image`; all randomness comes from `generator`."""
         if isinstance(image, Tensor):
             return cast("ImageT", self._tensor(image, generator))
-        if _is_pil(image):
+        if is_pillow(image):
             return cast("ImageT", self._pil(image, generator))
         raise TypeError(
             f"image must be a PIL image or a tensor of shape (C, H, W), got {type(image).__name__}"
@@ -214,17 +181,17 @@ class ImageCorruption:
 
     def _pixels(self, pixels: Array, generator: np.random.Generator) -> Array:
         severity = draw_severity(self.severity, generator)
-        if self.kind == "mask":
-            return _fill(pixels, _mask(pixels, severity, generator), self.fill)
-        if self.kind == "occlusion":
-            return _fill(pixels, _rectangle(pixels, severity, generator), self.fill)
+        if self.kind in ("mask", "occlusion"):
+            where = _scattered if self.kind == "mask" else _rectangle
+            return _fill(pixels, where(pixels, severity, generator), self.fill)
         if self.kind == "blur":
             return _blur(pixels, severity)
         _check_range(pixels, self.kind)
         if self.kind == "noise":
             return _noise(pixels, severity, generator)
         if self.kind == "low_light":
-            return _store(np.multiply(pixels, 1.0 - severity, dtype=_working(pixels)), pixels)
+            working = np.result_type(pixels.dtype, np.float32)
+            return _store(np.multiply(pixels, 1.0 - severity, dtype=working), pixels)
         return _jpeg(pixels, severity)
 
     def _tensor(self, image: Tensor, generator: np.random.Generator) -> Tensor:
@@ -242,7 +209,7 @@ class ImageCorruption:
         return result.to(dtype=image.dtype, device=image.device)
 
     def _pil(self, image: Any, generator: np.random.Generator) -> Any:
-        pil = _import_pil()
+        pil = import_pillow()
         if image.mode not in ("L", "RGB", "RGBA"):
             image = image.convert("RGB")
         pixels = np.asarray(image)

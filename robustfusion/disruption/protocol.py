@@ -1,7 +1,5 @@
 """Who is disrupted: the paper's protocol as one declarative object."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -11,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion._validation import check_names
+from robustfusion._validation import check_keys, check_names
 from robustfusion.disruption._draws import SampleId, canonical_id, uniforms
 
 Setting: TypeAlias = Literal["C", "D", "C+D", "P"]
@@ -36,32 +34,21 @@ def draw(seed: int, ids: tuple[SampleId, ...], modalities: Sequence[str]) -> Dra
 class DisruptionPlan:
     """What `Disruption.plan` says about B samples. All masks are bool tensors (B,), on the CPU.
 
-    Attributes:
-        ids: Names of the samples.
-        corrupted: For each modality, the samples whose input is to be corrupted.
-        discarded: For each modality, the samples whose input is to be discarded.
-        available: For each modality, what is left to a model: observed and not discarded.
-        spared: Samples that were drawn, but left alone because no other modality was there.
-
     Example:
         >>> from robustfusion.disruption import Disruption
-        >>> disruption = Disruption(("image", "text"), setting="D", disruption_rate=0.5)
-        >>> plan = disruption.plan([f"post-{i}" for i in range(1000)])
-        >>> both = plan.available["image"] & plan.available["text"]
-        >>> bool((plan.disrupted == ~both).all()), plan.counts()["samples"]
-        (True, 1000)
-        >>> 400 < plan.counts()["disrupted"] < 600
-        True
+        >>> plan = Disruption(("image", "text"), "D", disruption_rate=0.5).plan(range(1000))
+        >>> plan.counts()["samples"], 400 < plan.counts()["disrupted"] < 600
+        (1000, True)
 
     Reference:
         Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
-    ids: tuple[SampleId, ...]
-    corrupted: dict[str, Tensor]
-    discarded: dict[str, Tensor]
-    available: dict[str, Tensor]
-    spared: Tensor
+    ids: tuple[SampleId, ...]  #: names of the samples
+    corrupted: dict[str, Tensor]  #: for each modality, whose input is to be corrupted
+    discarded: dict[str, Tensor]  #: for each modality, whose input is to be discarded
+    available: dict[str, Tensor]  #: for each modality, what is left: observed and not discarded
+    spared: Tensor  #: drawn, but left alone because no other modality was there
 
     @property
     def disrupted(self) -> Tensor:
@@ -95,11 +82,10 @@ class Disruption:
     be corrupted at once; at least one of every sample is not discarded.
 
     `disruption_rate` is the share of the samples that ARE disrupted (not the share kept). Every
-    sample is drawn for itself, from (seed, sample id, modality) and nothing else: not from order,
-    batch, worker, process or any global random state. So the realised share is the rate up to
-    chance; `plan(ids).counts()` says what it is. A sample disrupted at one rate is disrupted in
-    the same way at every higher rate. For fresh draws (say every epoch, or for error bars) use
-    `dataclasses.replace(disruption, seed=...)`.
+    sample is drawn for itself, from (seed, sample id, modality) and nothing else, neither order
+    nor process. So the realised share is the rate up to chance, see `plan(ids).counts()`; a
+    sample disrupted at one rate is disrupted in the same way at every higher rate. For fresh
+    draws, say every epoch, use `dataclasses.replace(disruption, seed=...)`.
 
     Args:
         modalities: Names of all modalities, two or more.
@@ -115,18 +101,12 @@ class Disruption:
 
     Example:
         >>> from robustfusion.disruption import Disruption
-        >>> disruption = Disruption(
-        ...     ("image", "text"), setting="D", strategy="fixed", modality="text"
-        ... )
-        >>> plan = disruption.plan(["post-1", "post-2"])
-        >>> plan.available["image"], plan.available["text"]
-        (tensor([True, True]), tensor([False, False]))
-        >>> plan.counts()["discarded"]
-        {'image': 0, 'text': 2}
+        >>> disruption = Disruption(("image", "text"), "D", strategy="fixed", modality="text")
+        >>> disruption.plan(["post-1", "post-2"]).available
+        {'image': tensor([True, True]), 'text': tensor([False, False])}
 
     Reference:
-        "Robust Multimodal Sentiment Analysis of Image-Text Pairs by Distribution-Based Feature
-        Recovery and Fusion", section 4.1.
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     modalities: tuple[str, ...]
@@ -143,12 +123,12 @@ class Disruption:
         object.__setattr__(self, "modalities", names)
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"modalities must be two or more different names, got {names}")
-        for argument, allowed in (("setting", Setting), ("strategy", Strategy)):
-            if getattr(self, argument) not in get_args(allowed):
-                raise ValueError(
-                    f"{argument} must be one of {get_args(allowed)}, "
-                    f"got {getattr(self, argument)!r}"
-                )
+        for argument, allowed in (
+            ("setting", get_args(Setting)),
+            ("strategy", get_args(Strategy)),
+        ):
+            if (value := getattr(self, argument)) not in allowed:
+                raise ValueError(f"{argument} must be one of {allowed}, got {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
         self._check_rate()
@@ -180,90 +160,82 @@ class Disruption:
             return
         if not self._fixed:
             raise ValueError('modality must name what strategy="fixed" disrupts')
-        unknown = [name for name in self._fixed if name not in self.modalities]
-        if unknown:
-            raise ValueError(f"modality must be among {self.modalities}, got {unknown[0]!r}")
+        for name in self._fixed:
+            if name not in self.modalities:
+                raise ValueError(f"modality must be among {self.modalities}, got {name!r}")
         if set(self._fixed) == set(self.modalities):
             raise ValueError(f"modality must leave one of {self.modalities} intact, got all")
 
     @property
     def _fixed(self) -> tuple[str, ...]:
-        if self.modality is None:
-            return ()
-        return (self.modality,) if isinstance(self.modality, str) else self.modality
+        return (self.modality,) if isinstance(self.modality, str) else self.modality or ()
 
     def plan(
         self, ids: Sequence[SampleId], available: Mapping[str, Tensor] | None = None
     ) -> DisruptionPlan:
-        """Say who is corrupted and who is discarded.
+        """Say who of the B samples is corrupted and who is discarded.
 
-        Args:
-            ids: Names of the B samples, `str` or `int`; unique within the data set.
-            available: For each modality, a bool tensor (B,), True where it was observed in the
-                first place; a modality that is not named was always observed.
+        `ids` are unique within the data set; `available` is, for each modality that was not always
+        observed, a bool tensor (B,).
         """
         names = tuple(canonical_id(sample_id) for sample_id in ids)
-        return self._plan(draw(self.seed, names, self.modalities), available)
-
-    def _plan(self, draws: Draws, available: Mapping[str, Tensor] | None = None) -> DisruptionPlan:
-        observed = self._observed(len(draws.ids), available)
-        place, coin = draws.modalities[..., 0], draws.modalities[..., 1]
-        rate = self.disruption_rate
-        if isinstance(rate, Mapping) or self.strategy == "independent":
-            rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self.modalities, rate)
-            chosen = place < np.array([[rates[name]] for name in self.modalities])
-        elif self.strategy == "fixed":
-            chosen = np.array([[name in self._fixed] for name in self.modalities])
-            chosen = chosen & (draws.samples < rate)
-        else:
-            first = np.where(observed, place, np.inf).argmin(axis=0)
-            chosen = np.arange(len(self.modalities))[:, None] == first
-            chosen &= draws.samples < rate
-        disrupted = chosen & observed
-        discard = disrupted & (coin >= 0.5 if self.setting == "C+D" else self.setting == "D")
-        if self.strategy == "independent":
-            # The last to be drawn at a growing rate is the one that is left.
-            spared = discard.any(axis=0) & ~(observed & ~discard).any(axis=0)
-            last = np.where(observed, place, -np.inf).argmax(axis=0)
-            disrupted &= ~(spared & (np.arange(len(self.modalities))[:, None] == last))
-        else:
-            spared = disrupted.any(axis=0) & ~(observed & ~disrupted).any(axis=0)
-            disrupted &= ~spared
-        discard &= disrupted
-        return DisruptionPlan(
-            ids=draws.ids,
-            corrupted=self._masks(disrupted & ~discard),
-            discarded=self._masks(discard),
-            available=self._masks(observed & ~discard),
-            spared=torch.from_numpy(spared),
-        )
-
-    def _masks(self, rows: NDArray[np.bool_]) -> dict[str, Tensor]:
-        return {
-            name: torch.from_numpy(row.copy())
-            for name, row in zip(self.modalities, rows, strict=True)
-        }
-
-    def _observed(self, count: int, available: Mapping[str, Tensor] | None) -> NDArray[np.bool_]:
-        observed = np.ones((len(self.modalities), count), dtype=np.bool_)
-        for name, mask in (available or {}).items():
-            if name not in self.modalities:
-                raise ValueError(f"available has the key {name!r}, not among {self.modalities}")
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (count,):
-                found = (
-                    f"{mask.dtype} of shape {tuple(mask.shape)}"
-                    if isinstance(mask, Tensor)
-                    else type(mask).__name__
-                )
-                raise ValueError(
-                    f'available["{name}"] must be a bool tensor of shape ({count},), got {found}'
-                )
-            observed[self.modalities.index(name)] = mask.cpu().numpy()
-        return observed
+        return plan_from(self, draw(self.seed, names, self.modalities), available)
 
 
 def plan_from(
     disruption: Disruption, draws: Draws, available: Mapping[str, Tensor] | None = None
 ) -> DisruptionPlan:
     """The plan for draws that were made before: many plans of one seed need them once."""
-    return disruption._plan(draws, available)
+    names, rate = disruption.modalities, disruption.disruption_rate
+    observed = _observed(names, len(draws.ids), available or {})
+    place, coin = draws.modalities[..., 0], draws.modalities[..., 1]
+    rows = np.arange(len(names))[:, None]
+    share = np.array([[rate[name] if isinstance(rate, Mapping) else rate] for name in names])
+    if disruption.strategy == "independent":
+        chosen = place < share
+    elif disruption.strategy == "fixed":
+        fixed = np.array([[name in disruption._fixed] for name in names])
+        chosen = fixed & (draws.samples < share)
+    else:
+        first = np.where(observed, place, np.inf).argmin(axis=0)
+        chosen = (rows == first) & (draws.samples < share)
+    disrupted = chosen & observed
+    setting = disruption.setting
+    discard = disrupted & (coin >= 0.5 if setting == "C+D" else setting == "D")
+    if disruption.strategy == "independent":
+        # The last to be drawn at a growing rate is the one that is left.
+        spared = discard.any(axis=0) & ~(observed & ~discard).any(axis=0)
+        last = np.where(observed, place, -np.inf).argmax(axis=0)
+        disrupted &= ~(spared & (rows == last))
+    else:
+        spared = disrupted.any(axis=0) & ~(observed & ~disrupted).any(axis=0)
+        disrupted &= ~spared
+    discard &= disrupted
+
+    def masks(which: NDArray[np.bool_]) -> dict[str, Tensor]:
+        return {n: torch.from_numpy(row.copy()) for n, row in zip(names, which, strict=True)}
+
+    return DisruptionPlan(
+        ids=draws.ids,
+        corrupted=masks(disrupted & ~discard),
+        discarded=masks(discard),
+        available=masks(observed & ~discard),
+        spared=torch.from_numpy(spared),
+    )
+
+
+def _observed(
+    names: tuple[str, ...], count: int, available: Mapping[str, Tensor]
+) -> NDArray[np.bool_]:
+    observed = np.ones((len(names), count), dtype=np.bool_)
+    check_keys(available, names, "available")
+    for name, mask in available.items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (count,):
+            found = type(mask).__name__
+            if isinstance(mask, Tensor):
+                found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+            raise ValueError(
+                f'available["{name}"] must be a bool tensor of shape ({count},), got {found}'
+            )
+        observed[names.index(name)] = mask.cpu().numpy()
+    return observed

@@ -1,22 +1,13 @@
 """Corruption of texts as strings."""
 
-from __future__ import annotations
-
 import re
 import string
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from robustfusion.disruption._draws import (
-    Severity,
-    check_kind,
-    check_severity,
-    choose,
-    count_of,
-    draw_severity,
-)
+from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
 TextKind: TypeAlias = Literal["mask", "characters", "mojibake", "truncate"]
 
@@ -52,21 +43,16 @@ def _characters(text: str, severity: float, generator: np.random.Generator) -> s
 
 @dataclass(frozen=True, kw_only=True)
 class TextCorruption:
-    """Corrupt one text, by a named kind and a severity in [0, 1].
+    """Corrupt one text, by a named kind and a severity: the share of what is hit, in [0, 1].
 
-    ============= =====================================================================
-    kind          what severity means
-    ============= =====================================================================
-    `mask`        share of the words replaced by `mask_token` (section 4.1)
-    `characters`  share of the characters that are replaced, lost or doubled
-    `mojibake`    share of the words read in the wrong encoding: UTF-8 read as
-                  Windows-1252, or, for a word of ASCII only, as UTF-16
-    `truncate`    share of the characters cut off at the end; at least one stays
-    ============= =====================================================================
+    - `mask`: words are replaced by `mask_token` (section 4.1);
+    - `characters`: characters are replaced, lost or doubled;
+    - `mojibake`: words are read in the wrong encoding: UTF-8 as Windows-1252, ASCII as UTF-16;
+    - `truncate`: characters are cut off at the end; at least one stays.
 
-    Words are what white space separates; white space itself is kept. The number of words or
-    characters is the nearest to the share and at least one (a text of one word always loses it
-    under `mask`). A text without words comes back as it is.
+    Words are what white space separates; white space itself is kept. Their number, or that of
+    the characters, is the nearest to the share and at least one. A text without words comes back
+    as it is.
 
     Args:
         kind: What is done to the text.
@@ -79,13 +65,12 @@ class TextCorruption:
 
     Example:
         >>> from robustfusion.disruption import TextCorruption, sample_generator
-        >>> corrupt = TextCorruption(kind="mask", severity=0.5)
-        >>> corrupt("what a lovely day", sample_generator(0, "post-17", "text")).count("[MASK]")
+        >>> noise = sample_generator(0, "post-17", "text")
+        >>> TextCorruption(kind="mask", severity=0.5)("what a lovely day", noise).count("[MASK]")
         2
 
     Reference:
-        "Robust Multimodal Sentiment Analysis of Image-Text Pairs by Distribution-Based Feature
-        Recovery and Fusion", section 4.1.
+        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     kind: TextKind = "mask"
@@ -93,8 +78,7 @@ class TextCorruption:
     mask_token: str = "[MASK]"
 
     def __post_init__(self) -> None:
-        check_kind(self.kind, get_args(TextKind))
-        check_severity(self.severity)
+        check_options(self.kind, TextKind, self.severity)
 
     def __call__(self, text: str, generator: np.random.Generator) -> str:
         """Return a corrupted copy of `text`; all randomness comes from `generator`."""

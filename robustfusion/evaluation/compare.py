@@ -1,11 +1,10 @@
 """Paired tests between two models on the same disrupted samples."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robustfusion.evaluation import statistics as stats
 from robustfusion.evaluation._tables import p_text, percent, table
@@ -152,71 +151,38 @@ def compare(
         )
     for other in (*left[1:], *right):
         _check_comparable(left[0], other, same_inputs)
-    hits: list[dict[str, NDArray[np.bool_]]] = [
-        {
-            cell.condition.key: np.stack([r.measured[k].predictions == r.labels for r in side])
-            for k, cell in enumerate(left[0].measured)
-        }
-        for side in (left, right)
-    ]
-    cells, overall, overall_p = paired(*hits, level=level, replicates=replicates, seed=seed)
-    return Comparison(
-        names=(left[0].name, right[0].name),
-        runs=len(left),
-        cells=cells,
-        titles={cell.condition.key: cell.condition.title for cell in left[0].measured},
-        overall=overall,
-        overall_p=overall_p,
-        remarks=tuple(dict.fromkeys(remark for r in (*left, *right) for remark in r.remarks)),
-    )
-
-
-def paired(
-    ours: Mapping[str, NDArray[np.bool_]],
-    theirs: Mapping[str, NDArray[np.bool_]],
-    *,
-    level: float = 0.95,
-    replicates: int = 2000,
-    seed: int = 0,
-) -> tuple[dict[str, Difference], Estimate, float]:
-    """The tests of :func:`compare` on what each side got right, bool (T, S, N) by condition.
-
-    T training seeds, S disruption seeds, N samples; the second result is the mean difference over
-    all conditions but "clean", the third its p-value.
-    """
-    gaps = {key: hits.astype(np.float32) - theirs[key] for key, hits in ours.items()}
-    discordant, tests = {}, []
-    for key, a in ours.items():
-        b = theirs[key]
+    gaps, accuracies, discordant, tests = {}, {}, {}, []
+    for cells in zip(*(report.measured for report in (*left, *right)), strict=True):
+        key = cells[0].condition.key
+        hits = np.stack([cell.predictions == left[0].labels for cell in cells])
+        a, b = hits[: len(left)], hits[len(left) :]  # (T, S, N)
+        gaps[key] = a.astype(np.float32) - b.astype(np.float32)
+        accuracies[key] = float(a.mean()), float(b.mean())
         only = [(x & ~y).sum(-1).ravel().tolist() for x, y in ((a, b), (b, a))]
         discordant[key] = tuple(zip(*only, strict=True))
-        tests.append(
-            stats.combine_p_values(np.asarray([stats.mcnemar_exact(*n) for n in discordant[key]]))
-        )
+        each = np.asarray([stats.mcnemar_exact(*counts) for counts in discordant[key]])
+        tests.append(stats.combine_p_values(each))
     means = {key: gap.mean((0, 1), dtype=np.float64) for key, gap in gaps.items()}
     draws = stats.bootstrap_means(gaps, replicates, seed)
     if disrupted := [key for key in gaps if key != "clean"]:
         for values in (means, draws):
             values["overall"] = np.mean([values[key] for key in disrupted], axis=0)
-    flipped = stats.sign_flip_p_values(np.stack(list(means.values()), axis=1), seed=seed).tolist()
-    p_values = dict(zip(means, flipped, strict=True))
-    found = {
-        key: stats.estimate(float(mean.mean()), draws[key], level) for key, mean in means.items()
-    }
-    cells = {
-        key: Difference(
-            accuracy=(float(ours[key].mean()), float(theirs[key].mean())),
-            difference=found[key],
-            mcnemar_p=p,
-            holm_p=adjusted,
-            permutation_p=p_values[key],
-            discordant=discordant[key],
-        )
-        for key, p, adjusted in zip(
-            ours, tests, stats.holm(np.asarray(tests)).tolist(), strict=True
-        )
-    }
-    return cells, found.get("overall", UNKNOWN), p_values.get("overall", math.nan)
+    flipped = stats.sign_flip_p_values(np.stack(list(means.values()), axis=1), seed=seed)
+    p_values = dict(zip(means, flipped.tolist(), strict=True))
+    gap = {key: stats.estimate(x.mean(), draws[key], level) for key, x in means.items()}
+    adjusted = stats.holm(np.asarray(tests)).tolist()
+    return Comparison(
+        names=(left[0].name, right[0].name),
+        runs=len(left),
+        cells={
+            key: Difference(accuracies[key], gap[key], p, q, p_values[key], discordant[key])
+            for key, p, q in zip(gaps, tests, adjusted, strict=True)
+        },
+        titles={cell.condition.key: cell.condition.title for cell in left[0].measured},
+        overall=gap.get("overall", UNKNOWN),
+        overall_p=p_values.get("overall", math.nan),
+        remarks=tuple(dict.fromkeys(remark for r in (*left, *right) for remark in r.remarks)),
+    )
 
 
 def _check_comparable(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from robustfusion._validation import check_mask
+from robustfusion._validation import check_keys, check_mask
 from robustfusion.disruption import (
     DisruptedDataset,
     Disruption,
@@ -18,7 +18,8 @@ from robustfusion.disruption import (
     collate,
     disrupt_features,
 )
-from robustfusion.disruption.cached import check_rows, check_source, is_fresh, take_rows
+from robustfusion.disruption.cached import check_source, is_fresh, take_rows
+from robustfusion.disruption.features import check_rows
 
 Rows = NDArray[np.int64]
 Batch = Mapping[str, Any]
@@ -128,8 +129,7 @@ class CachedFeatures:
         self.ids = _unique(range(len(labels)) if ids is None else ids, len(labels))
         self.corrupted, self.available = dict(corrupted or {}), dict(available or {})
         for argument, given in (("corrupted", self.corrupted), ("available", self.available)):
-            for name in given.keys() - self.features.keys():
-                raise ValueError(f"{argument} has the key {name!r}, not among {self.modalities}")
+            check_keys(given, self.modalities, argument)
         for name, values in self.features.items():
             check_rows(f'features["{name}"]', values, len(labels))
         for name, source in self.corrupted.items():

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustfusion._figures import COLORS, legend, panels
+from robustfusion._optional import optional
 from robustfusion.evaluation.report import RobustnessReport
 from robustfusion.evaluation.results import Quality, Recovered, rate_curve
 from robustfusion.evaluation.statistics import risk_coverage
@@ -200,12 +201,7 @@ def _embedded(points: Recovered, embedding: Embedding) -> NDArray[np.float32]:
     joint = np.concatenate([points.true, points.recovered])
     if embedding == "pca":
         return np.pad(joint, ((0, 0), (0, 1)))[:, :2] if joint.shape[1] < 2 else joint[:, :2]
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ImportError(
-            'embedding="tsne" needs scikit-learn: pip install "robustfusion[report]"'
-        ) from error
+    tsne = optional("sklearn.manifold", 'embedding="tsne" needs scikit-learn', "report").TSNE
     perplexity = min(30.0, (len(joint) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
-    return np.asarray(tsne.fit_transform(joint))
+    made = tsne(perplexity=perplexity, init="pca", random_state=0)
+    return np.asarray(made.fit_transform(joint))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from robustfusion._modules import evaluating
+from robustfusion._optional import optional
 from robustfusion._validation import check_positive
 from robustfusion.disruption import Condition, robustness_grid
 from robustfusion.disruption.grid import checked_conditions
@@ -126,12 +127,7 @@ def robustness_report(
 def _shown(runs: list[tuple[Condition, int]], progress: bool) -> Iterable[tuple[Condition, int]]:
     if not progress:
         return runs
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            'progress=True needs tqdm: pip install "robustfusion[report]"'
-        ) from error
+    tqdm = optional("tqdm.auto", "progress=True needs tqdm", "report").tqdm
     shown: Iterable[tuple[Condition, int]] = tqdm(
         runs, desc="robustness", unit="condition", disable=None
     )

@@ -59,10 +59,8 @@ class _HubModule(nn.Module):
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
         """Return the model of a folder or a repository, in evaluation mode.
 
-        Args:
-            name_or_path: Folder, or name of a repository.
-            options: ``encoders`` and ``head`` of a classifier, the rest as of
-                ``huggingface_hub.snapshot_download``, say ``revision``.
+        ``options`` are ``encoders`` and ``head`` of a classifier, the rest as of
+        ``huggingface_hub.snapshot_download``, say ``revision``.
         """
         parts = {name: options.pop(name) for name in ("encoders", "head") if name in options}
         folder = Path(name_or_path)
@@ -93,12 +91,11 @@ class HubDRFHead(DRFHead, _HubModule):
     the model card. Reading it runs no code, and refuses what does not fit.
 
     ``save_pretrained(folder, model_card_kwargs={"report": report, "dataset": "MVSA-Single"})``
-    writes the card from a :class:`~robustfusion.evaluation.RobustnessReport`; without one the card
-    says that nothing was measured. ``push_to_hub(repo_id, model_card_kwargs=...)`` does the same
-    on the hub. A card that is there already is kept.
+    hands these to :func:`model_card`, and so does ``push_to_hub(repo_id, model_card_kwargs=...)``.
+    A card that is there already is kept.
 
     Args:
-        dims: As of :class:`~robustfusion.DRFHead`; so is every further argument.
+        dims: As ``num_classes`` and every further argument of :class:`~robustfusion.DRFHead`.
         num_classes: Number of classes C.
         options: The further arguments.
 
@@ -161,8 +158,7 @@ class HubDRFClassifier(DRFClassifier, _HubModule):
         >>> import tempfile
         >>> from torch import nn
         >>> from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead
-        >>> def build():
-        ...     return {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
+        >>> build = lambda: {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
         >>> model = HubDRFClassifier(build(), HubDRFHead({"image": 8, "text": 4}, num_classes=3))
         >>> folder = tempfile.mkdtemp()
         >>> model.save_pretrained(folder)
@@ -201,9 +197,6 @@ def model_card(
         dataset: Name of the data the report was made on.
         license: Identifier of the model's licence, say "apache-2.0".
 
-    Returns:
-        The card.
-
     Example:
         >>> from robustfusion import DRFHead
         >>> from robustfusion.integrations.hub import model_card
@@ -214,7 +207,7 @@ def model_card(
     Reference:
         Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
     """
-    name = type(model).__name__
+    name, head = type(model).__name__, getattr(model, "head", model)
     title = name if report is None else report.name
     data = ModelCardData(
         model_name=title,
@@ -223,25 +216,26 @@ def model_card(
         tags=["multimodal", "missing-modality", "robustness"],
         eval_results=None if report is None else _results(report, dataset or "unnamed"),
     )
-    head = getattr(model, "head", model)
-    widths = ", ".join(f"{m} ({dim})" for m, dim in getattr(head, "dims", {}).items())
     method = f"; the method is that of {PAPER}" if isinstance(head, DRFHead | PaperDRFHead) else ""
-    loading = ""
-    if isinstance(model, _HubModule):
-        parts = ", encoders=your_encoders" if isinstance(model, HubDRFClassifier) else ""
-        parts += "" if isinstance(head, HubDRFHead) else ", head=your_head"
-        loading = f"```python\nfrom {__name__} import {name}\n\n"
-        loading += f'model = {name}.from_pretrained("folder or repository"{parts})\n```\n\n'
-    measured = "No robustness report came with this model: nothing is known of its errors."
-    if report is not None:
-        where = f" on {dataset}" if dataset else ""
-        measured = f"Measured{where}:\n\n#" + report.to_markdown().replace("\n#", "\n##")
-    return ModelCard(
+    widths = ", ".join(f"{m} ({dim})" for m, dim in getattr(head, "dims", {}).items())
+    text = (
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n"
         "Predicts from several modalities, each of which may be missing or of low quality. Made "
         f"with `robustfusion`{method}.\n\n- Head: `{type(head).__name__}`"
-        f"{', feature widths: ' if widths else ''}{widths}\n\n{loading}{measured.rstrip()}\n"
+        f"{', feature widths: ' if widths else ''}{widths}\n\n"
     )
+    if isinstance(model, _HubModule):
+        parts = ", encoders=your_encoders" if isinstance(model, HubDRFClassifier) else ""
+        parts += "" if isinstance(head, HubDRFHead) else ", head=your_head"
+        text += f"```python\nfrom {__name__} import {name}\n\n"
+        text += f'model = {name}.from_pretrained("folder or repository"{parts})\n```\n\n'
+    if report is None:
+        text += "No robustness report came with this model: nothing is known of its errors.\n"
+    else:
+        where = f" on {dataset}" if dataset else ""
+        measured = report.to_markdown().rstrip().replace("\n#", "\n##")
+        text += f"Measured{where}:\n\n#{measured}\n"
+    return ModelCard(text)
 
 
 def _results(report: RobustnessReport, dataset: str) -> list[EvalResult]:

@@ -43,6 +43,8 @@ def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, 
         ValueError: If the arrays differ in their number of rows, or are not 2-D.
 
     Example:
+        >>> import numpy as np
+        >>> from robustfusion.integrations.sklearn import join_features
         >>> X, modalities = join_features({"image": np.ones((5, 3)), "text": np.ones((5, 2))})
         >>> X.shape, modalities
         ((5, 5), {'image': slice(0, 3, None), 'text': slice(3, 5, None)})
@@ -65,12 +67,10 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     r"""Train a robust head on cached features with ``fit`` and ``predict``.
 
     ``X`` is a dict from modality to (N, D_m), or one array (N, D) of which ``modalities`` names
-    the columns. scikit-learn splits arrays, not dicts, so cross-validation and pipelines want the
-    second form: :func:`join_features` makes it. A row with NaN in a modality lacks that modality,
-    in ``fit`` as in ``predict``; a sample that lacks all is left out of ``fit``.
-
-    Features are standardised with the statistics of the rows that have them. Training is AdamW
-    with a learning rate that falls to zero along a cosine.
+    the columns, as cross-validation and pipelines want it and :func:`join_features` makes it. A
+    row with NaN in a modality lacks that modality, in ``fit`` as in ``predict``; a sample that
+    lacks all is left out of ``fit``. Features are standardised with the statistics of the rows
+    that have them. Training is AdamW with a learning rate that falls to zero along a cosine.
 
     Args:
         modalities: For an array or a data frame: modality to a slice, indices or column names.
@@ -96,20 +96,16 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         ValueError: If columns or shapes do not fit.
 
     Example:
-        >>> rng = np.random.default_rng(0)
-        >>> y = np.array(["no", "yes"] * 50)
+        >>> import numpy as np
+        >>> from robustfusion.integrations.sklearn import RobustFusionClassifier, join_features
+        >>> from sklearn.model_selection import cross_val_score
+        >>> rng, y = np.random.default_rng(0), np.array(["no", "yes"] * 50)
         >>> image = rng.normal(size=(100, 8)) + 2 * (y == "yes")[:, None]
         >>> text = rng.normal(size=(100, 4)) + 2 * (y == "yes")[:, None]
         >>> text[::3] = np.nan  # these samples have no text
-        >>> model = RobustFusionClassifier(epochs=20, random_state=0)
-        >>> model = model.fit({"image": image, "text": text}, y)
-        >>> model.predict({"image": image[:2], "text": np.full((2, 4), np.nan)}).tolist()
-        ['no', 'yes']
-        >>> from sklearn.model_selection import cross_val_score
         >>> X, modalities = join_features({"image": image, "text": text})
         >>> model = RobustFusionClassifier(modalities, epochs=20, random_state=0)
-        >>> scores = cross_val_score(model, X, y)
-        >>> bool(scores.mean() > 0.8)
+        >>> bool(cross_val_score(model, X, y).mean() > 0.8)
         True
 
     Reference:
@@ -138,12 +134,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train.
-
-        Args:
-            X: Dict of (N, D_m), or (N, D).
-            y: (N,), labels of any kind.
-        """
+        """Train on a dict of (N, D_m), or (N, D), and labels of any kind, (N,)."""
         if self.epochs is not None:
             check_positive(self.epochs, "epochs")
         check_positive(self.batch_size, "batch_size")
@@ -155,10 +146,9 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y must hold two classes or more, got {len(self.classes_)} class")
-        features = self._split(array)
-        self._moments = {name: _moments(values) for name, values in features.items()}
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        inputs, available = self._tensors(features)
+        self._moments: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        inputs, available = self._tensors(array)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head_ = self._train(inputs, available, torch.from_numpy(codes).long())
@@ -166,7 +156,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (N, C), in the order of ``classes_``."""
-        return np.concatenate([output.logits.softmax(1).numpy() for output in self._outputs(X)])
+        return self._read(X, lambda output: {"classes": output.logits.softmax(1)})["classes"]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable label of each sample, (N,)."""
@@ -180,11 +170,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         Raises:
             AttributeError: If the head has no quality scores.
         """
-        outputs = self._outputs(X)
-        return {
-            name: np.concatenate([output.log_quality[name].numpy() for output in outputs])
-            for name in self.columns_
-        }
+        return self._read(X, lambda output: output.log_quality)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -210,8 +196,8 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             return X
         if set(X) != set(self.columns_):
             raise ValueError(f"X must hold {list(self.columns_)}, got {list(X)}")
-        array, columns = join_features({name: X[name] for name in self.columns_})
-        if self.modalities is None and columns != self.columns_:
+        array, columns = self._join({name: X[name] for name in self.columns_})
+        if columns != self.columns_:
             raise ValueError(f"X must have the columns {self.columns_}, got {columns}")
         return array
 
@@ -221,34 +207,27 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             columns = np.asarray(columns)
             if columns.dtype.kind in "UO":
                 known = {n: i for i, n in enumerate(getattr(self, "feature_names_in_", ()))}
-                unknown = [column for column in columns if column not in known]
-                if unknown:
-                    raise ValueError(f'modalities["{name}"]: X has no column "{unknown[0]}"')
+                for column in columns:
+                    if column not in known:
+                        raise ValueError(f'modalities["{name}"]: X has no column "{column}"')
                 columns = np.array([known[column] for column in columns])
-        width = len(np.arange(self.n_features_in_)[columns])
-        if not width:
+        if not len(np.arange(self.n_features_in_)[columns]):
             raise ValueError(
                 f'modalities["{name}"] selects no column of X, which has '
                 f"{self.n_features_in_} feature(s)"
             )
         return columns
 
-    def _split(self, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return {
-            name: np.ascontiguousarray(array[:, columns])
-            for name, columns in self.columns_.items()
-        }
-
-    def _tensors(
-        self, features: Mapping[str, NDArray[Any]]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _tensors(self, array: NDArray[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return standardised features, zero where they are missing, and the masks."""
         inputs, available = {}, {}
-        for name, values in features.items():
-            mean, scale = self._moments[name]
+        for name, columns in self.columns_.items():
+            values = np.ascontiguousarray(array[:, columns])
             here = ~np.isnan(values).any(1)
-            standard = np.where(here[:, None], (values - mean) / scale, 0.0)
-            inputs[name] = torch.from_numpy(standard)
+            if name not in self._moments:
+                self._moments[name] = _moments(values[here])
+            mean, scale = self._moments[name]
+            inputs[name] = torch.from_numpy(np.where(here[:, None], (values - mean) / scale, 0.0))
             available[name] = torch.from_numpy(here)
         return inputs, available
 
@@ -270,10 +249,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
         for _ in range(epochs):
             for batch in torch.split(rows[torch.randperm(len(rows))], self.batch_size):
-                output = head(
-                    {name: x[batch].to(self.device) for name, x in inputs.items()},
-                    {name: mask[batch].to(self.device) for name, mask in available.items()},
-                )
+                output = self._output(head, inputs, available, batch)
                 loss = head.loss(output, labels[batch].to(self.device))  # type: ignore[operator]
                 optimizer.zero_grad()
                 loss.backward()
@@ -282,36 +258,28 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         # In float32 a prediction depends on its batch by more than scikit-learn tolerates.
         return head.double().eval()
 
+    def _output(
+        self, head: nn.Module, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor], rows: Any
+    ) -> Any:
+        given, available = (
+            {name: x[rows].to(self.device) for name, x in part.items()} for part in (inputs, masks)
+        )
+        return head(given, available)
+
     @torch.no_grad()
-    def _outputs(self, X: Any) -> list[Any]:
+    def _read(
+        self, X: Any, of: Callable[[Any], Mapping[str, Tensor]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return parts of the head's output for all samples, float64."""
         check_is_fitted(self)
         array = validate_data(self, self._join_again(X), reset=False, **CHECKS)
-        inputs, available = self._tensors(self._split(array))
-        outputs = []
-        for start in range(0, len(next(iter(inputs.values()))), 1024):
-            part = slice(start, start + 1024)
-            output = self.head_(
-                {name: x[part].to(self.device) for name, x in inputs.items()},
-                {name: mask[part].to(self.device) for name, mask in available.items()},
-            )
-            outputs.append(_on_cpu(output))
-        return outputs
-
-
-class _Result:
-    """The part of a head's output that the estimator hands out, in float64 on the CPU."""
-
-    def __init__(self, logits: Tensor, log_quality: dict[str, Tensor] | None) -> None:
-        self.logits = logits
-        if log_quality is not None:
-            self.log_quality = log_quality
-
-
-def _on_cpu(output: Any) -> _Result:
-    quality = getattr(output, "log_quality", None)
-    if quality is not None:
-        quality = {name: value.cpu().double() for name, value in quality.items()}
-    return _Result(output.logits.detach().cpu().double(), quality)
+        inputs, masks = self._tensors(array)
+        starts = range(0, len(array), 1024)
+        outputs = [of(self._output(self.head_, inputs, masks, slice(s, s + 1024))) for s in starts]
+        return {
+            name: torch.cat([output[name].double().cpu() for output in outputs]).numpy()
+            for name in outputs[0]
+        }
 
 
 def _is_dict(X: Any) -> bool:
@@ -319,10 +287,9 @@ def _is_dict(X: Any) -> bool:
     return isinstance(X, Mapping) and not hasattr(X, "shape")
 
 
-def _moments(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and deviation of each column over the rows without NaN; 0 and 1 without any."""
-    rows = values[~np.isnan(values).any(1)]
+def _moments(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and deviation of each column; 0 and 1 without any row."""
     if not len(rows):
-        return np.zeros(values.shape[1]), np.ones(values.shape[1])
+        return np.zeros(rows.shape[1]), np.ones(rows.shape[1])
     scale = rows.std(0)
     return rows.mean(0), np.where(scale > 0, scale, 1.0)

@@ -10,36 +10,36 @@ from torch import Tensor, nn
 from robustfusion._validation import check_positive
 from robustfusion.datasets.pictures import to_rgb
 from robustfusion.disruption import collate
-from robustfusion.disruption.data import is_missing, placeholder
+from robustfusion.disruption.data import is_there, placeholder
+from robustfusion.disruption.images import import_pillow, is_pillow
 
 Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
+TOKENIZER = "PreTrainedTokenizerBase"
+BATCHED = (TOKENIZER, "ImageProcessingMixin")  # take a batch at a time
 
 
 class TransformersEncoder(nn.Module):
     r"""Turn a model of transformers into an encoder: inputs in, one vector (B, dim) out.
 
-    ============ ==================================================================
-    pooling      the vector of a sample
-    ============ ==================================================================
-    `cls`        the first token of the last layer: BERT, RoBERTa, ViT, DINOv2
-    `mean`       the mean over the tokens that are not padding, or over the places
-                 of a convolutional feature map: sentence transformers, ResNet
-    `pooler`     the model's ``pooler_output``: the towers of CLIP and SigLIP
-    `projection` ``image_embeds`` or ``text_embeds``: ``CLIPVisionModelWithProjection``
-    ============ ==================================================================
+    By ``pooling``, the vector of a sample is
+
+    - "cls": the first token of the last layer: BERT, RoBERTa, ViT, DINOv2;
+    - "mean": the mean over the tokens that are not padding, or over the places of a convolutional
+      feature map: sentence transformers, ResNet;
+    - "pooler": the model's ``pooler_output``: the towers of CLIP and SigLIP;
+    - "projection": ``image_embeds`` or ``text_embeds``: ``CLIPVisionModelWithProjection``.
 
     The pooling has no default, because the wrong one costs accuracy without a word: the first
     token of a CLIP text tower, say, has seen no other. A model that carries both modalities
     (``CLIPModel``) is two encoders: give ``model.vision_model`` and ``model.text_model``.
 
-    The model is registered as it is. To freeze it, ``encoder.requires_grad_(False)``, and
-    ``encoder.eval()`` after each ``train()`` of what holds it, which switches its dropout on.
-    With "cls" or "mean" a BERT's pooler gets no gradient: load the model with
-    ``add_pooling_layer=False`` under ``DistributedDataParallel``.
+    To freeze it, ``encoder.requires_grad_(False)``, and ``encoder.eval()`` after each ``train()``
+    of what holds it, which switches its dropout on. With "cls" or "mean" a BERT's pooler gets no
+    gradient: load it with ``add_pooling_layer=False`` under ``DistributedDataParallel``.
 
     Args:
         model: What ``AutoModel.from_pretrained`` returns, for images or texts.
-        pooling: One of the table.
+        pooling: One of the above.
         dim: Width D, for a model whose config does not tell, such as MobileNetV2.
 
     Attributes:
@@ -64,8 +64,7 @@ class TransformersEncoder(nn.Module):
         (16, torch.Size([4, 16]))
 
     Reference:
-        Wolf et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020. The
-        first token: Devlin et al., "BERT", NAACL 2019; the mean: Reimers and Gurevych,
+        The first token: Devlin et al., "BERT", NAACL 2019; the mean: Reimers and Gurevych,
         "Sentence-BERT", EMNLP 2019.
     """
 
@@ -143,19 +142,15 @@ class TransformersEncoder(nn.Module):
 class TransformersCollate:
     """A collate function for inputs of any modality that may be missing: tensors and masks out.
 
-    A missing input is ``None``, a text of blanks only, NaN as in an empty cell of a data frame, a
-    key that is not there, or one whose sample says so in ``available``. In its place comes a
-    placeholder that keeps every model finite: zeros, a black image, or a lone mask token (a
-    transformer that attends to nothing returns NaN). The mask sees to it that nothing of a
-    placeholder reaches the prediction.
-
-    Pillow images are brought to RGB before any processor sees them.
+    What is missing, :func:`robustfusion.disruption.collate` says. In its place comes a placeholder
+    that keeps every model finite: zeros, a black image, or a lone mask token (a transformer that
+    attends to nothing returns NaN). Pillow images are brought to RGB before any processor.
 
     Args:
         processors: For each modality that needs one, a tokenizer or an image processor of
-            transformers, or any function of one input, such as a transform of torchvision or
-            timm, that returns a tensor (or a mapping of tensors) of always the same shape. Inputs
-            of other modalities are stacked if they are tensors.
+            transformers, or any function of one input, such as a transform of torchvision, that
+            returns a tensor (or a mapping of tensors) of always the same shape. Other inputs are
+            stacked if they are tensors.
         placeholders: For each modality that may be missing in a whole batch, one row of what its
             function returns. Without it a row that was seen before serves for its shape.
         max_length: Most tokens of a text.
@@ -168,16 +163,13 @@ class TransformersCollate:
         >>> from PIL import Image
         >>> from robustfusion.integrations.transformers import TransformersCollate
         >>> make_batch = TransformersCollate({"image": ViTImageProcessor()})
-        >>> there, gone = Image.new("RGB", (50, 40), "white"), None
-        >>> batch = make_batch(
-        ...     [{"inputs": {"image": image}, "label": 1} for image in (there, gone)]
-        ... )
+        >>> images = Image.new("RGB", (50, 40), "white"), None
+        >>> batch = make_batch([{"inputs": {"image": image}, "label": 1} for image in images])
         >>> batch["inputs"]["image"]["pixel_values"].shape, batch["available"]["image"]
         (torch.Size([2, 3, 224, 224]), tensor([ True, False]))
 
     Reference:
-        For several modalities what ``DataCollatorWithPadding`` of transformers is for texts,
-        https://huggingface.co/docs/transformers/main_classes/data_collator
+        ``DataCollatorWithPadding`` of transformers, which does this for texts.
     """
 
     def __init__(
@@ -189,7 +181,7 @@ class TransformersCollate:
     ) -> None:
         check_positive(max_length, "max_length")
         for name, processor in processors.items():
-            if _is_of_transformers(processor, "ProcessorMixin"):
+            if _is_a(processor, "ProcessorMixin"):
                 raise TypeError(
                     f'processors["{name}"] is a {type(processor).__name__}, which holds several: '
                     "give its .tokenizer to the text and its .image_processor to the image"
@@ -204,24 +196,18 @@ class TransformersCollate:
         self.max_length = max_length
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Make a batch of samples as :func:`robustfusion.disruption.collate` takes and returns.
 
-        Args:
-            samples: As :func:`robustfusion.disruption.collate` takes them: mappings with
-                ``inputs`` and, optionally, ``available``, ``label`` and ``id``.
-
-        Returns:
-            What that function returns, ``inputs[name]`` being what the processor made.
+        Its ``inputs[name]`` are what the processor made.
         """
         bare = [self._prepared(sample) for sample in samples]
         batch = collate(bare, placeholders=self.placeholders)
         for name, processor in self.processors.items():
-            if not _takes_batches(processor):
-                continue
-            present = batch["available"][name].tolist()
-            values = [sample["inputs"].get(name) for sample in samples]
-            process = self._tokenize if _is_tokenizer(processor) else _process_images
-            batch["inputs"][name] = dict(process(processor, values, present))
+            if _is_a(processor, *BATCHED):
+                present = batch["available"][name].tolist()
+                values = [sample["inputs"].get(name) for sample in samples]
+                process = self._tokenize if _is_a(processor, TOKENIZER) else _process_images
+                batch["inputs"][name] = dict(process(processor, values, present))
         return batch
 
     def _prepared(self, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,13 +215,9 @@ class TransformersCollate:
         inputs = {**sample["inputs"]}
         for name in self.processors:
             inputs.setdefault(name, None)
-        said = sample.get("available") or {}
-        available = {
-            name: bool(said.get(name, True)) and not is_missing(value)
-            for name, value in inputs.items()
-        }
+        available = {name: is_there(sample, name) for name in inputs}
         for name, processor in self.processors.items():
-            if _takes_batches(processor):
+            if _is_a(processor, *BATCHED):
                 inputs[name] = torch.zeros(())  # holds the place
             elif not available[name]:
                 inputs[name] = None
@@ -257,38 +239,24 @@ class TransformersCollate:
 
 
 def _process_images(processor: Any, images: list[Any], present: list[bool]) -> Any:
-    # Beside tensors goes a tensor: no processor takes a mixture.
-    first = next((image for image, here in zip(images, present, strict=True) if here), None)
-    if isinstance(first, Tensor):
-        black: Any = torch.zeros_like(first)
+    black = next((x for x, here in zip(images, present, strict=True) if here), None)
+    if isinstance(black, Tensor):  # beside tensors goes a tensor: no processor takes a mixture
+        black = torch.zeros_like(black)
     else:
-        from PIL import Image
-
-        black = Image.new("RGB", (64, 64))
+        black = import_pillow().new("RGB", (64, 64))
     shown = [_shown(x) if here else black for x, here in zip(images, present, strict=True)]
     return processor(shown, return_tensors="pt")
 
 
 def _shown(value: Any) -> Any:
     """Gray and palette images are common in the wild, and processors stumble over them."""
-    of_pillow = any(base.__module__.startswith("PIL.") for base in type(value).__mro__)
-    return to_rgb(value) if of_pillow else value
+    return to_rgb(value) if is_pillow(value) else value
 
 
-def _is_of_transformers(value: Any, name: str) -> bool:
-    # By name: a function needs no transformers.
-    return any(
-        base.__name__ == name and base.__module__.startswith("transformers")
-        for base in type(value).__mro__
-    )
-
-
-def _is_tokenizer(processor: Any) -> bool:
-    return _is_of_transformers(processor, "PreTrainedTokenizerBase")
-
-
-def _takes_batches(processor: Any) -> bool:
-    return _is_tokenizer(processor) or _is_of_transformers(processor, "ImageProcessingMixin")
+def _is_a(value: Any, *names: str) -> bool:
+    """Whether a value is of a class of transformers, which a function does not need."""
+    bases = (base for base in type(value).__mro__ if base.__module__.startswith("transformers"))
+    return any(base.__name__ in names for base in bases)
 
 
 def _width(config: Any, pooling: Pooling) -> int:

@@ -379,6 +379,44 @@ def test_read_image_keeps_to_a_folder(tmp_path: Path) -> None:
         read_image(inside / "a\0.png", within=inside)
 
 
+def test_a_way_through_the_outside_tells_nothing_of_it(tmp_path: Path) -> None:
+    inside, out = tmp_path / "inside", tmp_path / "out"
+    for folder in (inside / "sub", out / "deep"):
+        folder.mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(inside / "a.png")
+    (out / "file").write_bytes(b"x")
+    (out / "link").symlink_to(out / "deep")
+    (out / "back").symlink_to(inside)
+    (out / "loop").symlink_to(out / "loop")
+    told: dict[str, set[str]] = {}
+    for there in ("deep", "file", "link", "back", "loop", "nothing"):
+        for form in (f"../out/{there}/../../inside/a.png", f"../out/{there}/a.png"):
+            for cell in (form, str(inside / form), form.replace("..", "sub/../..", 1)):
+                try:
+                    outcome = str(read_image(inside / cell, within=inside).size)
+                except BadFileError as error:
+                    outcome = str(error)
+                told.setdefault(form.replace(there, "X"), set()).add(outcome)
+    through, outside = told.values()
+    assert through == {"(2, 2)"}
+    assert outside == {"a.png lies outside of the data folder"}
+    with pytest.raises(BadFileError, match=r"^\.\. lies"):  # not the name of a folder out there
+        read_image(inside / "..", within=inside)
+
+
+def test_a_folder_may_be_named_by_a_link_and_by_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inside" / "sub").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "inside" / "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "inside" / "sub")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("inside", "inside/sub/..", "elsewhere/link/..", "./inside/."):
+        for cell in ("a.png", "sub/../a.png", str(Path(folder).absolute() / "a.png")):
+            assert read_image(Path(folder) / cell, within=folder).size == (2, 2), (folder, cell)
+
+
 def test_a_label_file_that_is_a_pipe(three_posts: Path) -> None:
     (three_posts / "labelResultAll.txt").unlink()
     os.mkfifo(three_posts / "labelResultAll.txt")

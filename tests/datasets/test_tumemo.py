@@ -62,3 +62,10 @@ def test_wrong_folders_and_files(tmp_path: Path) -> None:
     (tmp_path / "all_data_id_and_label.txt").unlink()
     with pytest.raises(FileNotFoundError, match="label file"):
         TumEmo(tmp_path)
+
+
+def test_a_line_of_commas_is_one_bad_row(tmp_path: Path) -> None:
+    dataset = TumEmo(write_tumemo(tmp_path, "0 Happy\n,,\n1 Sad\n"))
+    assert dataset.ids == ["0", "1"]
+    reason = dataset.report().problems[0].reason
+    assert reason == "line 2: expected an id and an emotion, got ',,'"

@@ -159,3 +159,6 @@ def test_mistakes_are_named() -> None:
         model.predict({"image": features["image"]})
     with pytest.raises(ValueError, match="X must have the columns"):
         model.predict({"image": features["text"], "text": features["image"]})
+    swapped = {"text": slice(6, 10), "image": slice(0, 6)}  # a dict would be joined in this order
+    with pytest.raises(ValueError, match="X is a dict"):
+        fast(modalities=swapped).fit(X, y).predict(features)
