@@ -97,6 +97,8 @@ class DriftMonitor:
         TypeError: If p-values are no floating tensors.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.monitor import DriftMonitor
         >>> generator = torch.Generator().manual_seed(0)
         >>> monitor = DriftMonitor(["image", "text"], delta=0.01)
         >>> good = {name: torch.rand(500, generator=generator) for name in monitor.names}

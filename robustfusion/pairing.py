@@ -44,6 +44,8 @@ class PairingScore(nn.Module):
         TypeError: If features are not floating or a mask not bool.
 
     Example:
+        >>> import torch
+        >>> from robustfusion.pairing import PairingScore
         >>> _ = torch.manual_seed(0)
         >>> shared = torch.randn(1200, 3)
         >>> image, text = shared @ torch.randn(3, 8), shared @ torch.randn(3, 5)

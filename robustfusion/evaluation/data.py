@@ -94,7 +94,9 @@ class CachedFeatures:
         TypeError: if a tensor is none, or of another dtype.
 
     Example:
+        >>> import torch
         >>> from robustfusion.disruption import FeatureCorruption
+        >>> from robustfusion.evaluation import CachedFeatures
         >>> data = CachedFeatures(
         ...     {"image": torch.randn(6, 8), "text": torch.randn(6, 4)},
         ...     torch.tensor([0, 1, 2, 0, 1, 2]),
@@ -177,7 +179,9 @@ class RawSamples:
         class_names: of the C classes.
 
     Example:
+        >>> import torch
         >>> from robustfusion.disruption import ImageCorruption
+        >>> from robustfusion.evaluation import RawSamples
         >>> posts = [
         ...     {"inputs": {"image": torch.ones(3, 8, 8), "text": torch.ones(4)}, "label": i % 2}
         ...     for i in range(4)

@@ -25,6 +25,7 @@ class Estimate(NamedTuple):
     """A value with the ends of its confidence interval; NaN where it is undefined.
 
     Example:
+        >>> from robustfusion.evaluation.statistics import Estimate
         >>> Estimate(0.5, 0.4, 0.6)
         Estimate(value=0.5, low=0.4, high=0.6)
     """
