@@ -186,9 +186,10 @@ def caveat(results: Mapping[str, Any]) -> str:
     error = math.sqrt(majority["accuracy"] * (1 - majority["accuracy"]) / tested_posts)
     counts = sorted({len(results["rows"][row]["seeds"]) for row in results["rows"]})
     span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    span += " seed" if counts[-1] == 1 else " seeds"
     return (
         f"*Always {majority['name']}: accuracy {100 * majority['accuracy']:.1f} %, weighted F1 "
-        f"{100 * majority['weighted_f1']:.1f} %. {span} seeds of training a row, "
+        f"{100 * majority['weighted_f1']:.1f} %. {span} of training a row, "
         f"{len(results['disruption_seeds'])} of disruption; {tested_posts} test posts, so that "
         f"one standard error of sampling is {100 * error:.1f} points. "
         f"{100 * results['texts_in_train']:.0f} % of the published test texts also occur in "

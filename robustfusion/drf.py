@@ -72,7 +72,8 @@ class DRFHead(nn.Module):
         stand_in: Factory of a :class:`~robustfusion.StandIn`, called with ``dims`` and
             ``hidden_features``.
         hidden_features: Width F of all hidden layers, so of the fused vector.
-        dropout: Probability of dropping a hidden unit in training.
+        dropout: Probability of dropping a hidden unit in training. The first option to tune: out
+            of fold 0.1 was better on redundant views of clear classes, 0.7 on posts.
         gather_distributed: Whether queues take the rows of all ranks. Then every rank holds the
             same state and DDP's default buffer broadcast is harmless; local queues need
             ``forward_sync_buffers=False`` (``broadcast_buffers=False`` before torch 2.13).

@@ -80,7 +80,8 @@ def test_a_run_is_kept(
     app = Typer()
     app.command()(importlib.import_module("drf_mvsa").main)
     options = ["--limit", "40", "--epochs", "1", "--output-dir", str(tmp_path)]
-    assert CliRunner().invoke(app, options).exit_code == 0
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 0, repr(done.exception)
     run, page, figure = tmp_path / "drf_mvsa-001", tmp_path / "README.md", tmp_path / "figure.png"
     page.write_text(README.replace("What the main job draws", "What was there before"))
 
