@@ -6,14 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustfusion._validation import check_names
+from robustfusion._validation import check_available
 
 OTHERS = "all others"
+_MEANING = (
+    (0.25, "a good part can be recovered, so standing in for it should pay"),
+    (0.05, "little can be recovered"),
+    (-torch.inf, "next to nothing can be recovered, a missing one stays missing"),
+)
 _PENALTIES = 10.0 ** torch.arange(-3, 6, dtype=torch.float64)  # times the number of rows / 1000
 
 
 class Recoverability(NamedTuple):
-    """How well each modality is predicted from others, on rows that the fit did not see.
+    """What :func:`recoverability` found, on rows that the fit did not see.
 
     Args:
         rows: Number of rows.
@@ -21,8 +26,6 @@ class Recoverability(NamedTuple):
             that a ridge regression from the source predicts; 1 is all, 0 no more than the mean,
             below 0 worse than it. With three modalities or more there is also the source
             "all others".
-
-    What :func:`recoverability` returns; see the example there.
     """
 
     rows: int
@@ -46,16 +49,9 @@ class Recoverability(NamedTuple):
         lines.append("")
         for target in self.r2:
             source, share = self.best(target)
-            lines.append(f"- {target}: {_meaning(share)} (R² {share:.2f} from {source}).")
+            meaning = next(words for least, words in _MEANING if not share < least)
+            lines.append(f"- {target}: {meaning} (R² {share:.2f} from {source}).")
         return "\n".join(lines) + "\n"
-
-
-def _meaning(share: float) -> str:
-    if share < 0.05:
-        return "next to nothing can be recovered, a missing one stays missing"
-    if share < 0.25:
-        return "little can be recovered"
-    return "a good part can be recovered, so standing in for it should pay"
 
 
 def recoverability(
@@ -101,18 +97,15 @@ def recoverability(
     """
     if len(features) < 2:
         raise ValueError(f"features must hold two modalities or more, got {list(features)}")
-    if available is not None:
-        check_names(available, features, "available")
     rows = len(next(iter(features.values())))
-    data, there = {}, {}
     for name, values in features.items():
         if values.ndim != 2 or len(values) != rows:
             raise ValueError(
                 f'features["{name}"] must have shape ({rows}, D), got {tuple(values.shape)}'
             )
-        data[name] = values.detach().double().cpu()
-        mask = torch.ones(rows, dtype=torch.bool) if available is None else available[name].cpu()
-        there[name] = mask & data[name].isfinite().all(1)
+    data = {name: values.detach().double().cpu() for name, values in features.items()}
+    masks = check_available(available, features, rows, torch.device("cpu"))
+    there = {name: mask & data[name].isfinite().all(1) for name, mask in masks.items()}
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     fold = torch.empty(rows, dtype=torch.long)
     fold[order] = torch.arange(rows) % folds
@@ -154,15 +147,12 @@ def _r2(x: Tensor, y: Tensor, fold: Tensor, folds: int) -> float:
 def _ridge(x: Tensor, y: Tensor) -> Tensor:
     """Weights (D, D') of the ridge regression whose penalty has the least GCV score."""
     rows = len(x)
+    tall = rows >= x.shape[1]
     # The eigenvectors of the smaller product.
-    if rows >= x.shape[1]:
-        values, right = torch.linalg.eigh(x.T @ x)
-        values = values.clamp_min(1e-12 * values[-1].clamp_min(1e-300))
-        left = x @ right / values.sqrt()
-    else:
-        values, left = torch.linalg.eigh(x @ x.T)
-        values = values.clamp_min(1e-12 * values[-1].clamp_min(1e-300))
-        right = x.T @ left / values.sqrt()
+    values, vectors = torch.linalg.eigh(x.T @ x if tall else x @ x.T)
+    values = values.clamp_min(1e-12 * values[-1].clamp_min(1e-300))
+    scaled = (x if tall else x.T) @ vectors / values.sqrt()
+    left, right = (scaled, vectors) if tall else (vectors, scaled)
     seen = left.T @ y
     beyond = (y.square().sum() - seen.square().sum()).clamp_min(0)
     best, chosen = torch.inf, torch.zeros_like(values)

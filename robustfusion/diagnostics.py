@@ -10,7 +10,7 @@ from robustfusion._fields import field, logits_of, p_values_of
 from robustfusion._modules import evaluating
 from robustfusion._recoverability import Recoverability, recoverability
 from robustfusion._tree import leaves, map_leaves, tensors
-from robustfusion._validation import check_names, check_positive
+from robustfusion._validation import check_available, check_positive
 from robustfusion.candidates import candidate_names
 from robustfusion.feature_queue import FeatureQueue
 
@@ -28,6 +28,7 @@ ALARM = 0.05
 SAME = 0.01
 COPIED = 0.1
 _COMPARED_ROWS = 4096
+_NAN = float("nan")
 
 __all__ = [
     "Diagnosis",
@@ -42,7 +43,7 @@ __all__ = [
 
 
 class QualityHealth(NamedTuple):
-    """Log-quality of one modality over the rows where it was observed.
+    """Log-quality of one modality over the rows where it was observed; see :func:`diagnose`.
 
     Args:
         mean: their mean.
@@ -52,8 +53,6 @@ class QualityHealth(NamedTuple):
         p_low: 5 % quantile of their p-values; NaN for a model without.
         p_high: 95 % quantile of these.
         alarms: share of the rows with a p-value of at most 0.05.
-
-    ``quality[modality]`` of a :class:`Diagnosis`; see the example there.
     """
 
     mean: float
@@ -66,7 +65,7 @@ class QualityHealth(NamedTuple):
 
 
 class FusionHealth(NamedTuple):
-    """Fusion weights over the rows with every modality observed.
+    """Fusion weights over the rows with every modality observed; see :func:`diagnose`.
 
     Args:
         candidates: names of the K candidates.
@@ -75,8 +74,6 @@ class FusionHealth(NamedTuple):
         wins: share of the rows in which it has the largest weight.
         effective: mean of exp(entropy) of the normalised weights, between 1 and K.
         total: median sum of the weights as they come; far below 1 if they are not normalised.
-
-    ``fusion`` of a :class:`Diagnosis`; see the example there.
     """
 
     candidates: tuple[str, ...]
@@ -88,7 +85,7 @@ class FusionHealth(NamedTuple):
 
 
 class QueueHealth(NamedTuple):
-    """One feature queue, beside the features given.
+    """One feature queue, beside the features given; see :func:`diagnose`.
 
     Args:
         fill: share of its rows that hold data.
@@ -97,8 +94,6 @@ class QueueHealth(NamedTuple):
         scale_ratio: spread of the queue (2) divided by the spread of the features; 1 when they
             agree, NaN where the queue holds other vectors than the features.
         mean_shift: distance of the two means (1), in units of the features' spread.
-
-    ``queues[modality]`` of a :class:`Diagnosis`; see the example there.
     """
 
     fill: float
@@ -108,15 +103,13 @@ class QueueHealth(NamedTuple):
 
 
 class RecoveryHealth(NamedTuple):
-    """Recovered features of one direction against the real ones, over rows that have both.
+    """Recovered features of one direction, where both are there; see :func:`diagnose`.
 
     Args:
         error: mean squared distance, divided by that of predicting the real features' mean: 0 is
             perfect, 1 is no better than the mean.
         spread: spread of the recovered features divided by the spread of the real ones; near 0
             everything is recovered as the same vector.
-
-    ``recovery[target, source]`` of a :class:`Diagnosis`; see the example there.
     """
 
     error: float
@@ -124,7 +117,7 @@ class RecoveryHealth(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """What `diagnose` found.
+    """What :func:`diagnose` found.
 
     Args:
         rows: number of rows looked at.
@@ -135,15 +128,6 @@ class Diagnosis(NamedTuple):
         top_class: share of the rows predicted as the most frequent prediction.
         never: classes predicted for no row.
         warnings: in plain words; empty if nothing looks wrong.
-
-    Example:
-        >>> import torch
-        >>> from robustfusion import DRFHead
-        >>> from robustfusion.diagnostics import diagnose
-        >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
-        >>> found = diagnose(head, {"image": torch.randn(20, 8), "text": torch.randn(20, 4)})
-        >>> found.rows, sorted(found.quality), found.queues["text"].fill, found.healthy
-        (20, ['image', 'text'], 0.0, False)
     """
 
     rows: int
@@ -172,8 +156,7 @@ class Diagnosis(NamedTuple):
                     f"    p-values: 5-95 % [{q.p_low:.2f}, {q.p_high:.2f}], {q.alarms:.0%} alarm "
                     f"at {ALARM:g}"
                 )
-        if self.fusion is not None:
-            f = self.fusion
+        if (f := self.fusion) is not None:
             lines.append(
                 f"  weights: {f.effective:.2f} effective candidates of {len(f.candidates)}, "
                 f"median sum {f.total:.3g}"
@@ -227,62 +210,65 @@ def diagnose(
 
     Example:
         >>> import torch
-        >>> from types import SimpleNamespace
-        >>> class Constant(torch.nn.Module):  # a quality floor that drowns the quality
-        ...     def forward(self, features, available):
-        ...         logits = features["image"] + features["text"]
-        ...         quality = {m: torch.full((len(x),), 0.3).log() for m, x in features.items()}
-        ...         weights = torch.full((len(logits), 2), 0.5)
-        ...         return SimpleNamespace(logits=logits, log_quality=quality, weights=weights)
-        >>> rows = torch.eye(3).repeat(10, 1)
-        >>> for warning in diagnose(Constant(), {"image": rows, "text": rows}).warnings:
-        ...     print(warning)
-        quality of image is constant (std 0): it cannot tell good rows from bad ones
-        quality of text is constant (std 0): it cannot tell good rows from bad ones
-        fusion weights are the same for every row: the quality has no effect on them
+        >>> from robustfusion import DRFHead
+        >>> from robustfusion.diagnostics import diagnose
+        >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
+        >>> found = diagnose(head, {"image": torch.randn(20, 8), "text": torch.randn(20, 4)})
+        >>> found.rows, sorted(found.quality), found.queues["text"].fill, found.healthy
+        (20, ['image', 'text'], 0.0, False)
+        >>> next(warning for warning in found.warnings if "queue of text" in warning)
+        'queue of text is empty: train the model, or fill the queue, before it is used'
 
     Reference:
         Equations (1), (2), (12) and (13) of https://arxiv.org/abs/2511.18751
     """
     check_positive(batch_size, "batch_size")
-    rows = _row_count(features)
-    if available is not None:
-        check_names(available, features, "available")
-    mask = {
-        name: available[name].bool()
-        if available is not None
-        else torch.ones(
-            rows, dtype=torch.bool, device=next(tensors(values), torch.empty(0)).device
-        )
-        for name, values in features.items()
-    }
-    outputs = _Collected(model, features, mask, batch_size)
-    quality = {
-        name: _quality_health(scores, outputs.p_values.get(name), mask[name].cpu())
-        for name, scores in outputs.log_quality.items()
-    }
-    everything = torch.stack([m.cpu() for m in mask.values()]).all(0)
+    counts = {name: len(next(leaves(values))) for name, values in features.items()}
+    rows = min(counts.values())
+    if rows < max(counts.values()):
+        raise ValueError(f"features must have the same number of rows, got {counts}")
+    if rows < 2:
+        raise ValueError(f"features must have at least 2 rows, got {rows}")
+    device = next(tensors(features), torch.empty(0)).device
+    there = check_available(available, features, rows, device)
+    parts = []
+    with evaluating(model), torch.no_grad():
+        for start in range(0, rows, batch_size):
+            part = slice(start, min(start + batch_size, rows))
+            batch = (
+                map_leaves(lambda x, part=part: x[part], given) for given in (features, there)
+            )
+            parts.append(_said(model, model(*batch), part.stop - start))
+    said = map_leaves(lambda *values: torch.cat(values), *parts)
+    mask = {name: seen.cpu() for name, seen in there.items()}
+    # What the queues and the recovery see: the encoders' output where there are encoders.
+    given = {m: x.detach().cpu() for m, x in features.items() if isinstance(x, Tensor)}
+    real: dict[str, Tensor] = said["features"] or given
     fusion = None
-    if outputs.weights is not None:
-        names = candidate_names(model, outputs.weights.shape[1])
-        fusion = _fusion_health(outputs.weights[everything], names)
-    real = outputs.features
+    if "weights" in said:
+        everything = torch.stack(list(mask.values())).all(0)
+        fusion = _fusion_health(model, said["weights"][everything])
     recovery = {
-        (target, source): _recovery_health(
-            recovered, real[target], (mask[target] & mask[source]).cpu()
-        )
-        for (target, source), recovered in outputs.recovered.items()
-        if target in real and real[target].shape == recovered.shape
+        (target, source): _recovery_health(made, real[target], mask[target] & mask[source])
+        for target, sources in said["recovered"].items()
+        for source, made in sources.items()
+        if target in real and real[target].shape == made.shape
     }
-    counts = outputs.logits.argmax(-1).bincount(minlength=outputs.logits.shape[1])
+    predicted = said["logits"].argmax(-1).bincount(minlength=said["logits"].shape[1])
     found = Diagnosis(
         rows=rows,
-        quality=quality,
+        quality={
+            name: _quality_health(scores, said["p_values"].get(name), mask[name])
+            for name, scores in said["log_quality"].items()
+        },
         fusion=fusion,
-        queues=_queue_health(model, real, mask),
+        queues={
+            name: _queue_health(queue, real[name][mask[name]] if name in real else None)
+            for name, queue in _queues(model).items()
+        },
         recovery=recovery,
-        top_class=float(counts.max()) / rows,
-        never=tuple((counts == 0).nonzero()[:, 0].tolist()),
+        top_class=float(predicted.max()) / rows,
+        never=tuple((predicted == 0).nonzero()[:, 0].tolist()),
         warnings=(),
     )
     constant = [
@@ -290,97 +276,42 @@ def diagnose(
         for name, values in real.items()
         if values.is_floating_point() and bool((values == values[0]).all())
     ]
-    warnings = _warnings(found, bool(outputs.logits.isfinite().all()))
-    return found._replace(warnings=(*constant, *warnings))
+    broken = [] if said["logits"].isfinite().all() else ["some logits are not finite"]
+    return found._replace(warnings=(*constant, *broken, *_warnings(found)))
 
 
-def _row_count(features: Mapping[str, Any]) -> int:
-    counts = {name: len(next(leaves(values))) for name, values in features.items()}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"features must have the same number of rows, got {counts}")
-    rows = next(iter(counts.values()))
-    if rows < 2:
-        raise ValueError(f"features must have at least 2 rows, got {rows}")
-    return rows
-
-
-class _Collected:
-    """The outputs of an evaluation pass, on the CPU."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        features: Mapping[str, Any],
-        mask: Mapping[str, Tensor],
-        batch_size: int,
-    ) -> None:
-        parts, p_values = [], []
-        rows = _row_count(features)
-        with evaluating(model), torch.no_grad():
-            for start in range(0, rows, batch_size):
-                part = slice(start, start + batch_size)
-                inputs, available = (
-                    map_leaves(lambda x, part=part: x[part], dict(values))
-                    for values in (features, mask)
-                )
-                parts.append(model(inputs, available))
-                p_values.append(p_values_of(model, parts[-1]))
-        sizes = [min(batch_size, rows - start) for start in range(0, rows, batch_size)]
-        self.logits = _joined([logits_of(p, n) for p, n in zip(parts, sizes, strict=True)])
-        self.p_values = {m: _joined([p[m] for p in p_values]) for m in p_values[0]}
-        self.log_quality = self._by_name(parts, "log_quality")
-        weights = [field(p, "weights") for p in parts]
-        self.weights = None if weights[0] is None else _joined(weights)
-        # What the queues and the recovery see: the encoders' output where there are encoders.
-        self.features = self._by_name(parts, "features") or {
-            name: value.detach().cpu()
-            for name, value in features.items()
-            if isinstance(value, Tensor)
-        }
-        self.recovered = {
-            (target, source): _joined([field(p, "recovered")[target][source] for p in parts])
-            for target, sources in (field(parts[0], "recovered") or {}).items()
-            for source in sources
-        }
-
-    @staticmethod
-    def _by_name(parts: list[Any], name: str) -> dict[str, Tensor]:
-        return {
-            m: _joined([field(p, name)[m] for p in parts]) for m in field(parts[0], name) or {}
-        }
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat([part.detach().float().cpu() for part in parts])
+def _said(model: nn.Module, out: Any, rows: int) -> dict[str, Any]:
+    """What an output holds, on the CPU."""
+    made = {name: field(out, name) or {} for name in ("log_quality", "features", "recovered")}
+    made |= {"logits": logits_of(out, rows), "p_values": p_values_of(model, out)}
+    weights = field(out, "weights")
+    if weights is not None:
+        made["weights"] = weights
+    plain: dict[str, Any] = map_leaves(lambda x: x.detach().float().cpu(), made)
+    return plain
 
 
 def _quality_health(scores: Tensor, p_values: Tensor | None, mask: Tensor) -> QualityHealth:
-    nan = float("nan")
     kept = scores[mask & scores.isfinite()].double()
     if len(kept) < 2:
-        return QualityHealth(*(nan,) * 7)
-    low, high = _middle(kept)
-    ps = kept[:0] if p_values is None else p_values[mask & p_values.isfinite()].double()
-    p_low, p_high = _middle(ps) if len(ps) else (nan, nan)
-    alarms = float((ps <= ALARM).double().mean()) if len(ps) else nan
+        return QualityHealth(*(_NAN,) * 7)
+    p = kept[:0] if p_values is None else p_values[mask & p_values.isfinite()].double()
+    ends = kept.new_tensor([0.05, 0.95])
+    low, high = kept.quantile(ends).tolist()
+    p_low, p_high = p.quantile(ends).tolist() if len(p) else (_NAN, _NAN)
+    alarms = float((p <= ALARM).double().mean()) if len(p) else _NAN
     return QualityHealth(float(kept.mean()), float(kept.std()), low, high, p_low, p_high, alarms)
 
 
-def _middle(values: Tensor) -> tuple[float, float]:
-    """The 5 % and 95 % quantiles."""
-    low, high = values.quantile(values.new_tensor([0.05, 0.95])).tolist()
-    return low, high
-
-
-def _fusion_health(weights: Tensor, names: tuple[str, ...]) -> FusionHealth | None:
+def _fusion_health(model: nn.Module, weights: Tensor) -> FusionHealth | None:
     if len(weights) < 2:
         return None
     total = weights.double().sum(-1)
     share = weights.double() / total.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
     entropy = -torch.special.xlogy(share, share).sum(-1)
-    wins = torch.nn.functional.one_hot(share.argmax(-1), len(names)).double().mean(0)
+    wins = torch.nn.functional.one_hot(share.argmax(-1), share.shape[1]).double().mean(0)
     return FusionHealth(
-        candidates=names,
+        candidates=candidate_names(model, share.shape[1]),
         mean=tuple(share.mean(0).tolist()),
         std=tuple(share.std(0).tolist()),
         wins=tuple(wins.tolist()),
@@ -402,30 +333,24 @@ def _queues(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _queue_health(
-    model: nn.Module, features: Mapping[str, Tensor], mask: Mapping[str, Tensor]
-) -> dict[str, QueueHealth]:
-    health = {}
-    for name, queue in _queues(model).items():
-        count, capacity = int(queue.count), len(queue.storage)
-        stored = queue.storage[:count].detach().double().cpu()
-        ratio = shift = float("nan")
-        rows = features[name][mask[name].cpu()] if name in features else None
-        same_width = rows is not None and rows.shape[1:] == stored.shape[1:]
-        if rows is not None and same_width and count > 1 and len(rows) > 1:
-            data = rows.double()
-            spread = _spread(data)
-            if spread > 0:
-                ratio = _spread(stored) / spread
-                shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
-        health[name] = QueueHealth(count / capacity, _copies(stored), ratio, shift)
-    return health
+def _queue_health(queue: FeatureQueue, rows: Tensor | None) -> QueueHealth:
+    count, capacity = int(queue.count), len(queue.storage)
+    stored = queue.storage[:count].detach().double().cpu()
+    ratio = shift = _NAN
+    same_width = rows is not None and rows.shape[1:] == stored.shape[1:]
+    if rows is not None and same_width and count > 1 and len(rows) > 1:
+        data = rows.double()
+        spread = _spread(data)
+        if spread > 0:
+            ratio = _spread(stored) / spread
+            shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
+    return QueueHealth(count / capacity, _copies(stored), ratio, shift)
 
 
 def _copies(stored: Tensor) -> float:
     """Share of the rows with a near-identical twin; of evenly chosen rows where they are many."""
     if len(stored) < 2:
-        return float("nan")
+        return _NAN
     spread = _spread(stored)
     if spread == 0:
         return 1.0
@@ -445,19 +370,14 @@ def _spread(rows: Tensor) -> float:
 
 def _recovery_health(recovered: Tensor, real: Tensor, paired: Tensor) -> RecoveryHealth:
     guess, truth = recovered[paired].double(), real[paired].double()
-    if len(truth) < 2:
-        return RecoveryHealth(float("nan"), float("nan"))
-    spread = _spread(truth)
-    if spread == 0:
-        return RecoveryHealth(float("nan"), float("nan"))
+    if len(truth) < 2 or (spread := _spread(truth)) == 0:
+        return RecoveryHealth(_NAN, _NAN)
     error = float((guess - truth).square().sum(-1).mean())
     return RecoveryHealth(error / spread**2, _spread(guess) / spread)
 
 
-def _warnings(found: Diagnosis, finite: bool) -> Iterator[str]:
+def _warnings(found: Diagnosis) -> Iterator[str]:
     """The rules, in the order of the report."""
-    if not finite:
-        yield "some logits are not finite"
     for name, quality in found.quality.items():
         if quality.std < CONSTANT_QUALITY:
             yield (
@@ -474,54 +394,44 @@ def _warnings(found: Diagnosis, finite: bool) -> Iterator[str]:
                 f"{quality.alarms:.0%} of the rows of {name} raise an alarm at {ALARM:g}: they "
                 "are not intact, or the model was never calibrated on rows it has not seen"
             )
-    if found.fusion is not None:
-        yield from _fusion_warnings(found.fusion)
+    if (fusion := found.fusion) is not None:
+        several = len(fusion.candidates) > 1
+        if several and max(fusion.std) < CONSTANT_WEIGHT:
+            yield "fusion weights are the same for every row: the quality has no effect on them"
+        for name, mean, wins in zip(fusion.candidates, fusion.mean, fusion.wins, strict=True):
+            if several and wins > 0.99 and mean > DOMINANT_WEIGHT:
+                text = f"candidate {name} always wins: mean weight {mean:.2f}"
+                yield f"{text}, largest in {wins:.0%} of the rows"
+        if fusion.total < VANISHING_WEIGHT:
+            yield (
+                f"fusion weights vanish (median sum {fusion.total:.1g}): the classifier sees a "
+                "vector near zero; normalize them"
+            )
     for name, queue in found.queues.items():
-        yield from _queue_warnings(name, queue)
+        if queue.fill == 0:
+            text = f"queue of {name} is empty: train the model, or fill the queue"
+            yield f"{text}, before it is used"
+        if queue.copies > COPIED:
+            yield (
+                f"queue of {name} holds copies: {queue.copies:.0%} of its rows have a "
+                "near-identical twin, as when it has more places than there are training rows; a "
+                "score that counts a row's own copies as its neighbors is blind"
+            )
+        if queue.scale_ratio < 1 / DRIFT or queue.scale_ratio > DRIFT:
+            yield (
+                f"queue of {name} has {queue.scale_ratio:.2f} of the spread of the data: its rows "
+                f"are {'collapsed' if queue.scale_ratio < 1 else 'stale or scattered'}"
+            )
+        if queue.mean_shift > 0.5:
+            yield (
+                f"queue of {name} is off by {queue.mean_shift:.2f} spreads of the data: its rows "
+                "are stale, or the data differ from those of the training"
+            )
     for (target, source), recovery in found.recovery.items():
         if recovery.error >= 1:
-            yield (
-                f"{target} recovered from {source} is no better than the mean of {target} "
-                f"(error {recovery.error:.2f} of the mean's)"
-            )
+            text = f"{target} recovered from {source} is no better than the mean of {target}"
+            yield f"{text} (error {recovery.error:.2f} of the mean's)"
     if found.top_class > 0.99:
         yield f"{found.top_class:.0%} of the rows are predicted as one class"
     elif found.never and found.rows >= 20 * (len(found.never) + 1):
         yield f"class {', '.join(map(str, found.never))} is predicted for no row"
-
-
-def _fusion_warnings(fusion: FusionHealth) -> Iterator[str]:
-    if len(fusion.candidates) > 1 and max(fusion.std) < CONSTANT_WEIGHT:
-        yield "fusion weights are the same for every row: the quality has no effect on them"
-    for name, mean, wins in zip(fusion.candidates, fusion.mean, fusion.wins, strict=True):
-        if len(fusion.candidates) > 1 and wins > 0.99 and mean > DOMINANT_WEIGHT:
-            yield (
-                f"candidate {name} always wins: mean weight {mean:.2f}, largest in {wins:.0%} of "
-                "the rows"
-            )
-    if fusion.total < VANISHING_WEIGHT:
-        yield (
-            f"fusion weights vanish (median sum {fusion.total:.1g}): the classifier sees a vector "
-            "near zero; normalize them"
-        )
-
-
-def _queue_warnings(name: str, queue: QueueHealth) -> Iterator[str]:
-    if queue.fill == 0:
-        yield f"queue of {name} is empty: train the model, or fill the queue, before it is used"
-    if queue.copies > COPIED:
-        yield (
-            f"queue of {name} holds copies: {queue.copies:.0%} of its rows have a near-identical "
-            "twin, as when it has more places than there are training rows; a score that counts "
-            "a row's own copies as its neighbors is blind"
-        )
-    if queue.scale_ratio < 1 / DRIFT or queue.scale_ratio > DRIFT:
-        yield (
-            f"queue of {name} has {queue.scale_ratio:.2f} of the spread of the data: its rows are "
-            f"{'collapsed' if queue.scale_ratio < 1 else 'stale or scattered'}"
-        )
-    if queue.mean_shift > 0.5:
-        yield (
-            f"queue of {name} is off by {queue.mean_shift:.2f} spreads of the data: its rows are "
-            "stale, or the data differ from those of the training"
-        )

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustfusion._figures import panels
+
 _CELLS = 4096  # resolution of the past p-values
 _CHUNK = 256  # rows ranked at once
 _POINTS = 512  # of the curve that is kept
@@ -22,10 +24,14 @@ _BETS = tuple(
 class MonitorState(NamedTuple):
     """What a :class:`DriftMonitor` knows.
 
-    ``alarm`` is True from the first alarm on, and ``alarms`` tells which names raised it, with the
-    row at which they did. ``evidence`` and ``maximum`` are the log10 of the capital of each name,
-    now and at its highest; an alarm is raised when one reaches ``threshold``. ``rows`` counts what
-    was seen, ``available`` what of it each name had.
+    Args:
+        alarm: True from the first alarm on.
+        alarms: The names that raised it, with the row at which they did.
+        evidence: Log10 of the capital of each name; an alarm is raised at ``threshold``.
+        maximum: The same at its highest.
+        threshold: What evidence is compared with.
+        rows: Number of rows seen.
+        available: Number of these in which each name had a p-value.
     """
 
     alarm: bool
@@ -122,16 +128,13 @@ class DriftMonitor:
             raise ValueError(f"delta must be between 0 and 1, got {delta}")
         self.names = tuple(names)
         self.delta = delta
-        if isinstance(references, Mapping):
-            if set(references) != set(self.names):
-                raise ValueError(
-                    f"references must have the names {list(self.names)}, got {list(references)}"
-                )
-        else:
+        if not isinstance(references, Mapping):
             references = dict.fromkeys(self.names, references)
-        if any(
-            isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in references.values()
-        ):
+        if set(references) != set(self.names):
+            raise ValueError(
+                f"references must have the names {list(self.names)}, got {list(references)}"
+            )
+        if any(type(n) is not int or n < 0 for n in references.values()):
             raise ValueError(f"references must be whole numbers of at least 0, got {references}")
         self.references = dict(references)
         self.seed = seed
@@ -141,51 +144,45 @@ class DriftMonitor:
     def reset(self) -> None:
         """Forget the stream: a new test begins."""
         m = len(self.names)
-        self._cells = torch.stack([self._seen_at_first(name) for name in self.names])
-        self._stakes = torch.full((m, len(_BETS)), -torch.inf, dtype=torch.float64)
-        self._evidence = torch.zeros(m, dtype=torch.float64)
-        self._maximum = torch.zeros(m, dtype=torch.float64)
-        self._available = torch.zeros(m, dtype=torch.long)
-        self._alarms = torch.zeros(m, dtype=torch.long)
-        self._rows = torch.zeros((), dtype=torch.long)
-        self._curve = torch.full((_POINTS, m), torch.nan, dtype=torch.float64)
-        self._every = torch.ones((), dtype=torch.long)
-
-    def _seen_at_first(self, name: str) -> Tensor:
-        gaps = self.references[name] + 1
-        if gaps == 1:
-            return torch.zeros(_CELLS, dtype=torch.long)
-        return self._cell(torch.arange(1, gaps + 1) / gaps, name).bincount(minlength=_CELLS)
+        none = torch.zeros(_CELLS, dtype=torch.long)
+        gaps = {name: torch.arange(1, n + 2) / (n + 1) for name, n in self.references.items() if n}
+        seen = {name: self._cell(p, name).bincount(minlength=_CELLS) for name, p in gaps.items()}
+        float64: dict[str, Any] = {"dtype": torch.float64}
+        self._now = {
+            "cells": torch.stack([seen.get(name, none) for name in self.names]),
+            "stakes": torch.full((m, len(_BETS)), -torch.inf, **float64),
+            "evidence": torch.zeros(m, **float64),
+            "maximum": torch.zeros(m, **float64),
+            "available": torch.zeros(m, dtype=torch.long),
+            "alarms": torch.zeros(m, dtype=torch.long),
+            "rows": torch.zeros((), dtype=torch.long),
+            "curve": torch.full((_POINTS, m), torch.nan, **float64),
+            "every": torch.ones((), dtype=torch.long),
+        }
 
     def _cell(self, p: Tensor, name: str) -> Tensor:
         """The cell of the grid that a p-value falls into, (B,) long."""
-        if gaps := self.references[name]:
-            gaps += 1
-            rank = p * gaps
+        if references := self.references[name]:
+            rank = p * (references + 1)
             if bool(((rank - rank.round()).abs() > 0.05).any()):
                 raise ValueError(
-                    f'p_values["{name}"] must be multiples of 1/{gaps}, for '
-                    f"references={gaps - 1}; got {float(p[0]):.6g}"
+                    f'p_values["{name}"] must be multiples of 1/{references + 1}, for '
+                    f"references={references}; got {float(p[0]):.6g}"
                 )
-            p = (rank.round() - 0.5).clamp_min(0.5) / gaps
+            p = (rank.round() - 0.5).clamp_min(0.5) / (references + 1)
         return (p * _CELLS).long().clamp_max(_CELLS - 1)
 
     @property
     def state(self) -> MonitorState:
         """The state after the last update."""
-
-        def by_name(values: Tensor) -> dict[str, Any]:
-            return dict(zip(self.names, values.tolist(), strict=True))
-
-        alarms = {name: row for name, row in by_name(self._alarms).items() if row}
+        alarms, evidence, maximum, available = (
+            dict(zip(self.names, self._now[key].tolist(), strict=True))
+            for key in ("alarms", "evidence", "maximum", "available")
+        )
+        alarms = {name: row for name, row in alarms.items() if row}
+        rows = int(self._now["rows"])
         return MonitorState(
-            alarm=bool(alarms),
-            alarms=alarms,
-            evidence=by_name(self._evidence),
-            maximum=by_name(self._maximum),
-            threshold=self.threshold,
-            rows=int(self._rows),
-            available=by_name(self._available),
+            bool(alarms), alarms, evidence, maximum, self.threshold, rows, available
         )
 
     def update(self, p_values: Mapping[str, Tensor]) -> MonitorState:
@@ -195,110 +192,95 @@ class DriftMonitor:
                 f"p_values must have the names {list(self.names)}, got {list(p_values)}; a name "
                 f"that this batch has nothing of is torch.full((B,), torch.nan)"
             )
-        columns = []
+        columns: list[Tensor] = []
         for name in self.names:
-            p = p_values[name]
+            p, where = p_values[name], f'p_values["{name}"]'
             if not isinstance(p, Tensor) or not p.is_floating_point():
                 kind = p.dtype if isinstance(p, Tensor) else type(p).__name__
-                raise TypeError(f'p_values["{name}"] must be a floating tensor, got {kind}')
-            rows = p_values[self.names[0]].shape[0] if p.ndim else 0
-            if p.ndim != 1 or p.shape[0] != rows:
+                raise TypeError(f"{where} must be a floating tensor, got {kind}")
+            rows = len(columns[0]) if columns else p.numel()
+            if p.shape != (rows,):
                 raise ValueError(
-                    f'p_values["{name}"] must have shape (B,) with B = {rows}, '
-                    f"got {tuple(p.shape)}"
+                    f"{where} must have shape (B,) with B = {rows}, got {tuple(p.shape)}"
                 )
             if bool(((p < 0) | (p > 1)).any()):
-                raise ValueError(f'p_values["{name}"] must be between 0 and 1, or NaN')
+                raise ValueError(f"{where} must be between 0 and 1, or NaN")
             columns.append(p.detach().double().cpu())
             self._cell(columns[-1][~columns[-1].isnan()], name)
-        if len(columns[0]):
-            values = torch.stack(columns, dim=1)
-            for start in range(0, len(values), _CHUNK):
-                self._advance(values[start : start + _CHUNK])
+        values = torch.stack(columns, dim=1)
+        for start in range(0, len(values), _CHUNK):
+            self._advance(values[start : start + _CHUNK])
         return self.state
 
     def _advance(self, p: Tensor) -> None:
         """Bet on some rows, (B, M)."""
+        now = self._now
         curve = torch.stack([self._bet(m, p[:, m]) for m in range(p.shape[1])], dim=1)
-        rows = self._rows + 1 + torch.arange(len(p))
+        rows = now["rows"] + 1 + torch.arange(len(p))
         crossed = curve >= self.threshold
         first = rows[crossed.int().argmax(0)].where(crossed.any(0), 0)
-        self._alarms = self._alarms.where(self._alarms > 0, first)
-        self._maximum = torch.maximum(self._maximum, curve.amax(0))
-        self._evidence = curve[-1]
-        self._rows = rows[-1]
-        old = self._curve[: int(rows[0] - 1) // int(self._every)]
-        kept = torch.cat([old, curve[rows % self._every == 0]])
+        now["alarms"] = now["alarms"].where(now["alarms"] > 0, first)
+        now["maximum"] = torch.maximum(now["maximum"], curve.amax(0))
+        now["evidence"], now["rows"] = curve[-1], rows[-1]
+        old = now["curve"][: int(rows[0] - 1) // int(now["every"])]
+        kept = torch.cat([old, curve[rows % now["every"] == 0]])
         while len(kept) > _POINTS:
-            kept, self._every = kept[1::2], 2 * self._every
-        self._curve = torch.full_like(self._curve, torch.nan)
-        self._curve[: len(kept)] = kept
+            kept, now["every"] = kept[1::2], 2 * now["every"]
+        now["curve"] = torch.full_like(now["curve"], torch.nan)
+        now["curve"][: len(kept)] = kept
 
     def _bet(self, m: int, p: Tensor) -> Tensor:
         """Rank the rows of one name and bet on them; its evidence after each row, (B,)."""
-        here = ~p.isnan()
+        here, now = ~p.isnan(), self._now
         cell = self._cell(p[here], self.names[m])
-        n = int(self._available[m])
-        q = self._rank(m, cell, n)
-        stakes, evidence = wager(q, n, self._stakes[m])
+        n = int(now["available"][m])
+        stakes, evidence = wager(self._rank(m, cell, n), n, now["stakes"][m])
         if len(cell):
-            self._stakes[m] = stakes[-1]
-            self._cells[m] += cell.bincount(minlength=_CELLS)
-            self._available[m] += len(cell)
-        return torch.cat([self._evidence[m][None], evidence])[here.cumsum(0)]
+            now["stakes"][m] = stakes[-1]
+            now["cells"][m] += cell.bincount(minlength=_CELLS)
+            now["available"][m] += len(cell)
+        return torch.cat([now["evidence"][m][None], evidence])[here.cumsum(0)]
 
     def _rank(self, m: int, cell: Tensor, n: int) -> Tensor:
         """Smoothed conformal p-values of rows n, n + 1, ... of one name, (B,) in (0, 1]."""
+        cells = self._now["cells"][m]
         order = cell[:, None] - cell[None, :]
-        below = self._cells[m].cumsum(0)[cell] - self._cells[m][cell] + (order > 0).tril(-1).sum(1)
-        equal = self._cells[m][cell] + (order == 0).tril(-1).sum(1)
-        known = self.references[self.names[m]] > 0  # a reference of n rows leaves n + 1 gaps
+        below = cells.cumsum(0)[cell] - cells[cell] + (order > 0).tril(-1).sum(1)
+        equal = cells[cell] + (order == 0).tril(-1).sum(1)
         # A row's draw depends on the seed, the name's place and the row alone.
         bits = np.random.Philox(key=[self.seed, m]).advance(n // 4)
         u = 1 - torch.from_numpy(np.random.Generator(bits).random(n % 4 + len(cell))[n % 4 :])
-        count = self._cells[m].sum() + torch.arange(len(cell))
-        if known:
-            return (below + u * equal) / count
-        return (below + u * (equal + 1)) / (count + 1)
+        # A reference of n rows leaves n + 1 gaps, and one of these holds the row.
+        more = 0 if self.references[self.names[m]] else 1
+        return (below + u * (equal + more)) / (cells.sum() + torch.arange(len(cell)) + more)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next update depends on, as tensors to be saved."""
-        return {name: value.clone() for name, value in self._tensors().items()}
+        return {name: value.clone() for name, value in self._now.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where the monitor of this state stopped, which must have been made alike."""
-        own = self._tensors()
-        shapes = {name: tuple(value.shape) for name, value in own.items()}
-        given = {name: tuple(value.shape) for name, value in state.items()}
+        shapes, given = (
+            {name: tuple(value.shape) for name, value in own.items()} for own in (self._now, state)
+        )
         if shapes != given:
             raise ValueError(
                 f"state must be that of a monitor of {len(self.names)} names: expected {shapes}, "
                 f"got {given}"
             )
         for name, value in state.items():
-            setattr(self, f"_{name}", value.to(own[name].dtype).cpu().clone())
-
-    def _tensors(self) -> dict[str, Tensor]:
-        names = ("cells", "stakes", "evidence", "maximum", "available", "alarms", "rows")
-        return {name: getattr(self, f"_{name}") for name in (*names, "curve", "every")}
+            self._now[name] = value.to("cpu", self._now[name].dtype, copy=True)
 
     def plot(self, path: str | Path) -> Path:
         """Draw the evidence over the rows; the path's ending says the format."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                'plots need matplotlib: pip install "robustfusion[report]"'
-            ) from error
-        figure = Figure(figsize=(6.0, 3.4), layout="constrained", dpi=150)
-        panel = figure.subplots()
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="y", color="0.9")
-        rows = torch.arange(1, _POINTS + 1) * self._every
-        for m, name in enumerate(self.names):
-            (line,) = panel.plot(rows, self._curve[:, m], label=name)
-            if self._alarms[m]:
-                panel.axvline(int(self._alarms[m]), color=line.get_color(), linewidth=0.8)
+        figure, (panel,) = panels(1, 6.0, 3.4)
+        rows = torch.arange(1, _POINTS + 1) * self._now["every"]
+        for name, curve, alarm in zip(
+            self.names, self._now["curve"].T, self._now["alarms"].tolist(), strict=True
+        ):
+            (line,) = panel.plot(rows, curve, label=name)
+            if alarm:
+                panel.axvline(alarm, color=line.get_color(), linewidth=0.8)
         panel.axhline(self.threshold, color="0.4", linestyle=":", label="alarm")
         panel.set(xlabel="rows", ylabel="evidence (log10)")
         panel.legend(frameon=False)

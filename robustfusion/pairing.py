@@ -81,16 +81,12 @@ class PairingScore(nn.Module):
         for name, value in {**options, "capacity": capacity}.items():
             check_positive(value, name)
         check_between(shrinkage, 0.0, 1.0, "shrinkage")
-        self.first_dim = first_dim
-        self.second_dim = second_dim
-        self.components = components
-        self.shrinkage = shrinkage
-        self.capacity = capacity
+        self.first_dim, self.second_dim, self.components = first_dim, second_dim, components
+        self.shrinkage, self.capacity = shrinkage, capacity
         kept = min(components, first_dim, second_dim)
-        self.register_buffer("first_mean", torch.zeros(first_dim))
-        self.register_buffer("second_mean", torch.zeros(second_dim))
-        self.register_buffer("first_directions", torch.zeros(first_dim, kept))
-        self.register_buffer("second_directions", torch.zeros(second_dim, kept))
+        for part, width in (("mean", ()), ("directions", (kept,))):
+            self.register_buffer(f"first_{part}", torch.zeros(first_dim, *width))
+            self.register_buffer(f"second_{part}", torch.zeros(second_dim, *width))
         self.register_buffer("correlation", torch.zeros(kept))
         # Scores of held-out pairs; NaN where there is none.
         self.register_buffer("held_out", torch.full((capacity,), torch.nan))
@@ -111,10 +107,8 @@ class PairingScore(nn.Module):
             z = (x - mean) / scale
             covariance = z[fit].T @ z[fit] / fit.sum()
             target = torch.eye(len(covariance), dtype=z.dtype, device=z.device)
-            factor = torch.linalg.cholesky(
-                torch.lerp(covariance, target, max(self.shrinkage, 1e-6))
-            )
-            whitened.append((mean, scale, z, factor))
+            shrunk = torch.lerp(covariance, target, max(self.shrinkage, 1e-6))
+            whitened.append((mean, scale, z, torch.linalg.cholesky(shrunk)))
         (mean, scale, z, factor), (mean_2, scale_2, z_2, factor_2) = whitened
         cross = torch.linalg.solve_triangular(factor, z[fit].T @ z_2[fit] / fit.sum(), upper=False)
         cross = torch.linalg.solve_triangular(factor_2, cross.T, upper=False).T

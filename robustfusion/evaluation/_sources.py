@@ -6,7 +6,7 @@ condition is put together from these rows. For any other model the data make eve
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,37 +25,6 @@ States: TypeAlias = NDArray[np.int8]  # (N, M)
 Part: TypeAlias = tuple[Rows, dict[str, Any], dict[str, Tensor]]  # rows, inputs, available
 
 CHECKED_ROWS = 4
-
-
-class Digest:
-    """One digest of the inputs of each modality, in the order in which they are given."""
-
-    def __init__(self) -> None:
-        self._parts: dict[tuple[str, int], Any] = {}
-
-    def add(self, name: str, value: Any) -> None:
-        """Take in some rows of a modality."""
-        for place, leaf in enumerate(leaves(value)):
-            new = hashlib.blake2b(digest_size=16)
-            _hash_leaf(self._parts.setdefault((name, place), new), leaf)
-
-    def hexdigest(self) -> str:
-        """Of everything so far."""
-        whole = b"".join(self._parts[key].digest() for key in sorted(self._parts))
-        return hashlib.blake2b(whole, digest_size=16).hexdigest()
-
-
-def _hash_leaf(digest: Any, leaf: Any) -> None:
-    if isinstance(leaf, Tensor):
-        plain = leaf.detach().cpu().contiguous()
-        digest.update(plain.view(torch.uint8).numpy() if plain.ndim else repr(plain).encode())
-    elif isinstance(leaf, list | tuple):
-        for entry in leaf:
-            _hash_leaf(digest, entry)
-    elif isinstance(leaf, str):
-        digest.update(leaf.encode("utf-8", "surrogatepass") + b"\0")
-    elif hasattr(leaf, "tobytes"):
-        digest.update(leaf.tobytes())
 
 
 def take_rows(value: Any, rows: Rows) -> Any:
@@ -80,94 +49,52 @@ def check_alone(alone: Tensor, together: Tensor) -> None:
         )
 
 
-class Streamed:
-    """The data make every condition; the model takes it as it comes."""
+class Source:
+    """Gives rows to a model, and keeps the features of each distinct input where it can.
 
-    def __init__(self, model: nn.Module, data: EvaluationData, batch_size: int) -> None:
+    These lie by modality and by what was done to the input.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: EvaluationData, batch_size: int, *, reuse: bool
+    ) -> None:
         self.model, self.data, self.batch_size = model, data, batch_size
-        first = next((p for p in model.parameters()), torch.empty(0))
-        self.device = first.device
-        self.digest = Digest()
+        encodes = callable(getattr(model, "encode", None)) and hasattr(model, "head")
+        self.kept = reuse and (encodes or isinstance(data, CachedFeatures))
+        self.encode: Any = getattr(model, "encode", None) if self.kept else None
+        # What takes the rows: the head alone, where there are encoders.
+        self.call: Any = model if self.encode is None else model.head
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.observed: NDArray[np.bool_] = np.ones((len(data.ids), len(data.modalities)), bool)
-        self.labels: NDArray[np.int16] = np.zeros(len(data.ids), np.int16)
-
-    def intact(self) -> Iterator[Part]:
-        """All rows undisrupted; labels and what was observed are known afterwards."""
-        total, start, names = len(self.data.ids), 0, self.data.modalities
-        labels = []
-        nothing = Disruption(names, disruption_rate=0.0)
-        for batch in self.data.batches(nothing, np.arange(total), self.batch_size):
-            inputs, available = self._moved(batch)
-            labels.append(torch.as_tensor(batch["label"]).cpu().long().numpy())
-            rows = np.arange(start, start + len(labels[-1]))
-            start += len(rows)
-            if start > total:
-                break
-            self.labels[rows] = labels[-1]
-            for column, name in enumerate(names):
-                self.observed[rows, column] = available[name].cpu().numpy()
-                self.digest.add(name, inputs[name])
-            yield rows, *self._kept(rows, INTACT, inputs, available)
-        if start != total:
-            raise ValueError(f"data must give {total} rows, as many as it has ids, got {start}")
-        self.range = (int(min(x.min() for x in labels)), int(max(x.max() for x in labels)))
-
-    def prepare(self, seed: int, states: Mapping[Condition, States], *, first: bool) -> None:
-        """Get ready for the conditions of a seed."""
-        self.first = first
-
-    def disrupted(self, disruption: Disruption, states: States, rows: Rows) -> Iterator[Part]:
-        """Some rows under a disruption."""
-        hashed = self.first and disruption.strategy == "fixed" and disruption.setting == "C"
-        start = 0
-        for batch in self.data.batches(disruption, rows, self.batch_size):
-            inputs, available = self._moved(batch)
-            at = rows[start : start + len(next(iter(available.values())))]
-            start += len(at)
-            if hashed:
-                for column, name in enumerate(self.data.modalities):
-                    found = np.flatnonzero(states[at, column] == CORRUPTED)
-                    if len(found):
-                        self.digest.add(name, take_rows(inputs[name], found))
-            yield at, inputs, available
-
-    def call(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
-        """The model's output."""
-        return self.model(inputs, available)
-
-    def _kept(
-        self, rows: Rows, state: int, inputs: dict[str, Any], available: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return inputs, available
-
-    def _moved(self, batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        inputs = {
-            name: map_tensors(lambda x: x.to(self.device), value)
-            for name, value in batch["inputs"].items()
-        }
-        return inputs, {name: mask.to(self.device) for name, mask in batch["available"].items()}
-
-
-class Stored(Streamed):
-    """Features of each distinct input are kept: by modality and what was done to the input."""
-
-    def __init__(self, model: nn.Module, data: EvaluationData, batch_size: int) -> None:
-        super().__init__(model, data, batch_size)
-        self.encode: Callable[..., Any] | None = getattr(model, "encode", None)
+        self.labels: NDArray[np.int64] = np.zeros(len(data.ids), np.int64)
         self.features: dict[tuple[str, int], Tensor] = {}
         self.have: dict[tuple[str, int], NDArray[np.bool_]] = {}
         self.seed: int | None = None
+        self._hashes: dict[tuple[str, int], Any] = {}
 
-    def call(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
-        """The output of the head alone, where there are encoders."""
-        if self.encode is None:
-            return self.model(inputs, available)
-        head: Any = self.model.head
-        return head(inputs, available)
+    def intact(self) -> Iterator[Part]:
+        """All rows undisrupted; labels and what was observed are known afterwards."""
+        names = self.data.modalities
+        nothing = Disruption(names, disruption_rate=0.0)
+        everything = np.arange(len(self.data.ids))
+        for rows, inputs, available in self._batches(nothing, everything, labeled=True):
+            for column, name in enumerate(names):
+                there = available[name].cpu().numpy()
+                self.observed[rows, column] = there
+                self._hash(name, inputs[name])
+                if self.kept:
+                    self._store(rows, name, INTACT, inputs[name], there)
+            if self.kept:
+                inputs, available = self._assembled(
+                    rows, np.zeros((len(rows), len(names)), np.int8)
+                )
+            yield rows, inputs, available
 
     def prepare(self, seed: int, states: Mapping[Condition, States], *, first: bool) -> None:
-        """Read every row that is corrupted in some condition of this seed, once."""
-        names = self.data.modalities
+        """Get ready for a seed: read every row once that some condition corrupts, to keep it."""
+        names, self.first = self.data.modalities, first
+        if not self.kept:
+            return
         if seed != self.seed and self.data.fresh_corruption:
             for key in [key for key in self.have if key[1] != INTACT]:
                 del self.have[key], self.features[key]
@@ -179,72 +106,94 @@ class Stored(Streamed):
         }
         kinds: tuple[tuple[int, Setting], ...] = ((CORRUPTED, "C"), (PARTIAL, "P"))
         for state, setting in kinds:
-            needed = np.zeros_like(self.observed)
-            for table in states.values():
-                needed |= table == state
+            needed = np.logical_or.reduce([table == state for table in states.values()])
             for column, name in enumerate(names):
-                have = self.have.get((name, state))
-                needed[:, column] &= True if have is None else ~have
-            rates = {name: float(needed[:, k].any()) for k, name in enumerate(names)}
-            disruption = Disruption(
-                names,
-                setting,
-                strategy="independent",
-                disruption_rate=rates,
-                seed=seed,
-            )
-            rows, start = np.flatnonzero(needed.any(1)), 0
+                needed[:, column] &= ~self.have.get((name, state), np.False_)
+            rows = np.flatnonzero(needed.any(1))
             if not len(rows):
                 continue
-            for batch in self.data.batches(disruption, rows, self.batch_size):
-                inputs, available = self._moved(batch)
-                at = rows[start : start + len(next(iter(available.values())))]
-                start += len(at)
+            rates = dict(zip(names, needed.any(0).astype(float).tolist(), strict=True))
+            made = Disruption(
+                names, setting, strategy="independent", disruption_rate=rates, seed=seed
+            )
+            for at, inputs, _ in self._batches(made, rows):
                 for column, name in enumerate(names):
                     if state == CORRUPTED and name in fixed:
-                        hashed = np.flatnonzero(fixed[name][at, column])
-                        self.digest.add(name, take_rows(inputs[name], hashed))
-                    wanted = torch.from_numpy(needed[at, column])
-                    self._store(at, name, state, inputs[name], wanted)
+                        self._hash(name, inputs[name], fixed[name][at, column])
+                    self._store(at, name, state, inputs[name], needed[at, column])
 
     def disrupted(self, disruption: Disruption, states: States, rows: Rows) -> Iterator[Part]:
-        """Some rows, put together."""
-        for start in range(0, len(rows), self.batch_size):
-            at = rows[start : start + self.batch_size]
-            yield at, *self._assembled(at, states[at])
+        """Some rows under a disruption."""
+        if self.kept:
+            for start in range(0, len(rows), self.batch_size):
+                at = rows[start : start + self.batch_size]
+                yield at, *self._assembled(at, states[at])
+            return
+        hashed = self.first and disruption.strategy == "fixed" and disruption.setting == "C"
+        for at, inputs, available in self._batches(disruption, rows):
+            for column, name in enumerate(self.data.modalities if hashed else ()):
+                self._hash(name, inputs[name], states[at, column] == CORRUPTED)
+            yield at, inputs, available
 
-    def _kept(
-        self, rows: Rows, state: int, inputs: dict[str, Any], available: dict[str, Tensor]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        for name, value in inputs.items():
-            self._store(rows, name, state, value, available[name].cpu())
-        return self._assembled(rows, np.zeros((len(rows), len(self.data.modalities)), np.int8))
+    def digest(self) -> str:
+        """Of the values of each modality, intact and corrupted, in the order they came in."""
+        whole = b"".join(found.digest() for _, found in sorted(self._hashes.items()))
+        return hashlib.blake2b(whole, digest_size=16).hexdigest()
 
-    def _store(self, rows: Rows, name: str, state: int, value: Any, wanted: Tensor) -> None:
+    def _batches(
+        self, disruption: Disruption, rows: Rows, *, labeled: bool = False
+    ) -> Iterator[Part]:
+        """The batches of the data on the model's device, with the rows they hold."""
+        start = 0
+        for batch in self.data.batches(disruption, rows, self.batch_size):
+            available = {m: mask.to(self.device) for m, mask in batch["available"].items()}
+            inputs = {
+                name: map_tensors(lambda x: x.to(self.device), value)
+                for name, value in batch["inputs"].items()
+            }
+            count = len(next(iter(available.values())))
+            at, start = rows[start : start + count], start + count
+            if start > len(rows):
+                break
+            if labeled:
+                self.labels[at] = torch.as_tensor(batch["label"]).cpu().numpy()
+            yield at, inputs, available
+        if start != len(rows):
+            raise ValueError(f"data must give {len(rows)} rows, as many as asked for, got {start}")
+
+    def _hash(self, name: str, value: Any, chosen: NDArray[np.bool_] | None = None) -> None:
+        """Take in some rows of a modality, each leaf in a digest of its own."""
+        if chosen is not None:
+            if not chosen.any():
+                return
+            value = take_rows(value, np.flatnonzero(chosen))
+        for place, leaf in enumerate(leaves(value)):
+            new = hashlib.blake2b(digest_size=16)
+            _hash_leaf(self._hashes.setdefault((name, place), new), leaf)
+
+    def _store(
+        self, rows: Rows, name: str, state: int, value: Any, wanted: NDArray[np.bool_]
+    ) -> None:
         """Encode the wanted rows, which are there, and no others."""
-        picked = np.flatnonzero(wanted.numpy())
+        picked = np.flatnonzero(wanted)
         if not len(picked):
             return
-        values = take_rows(value, picked)
-        key, raw = (name, state), values
-        if self.encode is not None:
-            values = self._encoded(name, raw)
-            if state == INTACT and key not in self.features and len(picked) > 1:
+        key, raw = (name, state), take_rows(value, picked)
+        values = self._encoded(name, raw)
+        if key not in self.features:
+            if self.encode is not None and state == INTACT and len(picked) > 1:
                 few = np.arange(min(CHECKED_ROWS, len(picked) - 1))
                 check_alone(self._encoded(name, take_rows(raw, few)), values)
-        if key not in self.features:
-            shape = (len(self.data.ids), *values.shape[1:])
-            self.features[key] = values.new_zeros(shape)
+            self.features[key] = values.new_zeros((len(self.data.ids), *values.shape[1:]))
             self.have[key] = np.zeros(len(self.data.ids), np.bool_)
         self.features[key][torch.from_numpy(rows[picked]).to(values.device)] = values
         self.have[key][rows[picked]] = True
 
-    def _encoded(self, name: str, value: Any) -> Tensor:
-        rows = len(next(leaves(value)))
-        there = torch.ones(rows, dtype=torch.bool, device=self.device)
-        assert self.encode is not None
-        encoded: Tensor = self.encode({name: value}, {name: there})[0][name]
-        return encoded
+    def _encoded(self, name: str, value: Any) -> Any:
+        if self.encode is None:
+            return value
+        there = torch.ones(len(next(leaves(value))), dtype=torch.bool, device=self.device)
+        return self.encode({name: value}, {name: there})[0][name]
 
     def _assembled(
         self, rows: Rows, states: States
@@ -266,8 +215,14 @@ class Stored(Streamed):
         return inputs, available
 
 
-def make_source(model: nn.Module, data: EvaluationData, batch_size: int, reuse: bool) -> Streamed:
-    """The road that a model and its data can take."""
-    encodes = callable(getattr(model, "encode", None)) and hasattr(model, "head")
-    keep = reuse and (encodes or isinstance(data, CachedFeatures))
-    return (Stored if keep else Streamed)(model, data, batch_size)
+def _hash_leaf(digest: Any, leaf: Any) -> None:
+    if isinstance(leaf, Tensor):
+        plain = leaf.detach().cpu().contiguous()
+        digest.update(plain.view(torch.uint8).numpy() if plain.ndim else repr(plain).encode())
+    elif isinstance(leaf, list | tuple):
+        for entry in leaf:
+            _hash_leaf(digest, entry)
+    elif isinstance(leaf, str):
+        digest.update(leaf.encode("utf-8", "surrogatepass") + b"\0")
+    elif hasattr(leaf, "tobytes"):
+        digest.update(leaf.tobytes())

@@ -5,21 +5,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from robustfusion.evaluation._tables import p_text, points, table
+from robustfusion.evaluation import statistics as stats
+from robustfusion.evaluation._tables import p_text, percent, table
 from robustfusion.evaluation.report import RobustnessReport
-from robustfusion.evaluation.statistics import (
-    UNKNOWN,
-    Estimate,
-    FloatArray,
-    bootstrap_weights,
-    combine_p_values,
-    estimate,
-    holm,
-    mcnemar_exact,
-    sign_flip_p_values,
-)
+from robustfusion.evaluation.statistics import UNKNOWN, Estimate
 
 WHY_THEY_DIFFER = (
     "The interval is of the mean difference in that one condition. The McNemar test asks in each "
@@ -31,7 +21,7 @@ WHY_THEY_DIFFER = (
 
 
 class Difference(NamedTuple):
-    """One condition: the first model's accuracy minus the second's.
+    """One condition: the first model's accuracy minus the second's; see :func:`compare`.
 
     Args:
         accuracy: The two accuracies.
@@ -41,17 +31,6 @@ class Difference(NamedTuple):
         permutation_p: Sign-flip test over the samples, each averaged over its runs first.
         discordant: Samples only the first, and only the second, model gets right, run by run:
             disruption seeds of the first training seed, then of the second.
-
-    Example:
-        >>> from robustfusion.evaluation import Difference
-        >>> from robustfusion.evaluation.statistics import Estimate, mcnemar_exact
-        >>> gap = Estimate(0.2, 0.0, 0.4)
-        >>> cell = Difference((0.9, 0.7), gap, mcnemar_exact(3, 1), 1.0, 0.62, ((3, 1),))
-        >>> cell.mcnemar_p, cell.difference.low
-        (0.625, 0.0)
-
-    Reference:
-        As :class:`Comparison`.
     """
 
     accuracy: tuple[float, float]
@@ -74,9 +53,6 @@ class Comparison(NamedTuple):
             nothing was disrupted.
         overall_p: Its sign-flip p-value.
         remarks: What is wrong with one of the two, so that beating it says nothing.
-
-    Reference:
-        As :func:`compare`.
     """
 
     names: tuple[str, str]
@@ -96,25 +72,20 @@ class Comparison(NamedTuple):
             [
                 self.titles[key],
                 *[f"{100 * value:.1f}" for value in cell.accuracy],
-                points(cell.difference),
+                percent(cell.difference, "+.1f"),
                 *[p_text(p) for p in (cell.mcnemar_p, cell.holm_p, cell.permutation_p)],
             ]
             for key, cell in self.cells.items()
         ]
         lines = [
-            f"# {first} against {second}",
-            "",
+            f"# {first} against {second}\n",
             f"Accuracy in %, the same samples under the same disruptions{seeds}. Difference with "
-            "its bootstrap interval over samples and seeds.",
-            "",
+            "its bootstrap interval over samples and seeds.\n",
             *table(head, body),
         ]
         if not math.isnan(self.overall.value):
-            lines += [
-                f"Mean over the disrupted conditions: {points(self.overall)}, permutation p "
-                f"{p_text(self.overall_p)}.",
-                "",
-            ]
+            overall, p = percent(self.overall, "+.1f"), p_text(self.overall_p)
+            lines.append(f"Mean over the disrupted conditions: {overall}, permutation p {p}.\n")
         lines += [f"**{remark}**\n" for remark in self.remarks]
         return "\n".join([*lines, WHY_THEY_DIFFER]) + "\n"
 
@@ -150,130 +121,88 @@ def compare(
         >>> import torch
         >>> from robustfusion.disruption import robustness_grid
         >>> from robustfusion.evaluation import CachedFeatures, compare, robustness_report
-        >>> class Only(torch.nn.Module):  # believes one modality
-        ...     def __init__(self, name):
-        ...         super().__init__()
-        ...         self.name = name
-        ...
+        >>> class Image(torch.nn.Module):  # believes one modality
         ...     def forward(self, features, available):
-        ...         there = available[self.name][:, None]
-        ...         return torch.where(there, features[self.name], 0)
+        ...         return features["image"]
+        >>> class Text(torch.nn.Module):
+        ...     def forward(self, features, available):
+        ...         return features["text"]
         >>> labels = torch.arange(60) % 3
         >>> image, text = torch.eye(3)[labels], torch.eye(3)[labels.clamp_max(1)]
         >>> data = CachedFeatures({"image": image, "text": text}, labels)
         >>> grid = robustness_grid(data.modalities, settings=("D",), rates=(1.0,))
-        >>> first, second = (
-        ...     robustness_report(Only(name), data, grid).named(name) for name in data.modalities
-        ... )
-        >>> comparison = compare(first, second)
-        >>> clean = comparison.cells["clean"]
+        >>> reports = [robustness_report(model, data, grid) for model in (Image(), Text())]
+        >>> clean = compare(*reports).cells["clean"]
         >>> clean.discordant, round(clean.difference.value, 3), clean.holm_p < 0.001
         (((20, 0),), 0.333, True)
-        >>> print(comparison.to_markdown().splitlines()[0])
-        # image against text
 
     Reference:
         McNemar, Psychometrika 12, 1947; Holm, "A simple sequentially rejective multiple test
         procedure", Scandinavian Journal of Statistics 6, 1979; Efron and Tibshirani, "An
         Introduction to the Bootstrap", 1993.
     """
-    left = [ours] if isinstance(ours, RobustnessReport) else list(ours)
-    right = [theirs] if isinstance(theirs, RobustnessReport) else list(theirs)
+    left, right = (
+        [side] if isinstance(side, RobustnessReport) else list(side) for side in (ours, theirs)
+    )
     if not left or len(left) != len(right):
         raise ValueError(
             "ours and theirs must hold as many training seeds, at least one, got "
             f"{len(left)} and {len(right)}"
         )
-    first = left[0]
     for other in (*left[1:], *right):
-        _check_comparable(first, other, same_inputs)
-    gaps, cells, tests = {}, {}, {}
-    for place, cell in enumerate(first.measured):
-        key = cell.condition.key
-        hits = [
-            np.stack([r.measured[place].predictions == r.labels for r in side])
-            for side in (left, right)
-        ]
-        gaps[key] = hits[0].astype(np.float32) - hits[1].astype(np.float32)  # (T, S, N)
-        only = [(a & ~b).sum(-1).ravel().tolist() for a, b in (hits, hits[::-1])]
-        pairs = tuple(zip(*only, strict=True))
-        tests[key] = combine_p_values(np.asarray([mcnemar_exact(b, c) for b, c in pairs]))
-        cells[key] = (float(hits[0].mean()), float(hits[1].mean())), pairs
-    adjusted = dict(zip(tests, holm(np.asarray(list(tests.values()))), strict=True))
-    disrupted = [key for key in cells if key != "clean"]
-    by_sample = {key: gap.mean((0, 1), dtype=np.float64) for key, gap in gaps.items()}
-    draws = _resampled(gaps, replicates, seed)
-    overall, flipped = UNKNOWN, dict(by_sample)
-    if disrupted:
-        flipped["overall"] = np.mean([by_sample[key] for key in disrupted], axis=0)
-        mean = np.mean([draws[key] for key in disrupted], axis=0)
-        overall = estimate(float(flipped["overall"].mean()), mean, level)
-    p_values = dict(
-        zip(
-            flipped,
-            sign_flip_p_values(np.stack(list(flipped.values()), axis=1), seed=seed).tolist(),
-            strict=True,
-        )
-    )
+        _check_comparable(left[0], other, same_inputs)
+    gaps, accuracies, discordant, tests = {}, {}, {}, []
+    for cells in zip(*(report.measured for report in (*left, *right)), strict=True):
+        key = cells[0].condition.key
+        hits = np.stack([cell.predictions == left[0].labels for cell in cells])
+        a, b = hits[: len(left)], hits[len(left) :]  # (T, S, N)
+        gaps[key] = a.astype(np.float32) - b.astype(np.float32)
+        accuracies[key] = float(a.mean()), float(b.mean())
+        only = [(x & ~y).sum(-1).ravel().tolist() for x, y in ((a, b), (b, a))]
+        discordant[key] = tuple(zip(*only, strict=True))
+        each = np.asarray([stats.mcnemar_exact(*counts) for counts in discordant[key]])
+        tests.append(stats.combine_p_values(each))
+    means = {key: gap.mean((0, 1), dtype=np.float64) for key, gap in gaps.items()}
+    draws = stats.bootstrap_means(gaps, replicates, seed)
+    if disrupted := [key for key in gaps if key != "clean"]:
+        for values in (means, draws):
+            values["overall"] = np.mean([values[key] for key in disrupted], axis=0)
+    flipped = stats.sign_flip_p_values(np.stack(list(means.values()), axis=1), seed=seed)
+    p_values = dict(zip(means, flipped.tolist(), strict=True))
+    gap = {key: stats.estimate(x.mean(), draws[key], level) for key, x in means.items()}
+    adjusted = stats.holm(np.asarray(tests)).tolist()
     return Comparison(
         names=(left[0].name, right[0].name),
         runs=len(left),
         cells={
-            key: Difference(
-                accuracy=accuracy,
-                difference=estimate(float(by_sample[key].mean()), draws[key], level),
-                mcnemar_p=tests[key],
-                holm_p=float(adjusted[key]),
-                permutation_p=p_values[key],
-                discordant=pairs,
-            )
-            for key, (accuracy, pairs) in cells.items()
+            key: Difference(accuracies[key], gap[key], p, q, p_values[key], discordant[key])
+            for key, p, q in zip(gaps, tests, adjusted, strict=True)
         },
-        titles={c.condition.key: c.condition.title for c in first.measured},
-        overall=overall,
+        titles={cell.condition.key: cell.condition.title for cell in left[0].measured},
+        overall=gap.get("overall", UNKNOWN),
         overall_p=p_values.get("overall", math.nan),
         remarks=tuple(dict.fromkeys(remark for r in (*left, *right) for remark in r.remarks)),
     )
-
-
-def _resampled(
-    gaps: dict[str, NDArray[np.float32]], replicates: int, seed: int
-) -> dict[str, FloatArray]:
-    """Bootstrap means of every condition, from one resampling of samples and of seeds."""
-    found: dict[str, list[FloatArray]] = {key: [np.empty(0)] for key in gaps}
-    runs, seeds, samples = np.broadcast_shapes(*(gap.shape for gap in gaps.values()))
-    generator = np.random.default_rng([seed, 1])
-    for weights in bootstrap_weights(samples, replicates, seed):
-        shares = [
-            generator.multinomial(k, np.full(k, 1 / k), size=len(weights)) / k
-            for k in (runs, seeds)
-        ]
-        for key, gap in gaps.items():
-            t, s, _ = gap.shape
-            means = (weights @ gap.reshape(t * s, samples).T).reshape(-1, t, s) / samples
-            # Where the disruption seed does not matter there is one.
-            over_seeds = means[..., 0] if s == 1 else np.einsum("rts,rs->rt", means, shares[1])
-            found[key].append(np.einsum("rt,rt->r", over_seeds.astype(np.float64), shares[0]))
-    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def _check_comparable(
     first: RobustnessReport, second: RobustnessReport, same_inputs: bool
 ) -> None:
     ours, theirs = first.fingerprint, second.fingerprint
+    names = f"{first.name!r} and {second.name!r}"
     if ours.samples != theirs.samples:
         raise ValueError(
-            f"reports of {first.name!r} and {second.name!r} are of different data: other samples, "
-            f"labels or order ({ours.samples[:8]} and {theirs.samples[:8]})"
+            f"reports of {names} are of different data: other samples, labels or order "
+            f"({ours.samples[:8]} and {theirs.samples[:8]})"
         )
     conditions = [[(c.condition, c.seeds) for c in r.measured] for r in (first, second)]
     if conditions[0] != conditions[1] or ours.disruptions != theirs.disruptions:
         raise ValueError(
-            f"reports of {first.name!r} and {second.name!r} are of different disruptions: run "
-            "both over the same conditions and seeds"
+            f"reports of {names} are of different disruptions: run both over the same conditions "
+            "and seeds"
         )
     if same_inputs and ours.inputs != theirs.inputs:
         raise ValueError(
-            f"models {first.name!r} and {second.name!r} were given different values for the same "
-            "samples; pass same_inputs=False to compare them with their own features"
+            f"models {names} were given different values for the same samples; pass "
+            "same_inputs=False to compare them with their own features"
         )

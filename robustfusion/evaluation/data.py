@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from robustfusion._validation import check_keys
+from robustfusion._validation import check_keys, check_mask
 from robustfusion.disruption import (
     DisruptedDataset,
     Disruption,
@@ -40,27 +40,18 @@ class EvaluationData(Protocol):
         >>> from robustfusion.baselines import ConcatenationHead
         >>> from robustfusion.disruption import disrupt_features
         >>> from robustfusion.evaluation import robustness_report
-        >>> class Stored:  # rows that a function reads from wherever they lie
+        >>> class Stored:  # rows that are read from wherever they lie
         ...     modalities, class_names = ("image", "text"), ("no", "yes")
         ...     ids, fresh_corruption = tuple(range(6)), False
         ...
-        ...     def read(self, row):
-        ...         return {"image": torch.full((3,), float(row)), "text": torch.ones(2)}, row % 2
-        ...
         ...     def batches(self, disruption, rows, batch_size):
         ...         for part in np.split(rows, range(batch_size, len(rows), batch_size)):
-        ...             found = [self.read(row) for row in part]
-        ...             clean = {m: torch.stack([x[m] for x, _ in found]) for m in self.modalities}
-        ...             corrupted = {m: torch.zeros_like(x) for m, x in clean.items()}
-        ...             made = disrupt_features(
-        ...                 disruption, [self.ids[row] for row in part], clean, corrupted
-        ...             )
-        ...             yield {
-        ...                 "inputs": made.inputs,
-        ...                 "available": made.available,
-        ...                 "label": torch.tensor([label for _, label in found]),
-        ...             }
-        >>> head = ConcatenationHead({"image": 3, "text": 2}, num_classes=2)
+        ...             clean = {m: torch.ones(len(part), 3) for m in self.modalities}
+        ...             corrupted = {m: torch.zeros(len(part), 3) for m in self.modalities}
+        ...             made = disrupt_features(disruption, part.tolist(), clean, corrupted)
+        ...             labels = torch.from_numpy(part % 2)
+        ...             yield {"inputs": made.inputs, "available": made.available, "label": labels}
+        >>> head = ConcatenationHead({"image": 3, "text": 3}, num_classes=2)
         >>> report = robustness_report(head, Stored(), seeds=(0,), batch_size=4)
         >>> report["clean"].predictions.shape
         (1, 6)
@@ -138,31 +129,20 @@ class CachedFeatures:
             )
         self.labels = labels.long()
         self.ids = _unique(range(len(labels)) if ids is None else ids, len(labels))
+        self.corrupted, self.available = dict(corrupted or {}), dict(available or {})
+        for argument, given in (("corrupted", self.corrupted), ("available", self.available)):
+            check_keys(given, self.modalities, argument)
         for name, values in self.features.items():
             check_rows(f'features["{name}"]', values, len(labels))
-        self.corrupted = dict(corrupted or {})
-        check_keys(self.corrupted, self.modalities, "corrupted")
         for name, source in self.corrupted.items():
             check_source(name, source, self.features[name])
-        self.available = dict(available or {})
-        check_keys(self.available, self.modalities, "available")
         for name, mask in self.available.items():
-            self.available[name] = self._checked_mask(name, mask)
+            check_mask(mask, (len(labels),), f'available["{name}"]')
+            self.available[name] = mask.cpu()
         self.class_names = None if class_names is None else tuple(class_names)
         self.fresh_corruption = any(
             is_fresh(source, self.features[name]) for name, source in self.corrupted.items()
         )
-
-    def _checked_mask(self, name: str, mask: Tensor) -> Tensor:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f'available["{name}"] must be a bool tensor, got {found}')
-        if mask.shape != self.labels.shape:
-            raise ValueError(
-                f'available["{name}"] must have shape ({len(self.labels)},), got '
-                f"{tuple(mask.shape)}"
-            )
-        return mask.cpu()
 
     def batches(self, disruption: Disruption, rows: Rows, batch_size: int) -> Iterator[Batch]:
         """The `rows` under `disruption`; see `EvaluationData`."""

@@ -6,9 +6,10 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from robustfusion._validation import check_between
 from robustfusion.disruption import Condition
-from robustfusion.evaluation import _remarks, _tables
+from robustfusion.evaluation import _tables, results
+from robustfusion.evaluation import statistics as stats
 from robustfusion.evaluation.results import (
     Cell,
     Fingerprint,
@@ -25,22 +27,21 @@ from robustfusion.evaluation.results import (
     Majority,
     Quality,
     Recovered,
-    Summary,
-    summarize,
 )
-from robustfusion.evaluation.statistics import Estimate
+from robustfusion.evaluation.statistics import Estimate, FloatArray
 
 FORMAT = 2
-_CELL_ARRAYS = ("predictions", "confidence", "log_likelihood", "p_values", "counts")
+_NAMES = ("modalities", "class_names", "candidates", "seeds")
+_QUALITY = ("clean", "corrupted")
 
 
 @dataclass(frozen=True, eq=False)
 class RobustnessReport:
     """How a model does over the conditions, with intervals and per-sample results.
 
-    Made by :func:`robustness_report`, or read back with `load`. A score is the mean over the
-    disruption seeds; its interval comes from a bootstrap over the samples, with the same draws
-    for every score and report of the same data. Scores are made when they are first asked for.
+    Made by :func:`robustness_report`, where the example is, or read back with `load`. A score is
+    the mean over the disruption seeds; its interval comes from a bootstrap over the samples, with
+    the same draws for every score and report of the same data. Scores are made when asked for.
 
     Args:
         name: Of the model.
@@ -55,24 +56,6 @@ class RobustnessReport:
         recovered: True and recovered features by ``(target, source)``, for the plot.
         intervals: How the scores are made; see `with_intervals`.
         record: Whatever the caller wants kept: command, commit, machine; see `named`.
-
-    Example:
-        >>> import torch
-        >>> from robustfusion.disruption import robustness_grid
-        >>> from robustfusion.evaluation import CachedFeatures, robustness_report
-        >>> class Sum(torch.nn.Module):
-        ...     def forward(self, features, available):
-        ...         kept = [torch.where(available[m][:, None], x, 0) for m, x in features.items()]
-        ...         return kept[0] + kept[1]
-        >>> labels = torch.arange(30) % 3
-        >>> clean = torch.nn.functional.one_hot(labels, 3).float()
-        >>> data = CachedFeatures({"image": clean, "text": 2 * clean}, labels)
-        >>> grid = robustness_grid(data.modalities, settings=("D",), rates=(0.5, 1.0))
-        >>> report = robustness_report(Sum(), data, grid).with_intervals(replicates=200)
-        >>> report["fixed/text/D"].accuracy.value
-        1.0
-        >>> print(report.to_markdown().splitlines()[0])
-        # Robustness of Sum
 
     Reference:
         Table 1 and Figure 5 of https://arxiv.org/abs/2511.18751.
@@ -139,43 +122,103 @@ class RobustnessReport:
         return dataclasses.replace(self, intervals=options)
 
     @cached_property
-    def _summary(self) -> Summary:
-        """All scores; the properties below are its parts."""
-        names = (self.modalities, self.class_names)
-        return summarize(self.measured, self.scored, self.labels, names, self.intervals)
+    def _replicates(self) -> dict[Any, FloatArray]:
+        """Every score by (condition or modality, name): the value, then its replicates."""
+        true, made = self.labels.astype(np.int64), self.intervals
+        parts: dict[Any, list[FloatArray]] = {}
+        once = np.ones((1, len(true)), dtype=np.float32)
+        drawn = stats.bootstrap_weights(len(true), made.replicates, made.seed)
+        for weights in chain([once], drawn):
+            for cell in self.measured:
+                by = len(self.class_names), weights, made.alarm_rate
+                for name, values in results.cell_scores(cell, true, *by).items():
+                    parts.setdefault((cell.condition.key, name), []).append(values)
+            for name, quality in self.scored.items():
+                parts.setdefault((name, "auroc"), []).append(results.aurocs(quality, weights))
+        return {key: np.concatenate(values) for key, values in parts.items()}
 
-    @property
+    def _interval(self, values: FloatArray) -> Estimate:
+        return stats.estimate(values[0], values[1:], self.intervals.level)
+
+    @cached_property
     def cells(self) -> dict[str, Cell]:
         """The conditions by key, clean first."""
-        return self._summary.cells
+        cells, found = {}, self._replicates
+        for cell in self.measured:
+            key, right = cell.condition.key, cell.predictions == self.labels
+            alarms = {
+                name: self._interval(found[key, f"alarm {column}"])
+                for column, name in enumerate(self.modalities)
+                if (key, f"alarm {column}") in found
+            }
+            by_seed = right.mean(1)
+            scores: dict[str, Any] = {
+                name: self._interval(found[key, name]) for name in results.SCORES
+            }
+            cells[key] = dataclasses.replace(
+                cell,
+                **scores,
+                drop=self._interval(found["clean", "accuracy"] - found[key, "accuracy"]),
+                alarms={name: rate for name, rate in alarms.items() if not np.isnan(rate.value)},
+                aurc=float(stats.risk_coverage(right, cell.confidence)[1].mean()),
+                spread=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan"),
+            )
+        return cells
 
-    @property
+    @cached_property
     def quality(self) -> dict[str, Quality]:
         """The quality scores by modality; empty for a model without them."""
-        return self._summary.quality
+        return {
+            name: quality._replace(
+                auroc=self._interval(self._replicates[name, "auroc"]),
+                class_means={
+                    class_name: results.mean_qualities(quality, self.labels == index)
+                    for index, class_name in enumerate(self.class_names)
+                },
+            )
+            for name, quality in self.scored.items()
+        }
 
-    @property
+    @cached_property
     def area(self) -> dict[str, Estimate]:
         """Area under the rate curve by setting: mean accuracy over the rates, clean at rate 0."""
-        return self._summary.area
+        conditions, areas = [cell.condition for cell in self.measured], {}
+        for setting in dict.fromkeys(c.setting for c in conditions if c.strategy == "random"):
+            points = results.rate_curve(conditions, str(setting))
+            values = np.stack([self._replicates[key, "accuracy"] for _, key in points])
+            # The trapezoids, divided by the range of the rates.
+            steps = np.diff(np.asarray([rate for rate, _ in points]))
+            mean = (values[:-1] + values[1:]).T @ steps / (2 * steps.sum())
+            areas[str(setting)] = self._interval(mean)
+        return areas
 
-    @property
+    @cached_property
     def corruption_premium(self) -> dict[str, Estimate]:
         """Accuracy discarded minus accuracy corrupted; above zero: corruption fools the model.
 
         By modality ("image"), and by rate ("random 0.4").
         """
-        return self._summary.corruption_premium
+        found = self._replicates
+        pairs = [(c.condition, c.condition._replace(setting="C").key) for c in self.measured]
+        return {
+            c.place: self._interval(found[c.key, "accuracy"] - found[twin, "accuracy"])
+            for c, twin in pairs
+            if c.setting == "D" and (twin, "accuracy") in found
+        }
 
-    @property
+    @cached_property
     def majority(self) -> Majority:
         """The line to beat: always answering with the most frequent class."""
-        return self._summary.majority
+        classes = len(self.class_names)
+        winner = int(np.bincount(self.labels, minlength=classes).argmax())
+        guess = np.full((1, len(self.labels)), winner)
+        scores = stats.classification_scores(self.labels, guess, classes)
+        return Majority(self.class_names[winner], *(float(s[0, 0]) for s in scores))
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What makes the scores worthless, in plain words; empty if nothing looks wrong."""
-        return tuple(_remarks.remarks(self))
+        return tuple(_tables.remarks(self))
 
     def to_rows(self) -> list[dict[str, str | float]]:
         """The scores in long form: one dictionary for each condition and metric."""
@@ -203,22 +246,14 @@ class RobustnessReport:
         Returns:
             the files written; `load` reads them.
         """
-        arrays: dict[str, NDArray[Any]] = {"labels": self.labels}
-        for place, cell in enumerate(self.measured):
-            arrays |= {f"cell {place} {name}": getattr(cell, name) for name in _CELL_ARRAYS}
-        for name, quality in self.scored.items():
-            arrays[f"quality {name} clean"] = quality.clean
-            arrays[f"quality {name} corrupted"] = quality.corrupted
-        for place, points in enumerate(self.recovered.values()):
-            arrays |= {f"recovered {place} {k}": v for k, v in points._asdict().items()}
+        arrays = {"labels": self.labels}
+        for where, (record, names) in self._parts().items():
+            arrays |= {f"{where} {name}": getattr(record, name) for name in names}
         document = {
             "format": FORMAT,
             "name": self.name,
             "record": dict(self.record),
-            "modalities": self.modalities,
-            "class_names": self.class_names,
-            "candidates": self.candidates,
-            "seeds": self.seeds,
+            **{name: getattr(self, name) for name in _NAMES},
             "intervals": self.intervals._asdict(),
             "fingerprint": self.fingerprint._asdict(),
             "arrays": _digest(arrays),
@@ -235,6 +270,13 @@ class RobustnessReport:
         np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
         text.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return [text, packed]
+
+    def _parts(self) -> dict[str, tuple[Any, Sequence[str]]]:
+        """The records that hold arrays, and the names of these, by their place in the npz."""
+        cells = {f"cell {k}": (cell, results.CELL) for k, cell in enumerate(self.measured)}
+        scored = {f"quality {name}": (q, _QUALITY) for name, q in self.scored.items()}
+        points = enumerate(self.recovered.values())
+        return {**cells, **scored, **{f"recovered {k}": (r, Recovered._fields) for k, r in points}}
 
     @classmethod
     def load(cls, path: str | Path) -> "RobustnessReport":
@@ -259,39 +301,34 @@ class RobustnessReport:
             raise ValueError(f"{packed} cannot be read: {error}") from error
         if _digest(arrays) != document["arrays"]:
             raise ValueError(f"{packed} does not hold the results of {text}")
+
+        def part(where: str, names: Sequence[str]) -> dict[str, Any]:
+            return {name: arrays[f"{where} {name}"] for name in names}
+
         cells = []
         for place, entry in enumerate(document["conditions"]):
-            weights, rate = entry.pop("weights"), entry["rate"]
-            own = {name: arrays[f"cell {place} {name}"] for name in _CELL_ARRAYS}
+            seeds, weights, rate = (entry.pop(name) for name in ("seeds", "weights", "rate"))
             cells.append(
                 Cell(
-                    seeds=tuple(entry.pop("seeds")),
-                    condition=Condition(
-                        **{**entry, "rate": tuple(rate) if isinstance(rate, list) else rate}
-                    ),
+                    Condition(**entry, rate=tuple(rate) if isinstance(rate, list) else rate),
+                    tuple(seeds),
                     weights=None if weights is None else tuple(weights),
-                    **own,
+                    **part(f"cell {place}", results.CELL),
                 )
             )
+        scored = {m: Quality(**part(f"quality {m}", _QUALITY)) for m in document["quality"]}
+        recovered = {
+            (target, source): Recovered(**part(f"recovered {place}", Recovered._fields))
+            for place, (target, source) in enumerate(document["recovered"])
+        }
         return cls(
             name=document["name"],
-            modalities=tuple(document["modalities"]),
-            class_names=tuple(document["class_names"]),
-            candidates=tuple(document["candidates"]),
+            **{name: tuple(document[name]) for name in _NAMES},
             labels=arrays["labels"],
-            seeds=tuple(document["seeds"]),
             fingerprint=Fingerprint(**document["fingerprint"]),
             measured=tuple(cells),
-            scored={
-                name: Quality(*(arrays[f"quality {name} {k}"] for k in ("clean", "corrupted")))
-                for name in document["quality"]
-            },
-            recovered={
-                (target, source): Recovered(
-                    *(arrays[f"recovered {place} {k}"] for k in Recovered._fields)
-                )
-                for place, (target, source) in enumerate(document["recovered"])
-            },
+            scored=scored,
+            recovered=recovered,
             intervals=Intervals(**document["intervals"]),
             record=document["record"],
         )
@@ -299,8 +336,7 @@ class RobustnessReport:
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        values = arrays[name]
+    for name, values in sorted(arrays.items()):
         digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
     return digest.hexdigest()
 

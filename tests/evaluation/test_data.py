@@ -89,7 +89,10 @@ def test_cached_features_refuse(change: dict[str, Any], message: str) -> None:
             r'corrupted\["image"\] must be torch.float32 as the features, got torch.int64',
         ),
         ({"corrupted": {"image": None}}, r'corrupted\["image"\] must be .* got NoneType'),
-        ({"available": {"image": torch.ones(4)}}, r'available\["image"\] must be a bool tensor'),
+        (
+            {"available": {"image": torch.ones(4)}},
+            r'available\["image"\] must have dtype torch.bool, got torch.float32',
+        ),
         ({"available": {"image": [True] * 4}}, r'available\["image"\] must .* got list'),
         ({"ids": ["a", 0.5, "b", "c"]}, "a sample id must be a str or an int, got 0.5"),
     ],
