@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "gallery"
 ALSO_RUN = ("compose_drf", "digits")
+MAIN = ("main_job", "drf_mvsa")
 FIGURES = {"drf_mvsa": "main-job.png"}  # a run of minutes, recorded: README says at which commit
 SMALL = {"posts": 400, "epochs": 6, "seeds": (0,)}  # of the notebook
 ACRONYMS = ("clip", "ddp", "drf", "fsdp", "mvsa", "onnx", "ood")
@@ -41,8 +42,9 @@ def write(folder: Path, target: Path, kept: Path = KEPT) -> None:
     pages = target / "examples"
     pages.mkdir(parents=True, exist_ok=True)
     notebooks = sorted(folder.glob("*.ipynb"))
-    programs = filter(is_program, folder.rglob("*.py"))
-    paths = [*notebooks, *sorted(programs, key=lambda path: (-len(path.parts), path.name))]
+    paths = [*notebooks, *filter(is_program, folder.rglob("*.py"))]
+    # The main job, then what has a picture, then the others.
+    paths.sort(key=lambda path: (path.stem not in MAIN, -len(path.parts), path.name))
     short = [path for path in paths if path in notebooks or path.parent.name == "gallery"]
     short += [path for path in paths if path.stem in ALSO_RUN]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -101,10 +103,11 @@ def run(path: Path, folder: Path, kept: Path) -> Path:
 
 
 def fingerprint(path: Path, folder: Path) -> str:
-    """Name what an example shows: its file, what it may import, and torch."""
+    """Name what an example shows: its file, what it may import, torch, and this script."""
     helpers = [p for p in folder.rglob("*.py") if not is_program(p) or p.stem in ALSO_RUN]
-    digest = hashlib.sha256(f"{version('torch')} {SMALL}".encode())
-    for file in [path, *sorted(helpers), *sorted((ROOT / "robustfusion").rglob("*.py"))]:
+    package = sorted((ROOT / "robustfusion").rglob("*.py"))
+    digest = hashlib.sha256(version("torch").encode())
+    for file in [path, *sorted(helpers), *package, Path(__file__)]:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -116,7 +119,8 @@ def execute(path: Path, scratch: Path, settings: dict[str, Any]) -> Any:
     from nbclient import NotebookClient
     from traitlets.config import Config
 
-    made = nbformat.read(path, as_version=4)
+    read: Any = nbformat.read
+    made = read(path, as_version=4)
     (cell,) = [cell for cell in made.cells if "parameters" in cell.metadata.get("tags", ())]
     shown = cell.source
     given = {**settings, "output_dir": str(scratch / "run")}
@@ -149,7 +153,8 @@ def outputs(made: Any, name: str) -> dict[str, bytes]:
                 parts.append(_fenced(output.text, "text"))
     small = ", ".join(f"`{key} = {value}`" for key, value in SMALL.items())
     note = f"The notebook is `examples/{name}.ipynb`; what it shows here was made with {small}."
-    text = "\n\n".join([parts[0], note, *parts[1:]]) + "\n"
+    first = "---\nsearch: {boost: 3}\n---"  # who looks for a notebook wants this one
+    text = "\n\n".join([first, parts[0], note, *parts[1:]]) + "\n"
     return {**files, f"{name}.md": text.encode()}
 
 

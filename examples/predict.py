@@ -198,8 +198,10 @@ def main(
                 )
         if output.is_dir():
             raise SetupError(f"--output {output} is a folder: give the name of a file")
-        if output.exists() and (not overwrite or output.samefile(table)):
-            raise SetupError(f"{output} is there already: choose another, or --overwrite")
+        if output.exists() and output.samefile(table):
+            raise SetupError(f"{output} is the table itself: choose another --output")
+        if output.exists() and not overwrite:
+            raise SetupError(f"{output} is there already: choose another --output, or --overwrite")
         predictor = Predictor(run, device)
         source = Source(columns, image_root or table.parent, confined=not allow_outside)
         rule = make_rule(predictor, alarm_rate, abstain)

@@ -233,7 +233,8 @@ def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
         ({"table": "nowhere.csv"}, "nowhere.csv cannot be read as a table"),
         ({"header": ("image", "words")}, "has no column 'text', only ['image', 'words']"),
         ({"rows": []}, "has no rows"),
-        ({"exists": True}, "is there already"),
+        ({"exists": True}, "is there already: choose another --output, or --overwrite"),
+        ({"out": "posts.csv"}, "posts.csv is the table itself"),
         ({"header": ("text", "text")}, "must not name a column twice"),
         ({"folder": True}, "is a folder"),
         ({"device": "warp"}, "--device warp"),
@@ -245,7 +246,7 @@ def test_mistakes_are_told_in_one_sentence(
     table = write(
         tmp_path / "posts.csv", change.get("rows", [("", "a text")]), change.get("header", ())
     )
-    out = tmp_path / "out.csv"
+    out = tmp_path / change.get("out", "out.csv")
     if change.get("exists"):
         out.write_text("kept")
     if change.get("folder"):
@@ -259,7 +260,7 @@ def test_mistakes_are_told_in_one_sentence(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert out.exists() == bool(change.get("exists") or change.get("folder"))
+    assert out.exists() == any(change.get(key) for key in ("exists", "folder", "out"))
 
 
 def problem_of(example: Any, run: Path, folder: Path, cell: str, *options: str) -> str:
