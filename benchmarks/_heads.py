@@ -19,7 +19,7 @@ from reproductions import (
 )
 from torch import nn
 
-from robustfusion import DRFHead, PaperDRFHead
+from robustfusion import DRFHead, PaperDRFHead, VotingHead
 from robustfusion.baselines import (
     ConcatenationHead,
     DyMoHead,
@@ -40,8 +40,18 @@ from robustfusion.baselines import (
 
 Maker = Callable[..., nn.Module]  # (dims, num_classes, **options)
 
+
+def voting(
+    dims: Mapping[str, int], num_classes: int, *, hidden_features: int = 256, dropout: float = 0.5
+) -> VotingHead:
+    """The default head, and the nearest training samples beside it."""
+    head = DRFHead(dims, num_classes, hidden_features=hidden_features, dropout=dropout)
+    return VotingHead(head)
+
+
 MAKERS: dict[str, Maker] = {
     "DRFHead": DRFHead,
+    "VotingHead": voting,
     "PaperDRFHead": PaperDRFHead,
     "Concatenation + modality dropout": ConcatenationHead,
     "Concatenation": ConcatenationHead,

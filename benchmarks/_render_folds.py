@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from _record import read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "results" / "cross-validation.md"
-RIVAL = "concatenation + dropout"
+RIVALS = ("concatenation + dropout", "concatenation + dropout, regularized")
 TITLES = {
     "mvsa": "MVSA-Single, posts: image, text",
     "harmeme": "HarMeme, memes: image, text",
@@ -15,6 +17,7 @@ TITLES = {
     "fou-zer-mor": "UCI's digits in three views",
     "six-views": "UCI's digits in six views",
 }
+MAIN = (*RIVALS, "DRF", "DRF + votes")  # each cell of these; of others, means
 CELLS = {"clean": "all fine", "corrupted": "one poor", "missing": "one missing"}
 
 
@@ -34,17 +37,19 @@ def readme_lines() -> list[str]:
     record = read_record("cross_validation")
     lines = [
         "Accuracy in %, frozen features, out of fold on training and validation samples. Rival:",
-        "concatenation with modality dropout, the hardest to beat of simple heads. Means over",
-        "the modalities that are corrupted or missing; differences with their paired standard",
-        "error, **bold** from two of them on.",
+        "concatenation with modality dropout, the hardest to beat of simple heads, with a dropout",
+        "of 0.1 or of 0.5, whichever is better there. Votes: `VotingHead(DRFHead(...))`. Means",
+        "over the modalities that are corrupted or missing; differences from the rival with their",
+        "paired standard error, **bold** from two of them on.",
         f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`;",
         "[the whole page](docs/pages/results/cross-validation.md) has every cell.",
         "",
-        row(["data (majority class)", "inputs", "rival", "DRF", "difference"]),
-        "|---|---|---:|---:|---:|",
+        row(["data (majority class)", "inputs", "rival", "DRF", "Δ", "with votes", "Δ"]),
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for name, data in record["results"]["data"].items():
-        rival, ours = data["heads"][RIVAL], data["heads"]["DRF"]
+        rival = data["heads"][data["rival"]]
+        ours = [data["heads"][head] for head in ("DRF", "DRF + votes")]
         for place, (cell, words) in enumerate(CELLS.items()):
             first = f"{TITLES[name]} ({data['majority']:.1f})" if place == 0 else ""
             lines.append(
@@ -53,11 +58,42 @@ def readme_lines() -> list[str]:
                         first,
                         words,
                         f"{rival[cell]['accuracy']:.1f}",
-                        f"{ours[cell]['accuracy']:.1f}",
-                        gap(ours[cell]),
+                        *(
+                            text
+                            for head in ours
+                            for text in (f"{head[cell]['accuracy']:.1f}", gap(head[cell]))
+                        ),
                     ]
                 )
             )
+    return lines
+
+
+def each_cell(heads: Mapping[str, Any], rival: str) -> list[str]:
+    """Accuracy in each cell, and what each head gains on the rival."""
+    lines = [
+        row(["cell", *(f"{head} | Δ" if head != rival else f"*{head}*" for head in heads)]),
+        "|---|" + "---:|" * (2 * len(heads) - 1),
+    ]
+    for cell in heads[rival]:
+        parts = [cell]
+        for head, cells in heads.items():
+            parts.append(f"{cells[cell]['accuracy']:.1f}")
+            if head != rival:
+                parts.append(gap(cells[cell]))
+        lines.append(row(parts))
+    return lines
+
+
+def means(heads: Mapping[str, Any]) -> list[str]:
+    """What variants of the default gain on the rival, and their macro-F1."""
+    lines = [
+        row(["variant", *CELLS, "macro-F1 of these"]),
+        "|---|" + "---:|" * (len(CELLS) + 1),
+    ]
+    for head, cells in heads.items():
+        scores = " / ".join(f"{cells[cell]['macro_f1']:.1f}" for cell in CELLS)
+        lines.append(row([head, *(gap(cells[cell]) for cell in CELLS), scores]))
     return lines
 
 
@@ -71,9 +107,11 @@ def render() -> None:
         f"{results['folds']} folds, near-duplicates in one fold, training and validation samples "
         "only: no test post was read. Features are frozen and standardised on the training folds; "
         "every head gets the same training. D: the modality is missing; C: corrupted; `only`: all "
-        "others missing. Differences are from `ConcatenationHead(modality_dropout=0.5)`, with "
-        "their standard error over samples (near-duplicates together); **bold** from "
-        "two of them on. Weights of the default head are those of training, without `calibrate`.",
+        "others missing. Differences are from `ConcatenationHead(modality_dropout=0.5)`, with its "
+        "dropout of 0.1 or with 0.5, whichever is better on the intact and the incomplete samples "
+        "(*in italics*), with their standard error over samples (near-duplicates together); "
+        "**bold** from two of them on. Weights of the default head are those of training, without "
+        "`calibrate`.",
         "",
         f"`{record['command']}` at commit `{record['commit']}` on {record['date']}, seeds "
         f"{', '.join(map(str, record['seeds']))}. What was chosen on these samples (depth, "
@@ -88,16 +126,11 @@ def render() -> None:
             f"{data['samples']:,} samples, majority class {data['majority']:.1f} %. How much of "
             f"each modality the others tell (R² of ridge regression, held out): {told}.",
             "",
-            row(["cell", *(f"{head} | Δ" if head != RIVAL else head for head in data["heads"])]),
-            "|---|" + "---:|" * (2 * len(data["heads"]) - 1),
+            *each_cell({head: data["heads"][head] for head in MAIN}, data["rival"]),
         ]
-        for cell in next(iter(data["heads"].values())):
-            parts = [cell]
-            for head, cells in data["heads"].items():
-                parts.append(f"{cells[cell]['accuracy']:.1f}")
-                if head != RIVAL:
-                    parts.append(gap(cells[cell]))
-            lines.append(row(parts))
+        others = {head: rows for head, rows in data["heads"].items() if head not in MAIN}
+        if others:
+            lines += ["", *means({"DRF": data["heads"]["DRF"], **others})]
     PAGE.write_text("\n".join(lines) + "\n")
 
 

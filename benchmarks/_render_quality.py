@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _record import dated, read_record
+from _record import RESULTS, dated, read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "results" / "quality.md"
 FEWEST = 225  # rows from which on the AUROC has a goal
@@ -67,7 +67,32 @@ def page(record: Mapping[str, Any]) -> str:
         f"{record['date']}; {record['data']}; {record['results']['cpu_seconds']} s of CPU, torch "
         f"{record['machine']['torch']}.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *unseen()]) + "\n"
+
+
+def unseen() -> list[str]:
+    """What other corruptions the score sees, if there is a record of it."""
+    if not (RESULTS / "unseen.json").exists():
+        return []
+    record = read_record("unseen")
+    return [
+        "",
+        "## Other corruptions",
+        "",
+        "Intact test posts against the same posts corrupted in ways that the paper does not have: "
+        "AUROC of the score, and the share that alarms at 5 %.",
+        "",
+        "| modality | corruption | AUROC | found at 5 % |",
+        "|---|---|---:|---:|",
+        *(
+            f"| {modality} | {kind} | {row['auroc']:.3f} | {100 * row['alarms']:.0f} % |"
+            for modality, kinds in record["results"].items()
+            for kind, row in kinds.items()
+        ),
+        "",
+        f"`{record['command']}` at commit `{record['commit']}`, {record['date']}; "
+        f"{record['data']}; frozen EfficientNet-Lite0 and MiniLM-L6.",
+    ]
 
 
 def table(record: Mapping[str, Any], data: str, modality: str) -> list[str]:

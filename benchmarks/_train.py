@@ -10,7 +10,7 @@ import torch
 from _data import Split, batches
 from torch import Tensor, nn
 
-from robustfusion import DRFClassifier, Standardize
+from robustfusion import DRFClassifier, Standardize, VotingHead
 from robustfusion.disruption import Disruption, disrupt_features
 
 
@@ -50,7 +50,7 @@ def train(
     *,
     disruption: Disruption | None = None,
 ) -> nn.Module:
-    """Make a head under `seed` and train it; returned in evaluation mode.
+    """Make a head under `seed` and train it; returned in evaluation mode, voters fitted.
 
     Args:
         make_head: makes the head; whatever it draws, it draws from torch's global generator.
@@ -86,4 +86,7 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-    return head.eval()
+    head.eval()
+    if isinstance(head, VotingHead):
+        head.fit(split.features, split.labels)
+    return head

@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pool = load_pool("mvsa", options.mvsa)
-    cells = cells_of(tuple(pool.split.dims))
+    cells = cells_of(pool.split)
     rows = {}
     for count in (200, 600):
         right: dict[str, list[Tensor]] = {"alone": [], "with": []}

@@ -12,8 +12,9 @@ adds a head of your own, made by `MyHead(dims, num_classes)` with `dims` the wid
 modality, and writes records, page and figures to `--output` instead; the page of results shows
 such a class, with its `loss`.
 
-Encoders are frozen, so the paper's head, whose encoders are trained, stands behind one trained
-linear layer a modality ("DRFHead.paper"); without it ("on frozen features") weights are near zero.
+Encoders are frozen, so features keep the scale they came with, and at unit variance of each
+coordinate the paper's weights (12) are near zero. Before its head, therefore, one fixed number a
+modality gives them a deviation of 0.4. `paper_scale.py` shows the head without that.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from _render_mvsa import ASSETS, PAGE, render_record
 from _train import Training, scaled, train
 from torch import nn
 
-from robustfusion import DRFClassifier, DRFHead, PaperDRFHead
+from robustfusion import DRFHead, PaperDRFHead
 from robustfusion.baselines import ConcatenationHead
 from robustfusion.datasets.duplicates import normalize_text
 from robustfusion.disruption import Disruption
@@ -44,8 +45,8 @@ from robustfusion.disruption.grid import RATES, robustness_grid
 from robustfusion.evaluation import RobustnessReport, compare, robustness_report
 from robustfusion.evaluation.statistics import holm
 
-DEFAULT, PAPER, BASELINE = "DRFHead", "DRFHead.paper", "Concatenation + modality dropout"
-FROZEN = "DRFHead.paper on frozen features"
+DEFAULT, PAPER, BASELINE = "DRFHead", "PaperDRFHead", "Concatenation + modality dropout"
+PLAIN = "Concatenation"
 ABLATIONS = {
     "without sample-based recovery": "sample_recovery",
     "without distribution-based recovery": "distribution_recovery",
@@ -53,7 +54,7 @@ ABLATIONS = {
     "without pair expansion": "expansion",
     "without distribution constraint": "distribution_constraint",
 }
-WIDTH = 64  # of the trained linear layers before the paper's head
+SCALE: dict[str, Any] = {"covariance_type": "spherical", "spread": 0.4}  # before the paper's head
 DISRUPTION_SEEDS = (0, 1, 2)
 BINS = 24
 POINTS = 120  # posts in the figure of recovered features
@@ -75,43 +76,25 @@ class Job(NamedTuple):
         return f"{slug}-seed{self.seed}-rate{self.rate:g}.json"
 
 
-def projected(dims: Mapping[str, int], num_classes: int, **switches: bool) -> nn.Module:
-    """The paper's head behind a linear layer a modality: features that move as it trains."""
-    encoders = {name: nn.Linear(dim, WIDTH) for name, dim in dims.items()}
-    with torch.no_grad():
-        for encoder in encoders.values():
-            # Densities (9) of features of unit scale and this width would start near zero.
-            encoder.weight.mul_(0.1)
-    return DRFClassifier(
-        encoders, PaperDRFHead(dict.fromkeys(dims, WIDTH), num_classes, **switches)
-    )
-
-
 def makers() -> dict[str, Maker]:
     """Every row by name, in the order of the tables."""
     return {
         DEFAULT: DRFHead,
-        PAPER: projected,
-        **{row: partial(projected, **{switch: False}) for row, switch in ABLATIONS.items()},
+        PAPER: PaperDRFHead,
+        **{row: partial(PaperDRFHead, **{switch: False}) for row, switch in ABLATIONS.items()},
         BASELINE: partial(ConcatenationHead, modality_dropout=0.3),
-        FROZEN: PaperDRFHead,
+        PLAIN: ConcatenationHead,
     }
-
-
-def training_of(row: str, epochs: int) -> Training:
-    """Rates chosen on the validation posts, among 3e-4 and 1e-3."""
-    return Training(epochs=epochs, lr=1e-3 if row == PAPER or row in ABLATIONS else 3e-4)
 
 
 def schedule(own: Sequence[str], seeds: Sequence[int], rate_seeds: Sequence[int]) -> Iterator[Job]:
     """All trainings, so ordered that a run that is stopped early has the most needed ones."""
     curves = [DEFAULT, PAPER, BASELINE, *own]
     for seed in seeds[:2]:
-        yield from (Job(row, seed) for row in (*curves, *ABLATIONS))
+        yield from (Job(row, seed) for row in (*curves, PLAIN, *ABLATIONS))
     yield from (Job(row, seed, rate) for seed in rate_seeds for rate in RATES for row in curves)
     for seed in seeds[2:]:
-        yield from (Job(row, seed) for row in (*curves, *ABLATIONS))
-    yield Job(FROZEN, seeds[0])
+        yield from (Job(row, seed) for row in (*curves, PLAIN, *ABLATIONS))
 
 
 def measure(
@@ -129,9 +112,10 @@ def measure(
         disruption = Disruption(
             tuple(split.dims), "C+D", strategy="random", disruption_rate=job.rate
         )
+    scale = SCALE if job.row == PAPER or job.row in ABLATIONS else {}
     begun = time.process_time()
     model = train(
-        lambda: scaled(make(split.dims, split.num_classes), split.features),
+        lambda: scaled(make(split.dims, split.num_classes), split.features, **scale),
         split,
         training,
         job.seed,
@@ -265,7 +249,7 @@ def collect(
         "rows": {
             row: {
                 "seeds": seeds[row],
-                "training": asdict(training_of(row, clean[row][0].record["settings"]["epochs"])),
+                "training": {k: clean[row][0].record["settings"][k] for k in vars(Training())},
                 "cpu_seconds": [r.record["cpu_seconds"] for r in clean[row]],
                 "scores": scores(clean[row]),
                 "p_values": {} if row == BASELINE else p_values(clean[row], clean[BASELINE]),
@@ -345,7 +329,7 @@ def main() -> None:
     for number, job in enumerate(jobs, 1):
         path = arguments.output / "reports" / job.file
         if path.exists() or time.monotonic() - begun < 60 * arguments.minutes:
-            training = training_of(job.row, 3 if job.row == FROZEN else arguments.epochs)
+            training = Training(epochs=arguments.epochs)
             measure(job, rows[job.row], training, splits, path)
             reports[job] = RobustnessReport.load(path)
             clean = reports[job]["clean"].accuracy.value

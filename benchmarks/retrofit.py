@@ -60,7 +60,7 @@ def main() -> None:
                 for m, d in dims.items()
             }
             fusion = QualityWeightedFusion()
-            for cell in cells_of(tuple(dims)):
+            for cell in cells_of(outside):
                 features, available = inputs_of(outside, cell)
                 logits = torch.stack([single[m](features, available).logits for m in dims], 1)
                 mask = torch.stack([available[m] for m in dims], 1)

@@ -3,8 +3,9 @@
 python benchmarks/speed.py            # writes benchmarks/results/speed.json
 python benchmarks/speed.py --quick    # a minute, for a look
 
-Peers are measured where they are installed: pytorch-metric-learning, scikit-learn, faiss. (lightly
-needs torchvision, of which there is no CPU build for the torch measured here.)
+Peers are measured where they are installed: pytorch-metric-learning, scikit-learn, faiss-cpu and
+torchmultimodal-nightly (with iopath). imml's fusion and lightly need torchvision, of which there
+is no CPU build for the torch measured here.
 """
 
 import argparse
@@ -12,12 +13,14 @@ import importlib.util
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from _record import write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
@@ -28,11 +31,13 @@ from robustfusion import (
     LearnedTokens,
     NeighborQualityEstimator,
     PaperDRFHead,
+    QualityWeightedFusion,
 )
 from robustfusion.baselines import ConcatenationHead
 from robustfusion.functional import nearest_similarity
 
 WIDTH = 768
+SHARE, EPOCH = "the head's share", "an epoch of 10,000 feature rows"
 READY = {"image": 1280, "text": 384}  # widths of frozen EfficientNet-Lite0 and MiniLM
 
 
@@ -195,7 +200,44 @@ def neighbors(clock: Clock) -> list[dict[str, Any]]:
         array = queries.numpy()
         peer = clock(lambda: search.kneighbors(array), rounds=1)
         rows.append(row("peer: scikit-learn NearestNeighbors, brute", peer[0], ours, None, "ours"))
+        rows += outliers(clock)
     return rows
+
+
+def outliers(clock: Clock) -> list[dict[str, Any]]:
+    """A whole quality score beside the outlier score that people know."""
+    from sklearn.neighbors import LocalOutlierFactor
+
+    known, features = torch.randn(2048, WIDTH), torch.randn(256, WIDTH)
+    estimator = NeighborQualityEstimator(WIDTH).fit(known).eval()
+    factor = LocalOutlierFactor(n_neighbors=10, novelty=True).fit(known.numpy())
+    array = features.numpy()
+    ours, peer = clock(lambda: estimator(features), lambda: factor.score_samples(array))
+    what = f"peer: scikit-learn LocalOutlierFactor, 256 × {WIDTH} beside 2,048 rows"
+    return [row(what, peer, ours, None, "NeighborQualityEstimator")]
+
+
+def fusion(clock: Clock) -> list[dict[str, Any]]:
+    """Fusing two vectors a sample, with their gradient."""
+    parts = {name: torch.randn(16, 256, requires_grad=True) for name in READY}
+    log_quality, ours = torch.randn(16, 2), QualityWeightedFusion()
+
+    def weighted() -> None:
+        ours(torch.stack(list(parts.values()), 1), log_quality).sum().backward()
+
+    calls, names = [weighted], []
+    if installed("torchmultimodal"):
+        from torchmultimodal.modules.fusions.attention_fusion import AttentionFusionModule
+
+        attention = AttentionFusionModule(dict.fromkeys(READY, 256))
+        calls.append(lambda: attention(parts).sum().backward())
+        names.append("torchmultimodal AttentionFusionModule")
+    times = clock(*calls)
+    beside = "QualityWeightedFusion, forward and backward, 16 × 2 × 256"
+    return [
+        row(f"peer: {name}", time, times[0], None, beside)
+        for name, time in zip(names, times[1:], strict=True)
+    ]
 
 
 def compiled(module: nn.Module) -> Any:
@@ -235,6 +277,44 @@ def training(clock: Clock) -> list[dict[str, Any]]:
         row(what, ours, paper, 0.2, "PaperDRFHead"),
         row(f"{what}, compiled", fast_ours, fast_plain, 4.0, "ConcatenationHead, compiled"),
         row(f"{what}, compiled", fast_ours, ours, None, "the same step, eager"),
+    ]
+
+
+class Tokens(nn.Module):
+    """A Transformer on random tokens, as large as the encoders of small models are."""
+
+    def __init__(self, layers: int, width: int, length: int, out: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, layers)
+        self.tokens = nn.Parameter(torch.randn(1, length, width))
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(self.layers(self.tokens + x[:, None]).mean(1))
+        return made
+
+
+def felt(clock: Clock) -> list[dict[str, Any]]:
+    """What a user waits for: the head's part of a step with encoders, and an epoch without."""
+    features, labels = draw(16), torch.randint(3, (16,))
+    encoders = {"image": Tokens(12, 384, 197, 1280), "text": Tokens(6, 384, 64, 384)}
+    inputs = {name: torch.randn(16, 384) for name in encoders}
+    head, plain = filled(DRFHead), filled(ConcatenationHead)
+
+    def step(head: Any) -> None:
+        head.zero_grad()
+        head.loss(head(features), labels).backward()
+
+    def encode() -> None:
+        torch.cat([encoders[m](x) for m, x in inputs.items()], 1).sum().backward()
+
+    ours, beside, encoding = clock(partial(step, head), partial(step, plain), encode)
+    what = "of a training step with a ViT-S and a MiniLM, B = 16"
+    epoch, plain_epoch = (10_000 / 16 * ms for ms in (ours, beside))
+    return [
+        row(f"{SHARE} {what}", ours, ours + encoding, None, "the whole step"),
+        row(f"{EPOCH}, B = 16", epoch, plain_epoch, None, "ConcatenationHead"),
     ]
 
 
@@ -358,7 +438,17 @@ def memory() -> list[dict[str, Any]]:
     estimator = NeighborQualityEstimator(WIDTH, capacity=2048)
     queue = estimator.queue.storage.numel() * 4
     state = sum(b.numel() * b.element_size() for b in estimator.buffers())
+    peak = peak_of_a_step(modalities=12, classes=10_000, batch=64)
     return [
+        {
+            "what": "peak memory of a training step, 12 modalities, 10,000 classes, B = 64",
+            "bytes": peak,
+            "beside": "what was asked",
+            "beside_bytes": 2**29,
+            "ratio": peak / 2**29,
+            "goal": 1.0,
+            "met": peak <= 2**29,
+        },
         {
             "what": f"state of NeighborQualityEstimator({WIDTH}), L = 2,048",
             "bytes": state,
@@ -367,8 +457,24 @@ def memory() -> list[dict[str, Any]]:
             "ratio": state / queue,
             "goal": 1.1,
             "met": state / queue <= 1.1,
-        }
+        },
     ]
+
+
+def peak_of_a_step(modalities: int, classes: int, batch: int) -> int:
+    """The most bytes a step holds at once, beyond the model and its gradients."""
+    head = DRFHead({f"m{index}": 64 for index in range(modalities)}, classes)
+    features = {name: torch.randn(batch, 64) for name in head.dims}
+
+    def step() -> None:
+        head.loss(head(features), torch.zeros(batch, dtype=torch.long)).backward()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    moves = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(moved for _, moved in moves))
 
 
 def main() -> None:
@@ -385,7 +491,9 @@ def main() -> None:
         statistics,
         full_covariance,
         neighbors,
+        fusion,
         training,
+        felt,
         inference,
         kernels,
         modalities,

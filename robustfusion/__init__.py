@@ -23,6 +23,7 @@ from robustfusion.quality import GaussianQualityEstimator, QualityEstimator
 from robustfusion.recovery import CrossModalRecovery
 from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
 from robustfusion.standardize import Standardize
+from robustfusion.voting import VotingHead
 
 __all__ = [
     "AttentionPooling",
@@ -46,6 +47,7 @@ __all__ = [
     "RecoveredFeatures",
     "StandIn",
     "Standardize",
+    "VotingHead",
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from robustfusion._modules import evaluating
 from robustfusion.quality import QualityEstimator
+from robustfusion.voting import VotingHead
 
 _PRIOR_ROWS = 50  # with so many rows a pattern's temperature lies half-way to that of all
 _BINS = 15
@@ -64,7 +65,12 @@ class CalibrationReport(NamedTuple):
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> CalibrationReport:
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    voters: Iterable[Mapping[str, Any]] | None = None,
+) -> CalibrationReport:
     r"""Calibrate a trained model's qualities, p-values and probabilities on held-out samples.
 
     Each quality estimator takes the held-out features as what is usual for intact ones, and each
@@ -80,12 +86,14 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
         model: :class:`~robustfusion.DRFClassifier`, :class:`~robustfusion.DRFHead` or any model
             that returns a :class:`~robustfusion.DRFOutput` and holds such a head.
         batches: Dicts of ``inputs``, ``available`` (optional) and ``label`` (B,).
+        voters: The same of the training samples, for a :class:`~robustfusion.VotingHead`.
 
     Returns:
         A small report, with ``to_markdown()``.
 
     Raises:
-        ValueError: If the model has no quality estimators, or nothing comes in ``batches``.
+        ValueError: If the model has no quality estimators, or nothing comes in ``batches``, or
+            there are ``voters`` for another head.
 
     Example:
         >>> import torch
@@ -106,8 +114,13 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
             f"model has no quality estimators to calibrate: got {type(model).__name__}, expected "
             "a DRFHead or a model with one"
         )
+    if voters is not None and not isinstance(head, VotingHead):
+        raise ValueError(f"voters are for a VotingHead, got {type(head).__name__}")
     with evaluating(model):
-        features, available, labels = _collect(model, batches)
+        if voters is not None:
+            features, available, labels = _collect(model, voters, "voters")
+            head.fit(features, labels, available)
+        features, available, labels = _collect(model, batches, "batches")
         before = _patterns(head, features, available, labels)
         alarms = {}
         for name, estimator in head.estimators.items():
@@ -141,7 +154,7 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
 
 
 def _collect(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]]
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], argument: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """The features that reach the head, which of them are there, and the labels."""
     features: dict[str, list[Tensor]] = {}
@@ -154,7 +167,7 @@ def _collect(
             available.setdefault(name, []).append(out.log_quality[name] > -torch.inf)
         labels.append(torch.as_tensor(batch["label"]).to(out.logits.device))
     if not labels:
-        raise ValueError("batches must hold at least one batch, got none")
+        raise ValueError(f"{argument} must hold at least one batch, got none")
     return (
         {name: torch.cat(rows) for name, rows in features.items()},
         {name: torch.cat(masks) for name, masks in available.items()},

@@ -46,21 +46,27 @@ def distinct_candidates(trusted: Tensor, present: Tensor) -> tuple[Tensor, Tenso
         (B, K, M) bool, the modalities that a candidate still trusts, and (B, K) bool, False for a
         candidate that trusts nothing or what a smaller one trusts too.
     """
-    modalities = trusted.shape[1]
-    size, here = trusted.sum(1), present.sum(1, keepdim=True)
-    trusts_all_here = ~(present[:, None] & ~trusted).any(-1)
-    trusts_absent = (trusted & ~present[:, None]).any(-1)
-    alone = ~trusts_absent
-    # It equals one of the smaller candidates unless nothing is absent, or too much.
-    complete = (here == modalities) | ((here > 1) & (here < modalities - 1))
-    # Without a modality that is absent anyway it stands for the complete rest.
-    but_one = (trusts_all_here & (here > 1) & (here == modalities - 1)) | (
-        ~trusts_all_here & (here > 2)
-    )
-    # Not torch.where: ONNX runtimes have none for bool.
-    every, one = size == modalities, size == 1
-    usable = (every & complete) | (one & alone) | (~every & ~one & but_one)
-    return trusted & present[:, None], usable
+    members = trusted & present[:, None]
+    same = (members[:, :, None] == members[:, None]).all(-1)
+    # Candidates come in the order of ever smaller sets; of equal ones the last is kept.
+    later = same.new_ones(same.shape[1:]).triu(1)
+    return members, members.any(-1) & ~(same & later).any(-1)
+
+
+def pattern_temperature(temperature: Tensor, here: Tensor, trusted: Tensor) -> Tensor:
+    """What the logits of samples that have just these modalities are divided by.
+
+    Args:
+        temperature: (K + 1,), for what each candidate trusts, then for every other pattern.
+        here: (B, M) bool.
+        trusted: (K, M) bool.
+
+    Returns:
+        (B, 1).
+    """
+    same = (trusted == here[:, None]).all(-1)
+    own = (same * temperature[:-1]).sum(-1, keepdim=True)
+    return own.where(same.any(-1, keepdim=True), temperature[-1])
 
 
 def candidate_names(model: nn.Module, count: int) -> tuple[str, ...]:

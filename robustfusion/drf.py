@@ -13,7 +13,12 @@ from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
-from robustfusion.candidates import distinct_candidates, enumerate_candidates, trusted_by
+from robustfusion.candidates import (
+    distinct_candidates,
+    enumerate_candidates,
+    pattern_temperature,
+    trusted_by,
+)
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import destandardize, masked_mean, standardize
@@ -173,8 +178,10 @@ class DRFHead(nn.Module):
         share = weights.to(candidates.dtype)[:, None]
         fused = (share @ candidates).squeeze(1)
         logits = 0.5 * (self.classifier(fused) + (share @ late).squeeze(1))
+        if not self.training:
+            logits = logits / pattern_temperature(self.temperature, here, every)
         return DRFOutput(
-            logits=logits if self.training else logits / self._temperature(here, every),
+            logits=logits,
             fused=fused,
             features=x,
             candidate_logits=candidate_logits,
@@ -265,12 +272,6 @@ class DRFHead(nn.Module):
         # Not matrix products: autocast would round log-qualities to half precision.
         log_weight = evidence[:, None].where(trusted, self.stand_in.log_quality * stood_in).sum(-1)
         return self.fusion.weights(log_weight, usable)
-
-    def _temperature(self, here: Tensor, every: Tensor) -> Tensor:
-        """What logits are divided by, (B, M) and (K, M) -> (B, 1), by what is there."""
-        same = (every == here[:, None]).all(-1)
-        own = (same * self.temperature[:-1]).sum(-1, keepdim=True)
-        return own.where(same.any(-1, keepdim=True), self.temperature[-1])
 
     def _drop_modalities(self, here: Tensor) -> Tensor:
         """From four modalities on, hide some of each sample, at least one stays."""

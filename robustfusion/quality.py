@@ -187,14 +187,7 @@ class QualityEstimator(nn.Module, ABC):
         samples, valid = self._checked(samples, valid, "samples", "valid")
         self.reset()
         self._store(samples, valid)
-        rows = self.queue.storage[: len(self.queue)]
-        if len(rows) > 1:
-            unlike = torch.cat([self.measure_stored(part) for part in torch.split(rows, _RECENT)])
-            statistics = self._statistics(rows, unlike)
-            self.usual[0, :3], self.usual[1, :3] = statistics.mean(0), statistics.std(0) + _LEAST
-            score = self._score(statistics)
-            self.recent.enqueue(torch.cat([statistics, score[:, None]], dim=1))
-            self._refresh()
+        self._look_back()
         return self
 
     @torch.no_grad()
@@ -210,6 +203,8 @@ class QualityEstimator(nn.Module, ABC):
         # What was computed of each stored row when it came, by what is known now.
         everywhere = torch.arange(self.capacity, device=rows.device)
         self.adapt(self.queue.storage, self.queue.valid, everywhere)
+        if len(self.recent) < 2:  # trained on one batch, which came to an empty queue
+            self._look_back()
         scores = torch.cat([self.score(part) for part in torch.split(rows, _RECENT)])
         even = torch.linspace(0, len(scores) - 1, min(len(scores), _REFERENCES))
         scores = scores[even.round().long()]
@@ -232,6 +227,18 @@ class QualityEstimator(nn.Module, ABC):
 
     def _store(self, features: Tensor, available: Tensor) -> None:
         self.adapt(features, available, self.queue.store(features, available))
+
+    def _look_back(self) -> None:
+        """Learn what is usual from the rows of the queue, each scored without itself."""
+        rows = self.queue.storage[: len(self.queue)]
+        if len(rows) < 2:
+            return
+        unlike = torch.cat([self.measure_stored(part) for part in torch.split(rows, _RECENT)])
+        statistics = self._statistics(rows, unlike)
+        self.usual[0, :3], self.usual[1, :3] = statistics.mean(0), statistics.std(0) + _LEAST
+        score = self._score(statistics)
+        self.recent.enqueue(torch.cat([statistics, score[:, None]], dim=1))
+        self._refresh()
 
     def _statistics(self, features: Tensor, unlike: Tensor) -> Tensor:
         """Unlikeness and the logarithms of two lengths, (B, 3)."""

@@ -163,6 +163,12 @@ def classifier(head: Callable[[dict[str, int], int], nn.Module]) -> nn.Module:
     return rf.DRFClassifier(encoders, head(DIMS[2], CLASSES))
 
 
+def voting(dims: dict[str, int], classes: int) -> nn.Module:
+    head = rf.VotingHead(rf.DRFHead(dims, classes), capacity=40, neighbors=3)
+    features = {name: torch.randn(20, dim) for name, dim in dims.items()}
+    return head.fit(features, torch.arange(20) % classes, masks(dims, 20))
+
+
 TRAIN, EVAL, BOTH = (True,), (False,), (True, False)
 
 PARTS = {
@@ -252,6 +258,18 @@ DRF = {
         for size, dims in DIMS.items()
     },
     **COMBINATIONS,
+    **{
+        f"VotingHead-{size}": Case(
+            partial(voting, DIMS[size], CLASSES),
+            partial(head_inputs, DIMS[size]),
+            head=True,
+            drf=True,
+            writes="forward",
+            own_evaluation=True,
+            compiled=EVAL if size == 2 else (),
+        )
+        for size in (2, 3)
+    },
     **{
         f"PaperDRFHead-{size}": drf(
             rf.PaperDRFHead,

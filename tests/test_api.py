@@ -35,6 +35,7 @@ NAMES = [
     "RecoveredFeatures",
     "StandIn",
     "Standardize",
+    "VotingHead",
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",
@@ -128,6 +129,7 @@ LAYERS = [
     {"quality"},
     {"neighbor_quality"},
     {"drf", "paper"},
+    {"voting"},
     {"calibration", "classifier"},
 ]
 CORE = {name: level for level, names in enumerate(LAYERS) for name in names}

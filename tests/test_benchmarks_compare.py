@@ -1,11 +1,10 @@
-"""The comparison on a tiny made-up data set, and its statistics against slow oracles."""
+"""The comparison on a tiny made-up data set."""
 
 import importlib
-import itertools
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,111 +28,131 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.fixture
 def task(compare: ModuleType, tmp_path: Path) -> Any:
-    """Posts of two classes that either modality tells apart."""
+    """Posts of three classes that either modality tells apart."""
     rng = np.random.default_rng(0)
-    count = 60
+    count = 72
     label = rng.integers(0, 3, count)
     centres = {"image": rng.normal(size=(3, 6)), "text": rng.normal(size=(3, 4))}
     arrays: dict[str, Any] = {
-        "id": np.arange(count),
         "label": label,
-        "split": np.array(["train"] * 36 + ["val"] * 12 + ["test"] * 12),
+        "split": np.array(["train"] * 36 + ["val"] * 24 + ["test"] * 12),
     }
     for name, centre in centres.items():
         clean = 3 * centre[label] + rng.normal(size=(count, centre.shape[1]))
         arrays[f"{name}_clean"] = clean.astype(np.float16)
         arrays[f"{name}_corrupt"] = rng.normal(size=(2, *clean.shape)).astype(np.float16)
     np.savez(tmp_path / "features.npz", **arrays)
-    path = tmp_path / "features.npz"
-    return compare.Task("made", "made up", path, (3, 2), 1e-2, 12, 0.5)
+    pool = compare.load_own(tmp_path / "features.npz", compare.Training(2, 1e-2, 0.01, 12))
+    return compare.Task("made", "made up", pool)
 
 
 def test_every_head_makes_a_row(compare: ModuleType, task: Any) -> None:
+    folds = importlib.import_module("_folds")
+    inside, outside, _ = folds.fold_data(task.pool, 3, 0, 0)
+    cells = [*folds.cells_of(outside), *folds.protocol_of(outside)]
     for name in task.rows():
-        known, held_out, conditions = compare._evaluation(task, 0)
-        setting = compare.Setting(1, 1e-3, 0.0)
-        head = compare.fit(name, known, setting, task, 0, disrupted=True)
-        for inputs in conditions.values():
-            assert compare.predict(head, inputs).shape == (len(held_out),), name
+        setting = compare.settings(name, task, 1)[0]
+        make = partial(compare.make_head, name, task, setting, inside, 0)
+        head = folds.train(make, inside, setting.training, 0)
+        for cell, found in folds.predict(head, outside, cells).items():
+            assert found.shape == (20, 3), (name, cell)
+            assert np.isfinite(found).all(), (name, cell)
 
 
-def test_a_row_is_counted_right(compare: ModuleType, task: Any) -> None:
-    row = compare.run_row("Concatenation", task, [0, 1], 2, False)
-    assert len(row["trials"]) == 2
-    assert len(row["accuracy"]) == 7
-    right = sum(ord(c) - 48 for c in row["hits"])
-    total = sum(sum(values) for values in row["accuracy"].values()) * len(row["hits"])
-    assert right == pytest.approx(total, abs=0.1)
-    clean = sum(ord(c) - 48 for c in row["clean_hits"])
-    assert clean == pytest.approx(sum(row["accuracy"]["clean"]) * 12, abs=0.1)
-    assert np.mean(row["score"]) > 0.5
-    assert row == compare.run_row("Concatenation", task, [0, 1], 2, False) | {
-        key: row[key] for key in ("microseconds", "inference_ratio", "training_ratio")
-    }
+def test_a_row_is_what_its_trials_say(compare: ModuleType, task: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    row = compare.run_row("Concatenation", task, 2, 3, [0, 1], kept)
+    assert len(list(kept.rglob("*.npz"))) == 2 * 3 * 2
+    again = compare.run_row("Concatenation", task, 2, 3, [0, 1], kept)
+    assert row["picked"] == again["picked"]
+    labels = task.pool.split.labels.numpy()
+    right = (row["found"]["clean"].argmax(-1) == labels).mean()
+    made = compare.ranked({"Concatenation": row}, task.pool)["Concatenation"]
+    assert made["accuracy"]["clean"] == pytest.approx(100 * right, abs=0.01)
+    assert made["accuracy"]["mean"] == pytest.approx(
+        np.mean([made["accuracy"][part] for part in ("clean", "missing", "corrupted")]), abs=0.02
+    )
+    assert made["p_value"] is None
+    assert made["accuracy"]["clean"] > 60
+
+
+def test_a_fold_has_no_say_in_its_own_setting(compare: ModuleType, task: Any) -> None:
+    folds = importlib.import_module("_folds")
+    labels = task.pool.split.labels
+    where = folds.fold_of(task.pool, 3, 0)
+    right = torch.nn.functional.one_hot(labels, 3).float()[None].numpy()
+    wrong = np.roll(right, 1, axis=-1)
+    here = (where == 0)[None, :, None]
+    # The first trial is right in fold 0 alone, the second everywhere else.
+    trials = [
+        dict.fromkeys(folds.cells_of(task.pool.split), np.where(here, *pair))
+        for pair in ((right, wrong), (wrong, right))
+    ]
+    found, picked = compare.choose(trials, task.pool, 3, [0])
+    assert picked[0, 0] == 1
+    assert (found["clean"][0, where == 0].argmax(-1) != labels.numpy()[where == 0]).all()
+
+
+def test_test_samples_are_left_out(task: Any) -> None:
+    assert len(task.pool.split) == 60
 
 
 def test_trials_are_the_same_for_all_heads(compare: ModuleType, task: Any) -> None:
     names = task.rows()
     for trials in zip(*(compare.settings(name, task, 4) for name in names), strict=True):
-        assert len({(t.epochs, t.lr, t.weight_decay) for t in trials}) == 1
+        assert len({trial.training for trial in trials}) == 1
 
 
 def test_qmf_is_given_the_rows_of_its_batch(compare: ModuleType, task: Any) -> None:
-    known, _, _ = compare._evaluation(task, 0)
-    head = compare.fit("QMF", known, compare.Setting(2, 1e-3, 0.0), task, 3, disrupted=True)
-    qmf = head.head.head
-    counts = [b for b in qmf.buffers() if b.shape[:1] == (len(known),)]
+    folds = importlib.import_module("_folds")
+    split, training = task.pool.split, task.pool.training
+    make = partial(compare.make_head, "QMF", task, compare.Setting(training), split, 3)
+    head = folds.train(make, split, training, 3)
+    counts = [b for b in head.head.buffers() if b.shape[:1] == (len(split),)]
     assert counts
     assert any(bool((b > 0).any()) for b in counts)
-    wrong = compare.RowOrder(qmf, known, task.batch_size, 4).train()
-    rows = torch.arange(task.batch_size)
+    wrong = compare.RowOrder(head.head, split, 12, 4).train()
     with pytest.raises(RuntimeError, match="does not hold the rows"):
-        wrong({name: values[rows] for name, values in known.features.items()})
+        wrong({name: values[:12] for name, values in split.features.items()})
 
 
-def test_paired_p_values_match_enumeration(compare: ModuleType) -> None:
-    first, second = np.array([3, 2, 3, 1, 3, 2, 3, 3]), np.array([1, 2, 0, 2, 1, 1, 2, 0])
-
-    def row(counts: Any) -> dict[str, str]:
-        return {"hits": "".join(chr(48 + c) for c in counts)}
-
-    difference = first - second
-    flips = np.array(list(itertools.product([-1, 1], repeat=8))) @ difference
-    exact = float(np.mean(np.abs(flips) >= abs(difference.sum())))
-    found = compare.paired_p_values({"a": row(first), "b": row(second)})
-    assert found == {"b": pytest.approx(exact, abs=0.01)}
-
-
-def test_macro_f1(compare: ModuleType) -> None:
-    classes, labels = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0])
-    # Class 0: 1 of 2 and 2; class 1: 1 of 1 and 2; class 2 has no sample.
-    assert compare.macro_f1(classes, labels) == pytest.approx((2 / 4 + 2 / 3) / 2, abs=1e-4)
+def test_rows_are_ranked_and_tested_against_the_best(compare: ModuleType, task: Any) -> None:
+    labels = task.pool.split.labels.numpy()
+    right = np.eye(3)[labels][None]
+    half = right.copy()
+    half[:, ::2] = np.roll(half[:, ::2], 1, axis=-1)
+    rows = {name: {"found": {"clean": found}} for name, found in (("b", half), ("a", right))}
+    made = compare.ranked(rows | {"c": rows["a"]}, task.pool)
+    assert list(made) == ["a", "c", "b"]
+    assert [row["p_value"] for row in made.values()][:2] == [None, 1.0]
+    assert made["b"]["difference"] == -50.0
+    assert made["b"]["error"] == pytest.approx(50 / np.sqrt(60), abs=0.01)
+    assert made["b"]["p_value"] < 0.001
 
 
-def test_noise_hits_half_of_the_views(compare: ModuleType) -> None:
-    features = {name: torch.zeros(5, 3) for name in "abcdef"}
-    split = compare.Split(features, torch.zeros(5, dtype=torch.long), tuple(range(5)))
-    noisy = compare.noisy_views(split, 0)
-    hit = torch.stack([values.any(1) for values in noisy.values()], dim=1)
-    assert hit.sum(1).tolist() == [3] * 5
-
-
-def test_the_page(compare: ModuleType, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = importlib.import_module("_record")
-    page = importlib.import_module("_render_compare")
-    results = task.source.parent / "results"
-    for module in (record, page, compare):
-        monkeypatch.setattr(module, "RESULTS", results)
+def test_the_pages(
+    compare: ModuleType, task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, more = (
+        importlib.import_module("_render_compare"),
+        importlib.import_module("_render_protocol"),
+    )
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    monkeypatch.setattr(more, "PAGE", tmp_path / "protocol.md")
     names = ("Concatenation", "Majority class", "HSAN")
-    rows = {name: compare.run_row(name, task, [0], 1, False) for name in names}
-    mvsa = replace(task, name="mvsa")
-    compare.finish(mvsa, "clean", rows, [0])
+    rows = {name: compare.run_row(name, task, 1, 3, [0], tmp_path) for name in names}
+    compare.finish(replace(task, name="mvsa"), rows, 1, 3, [0], tmp_path)
     text = page.render()
-    ranked = sorted(rows, key=lambda name: -rows[name]["score"][0])
-    places = [text.index(f"| {name} |") for name in ranked]
+    made = compare.ranked(rows, task.pool)
+    places = [text.index(f"| {name} |") for name in made]
     assert places == sorted(places)
-    assert f"| HSAN | 69.9 | {100 * rows['HSAN']['accuracy']['clean'][0]:.1f} |" in text
+    assert f"| HSAN | 69.9 | {made['HSAN']['accuracy']['clean']:.1f} |" in text
     assert "| best |" in text
+    more.render()
+    shown = (tmp_path / "protocol.md").read_text()
+    assert f"| HSAN | {made['HSAN']['accuracy']['clean']:.1f} |" in shown
+    assert "| all poor |" in shown
+    assert "conflict |" not in shown
 
 
 # ----------------------------------------------------------------------------- what users bring
@@ -182,11 +201,9 @@ def test_heads_of_ones_own_are_tuned_like_all(compare: ModuleType, task: Any, ow
     assert {key for trial in trials for key in trial.head} == {"hidden_features"}
     assert all(trial.head == {} for trial in compare.settings("first", task, 6))
     for name, width in (("Mine", trials[1].head["hidden_features"]), ("second", 8)):
-        known, _, conditions = compare._evaluation(task, 0)
-        setting = trials[1] if name == "Mine" else compare.settings(name, task, 2)[1]
-        head = compare.fit(name, known, setting, task, 0, disrupted=False)
-        assert head.head.hidden.out_features == width
-        assert compare.predict(head, conditions["clean"]).shape == (12,)
+        setting = compare.settings(name, task, 2)[1]
+        head = compare.make_head(name, task, setting, task.pool.split, 0)
+        assert head.hidden.out_features == width
 
 
 @pytest.mark.parametrize(
@@ -207,31 +224,26 @@ def test_two_rows_of_one_name(compare: ModuleType, task: Any, own: str) -> None:
 
 
 def test_a_features_file_of_any_modalities(compare: ModuleType, tmp_path: Path) -> None:
-    data = importlib.import_module("_data")
+    folds = importlib.import_module("_folds")
     arrays: dict[str, Any] = {
-        "id": np.array([f"sample-{i}" for i in range(50)]),
         "label": np.arange(50) % 3,
         "split": np.array(["train"] * 40 + ["val"] * 10),
+        "group": np.repeat([f"user-{i}" for i in range(25)], 2),
         "audio_clean": np.random.default_rng(0).normal(size=(50, 4)),
         "lidar_clean": np.random.default_rng(1).normal(size=(50, 5)),
         "lidar_corrupt": np.zeros((2, 50, 5)),
     }
     np.savez(tmp_path / "sensors.npz", **arrays)
-    splits = data.load_features(tmp_path / "sensors.npz")
-    assert {name: len(split) for name, split in splits.items()} == {
-        "train": 32,
-        "val": 8,
-        "test": 10,
-    }
-    assert splits["test"].ids == tuple(range(40, 50))
-    assert splits["train"].dims == {"audio": 4, "lidar": 5}
-    assert splits["val"].corrupted["lidar"].shape == (2, 8, 5)
-    task = compare.Task("sensors", "made up", tmp_path / "sensors.npz", (1,), 1e-2, 8, 0.5)
-    names = list(task.conditions(splits["test"], 0))
-    assert names == ["clean", "audio D", "lidar C", "lidar D", "lidar C+D"]
-    np.savez(tmp_path / "bare.npz", id=arrays["id"], label=arrays["label"])
+    pool = compare.load_own(tmp_path / "sensors.npz", compare.Training())
+    assert len(pool.split) == 50
+    assert pool.split.dims == {"audio": 4, "lidar": 5}
+    assert folds.cells_of(pool.split) == ["clean", "audio D", "lidar D", "lidar C"]
+    assert "all poor" not in folds.protocol_of(pool.split)
+    where = folds.fold_of(pool, 3, 0)
+    assert (where[::2] == where[1::2]).all()
+    np.savez(tmp_path / "bare.npz", label=arrays["label"])
     with pytest.raises(ValueError, match="has no split"):
-        data.load_features(tmp_path / "bare.npz")
+        compare.load_own(tmp_path / "bare.npz", compare.Training())
 
 
 def test_one_command_writes_record_table_and_figure(
@@ -244,13 +256,13 @@ def test_one_command_writes_record_table_and_figure(
 ) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "out"
-    words = ["compare.py", "--features", str(task.source), "--model", f"{own}:Mine"]
+    source = str(tmp_path / "features.npz")
+    words = ["compare.py", "--features", source, "--model", f"{own}:Mine"]
     words += ["--heads", "Concatenation", "Majority class", "--output-dir", str(folder)]
-    words += ["--seeds", "1", "--trials", "1", "--families", "clean"]
+    words += ["--trials", "1", "--folds", "2", "--cache", str(tmp_path / "kept")]
     monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     compare.main()
-    name = f"compare_{tmp_path.name}_clean"
+    name = f"compare_{tmp_path.name}"
     table = (folder / f"{name}.md").read_text()
     assert all(f"| {row} |" in table for row in ("Mine", "Concatenation", "Majority class"))
     assert "best" in table

@@ -196,11 +196,15 @@ def blanks(world: World) -> dict[str, Tensor]:
 
 
 @each
-@pytest.mark.parametrize("calibrated", [True, False])
-def test_blanks_and_lengths_alarm(kind: str, calibrated: bool) -> None:
+@pytest.mark.parametrize("learned", ["fit", "fit and calibrated", "one batch and calibrated"])
+def test_blanks_and_lengths_alarm(kind: str, learned: str) -> None:
     world = World(directions=16)  # with few, lengths vary so much that a mean is not unusual
-    estimator = ESTIMATORS[kind](DIM).fit(world.draw(500))
-    if calibrated:
+    estimator = ESTIMATORS[kind](DIM)
+    if learned.startswith("fit"):
+        estimator.fit(world.draw(500))
+    else:  # beside an empty queue, which says nothing about any of its rows
+        estimator.observe(world.draw(500))
+    if learned.endswith("calibrated"):
         estimator.calibrate(world.draw(200))
     for name, rows in blanks(world).items():
         p = estimator.p_value(rows)

@@ -96,8 +96,8 @@ def test_a_run_is_kept(
     render.main()
 
     record = json.loads((records / "main_job.json").read_text())
-    assert record.keys() == render.read_record("recipe").keys()
-    assert record["machine"].keys() == render.read_record("recipe")["machine"].keys()
+    assert record.keys() == render.read_record("cross_validation").keys()
+    assert record["machine"].keys() == render.read_record("cross_validation")["machine"].keys()
     assert figure.read_bytes() == (run / "accuracy.png").read_bytes()
     drf = RobustnessReport.load(run / "report-drf.json")
     accuracy = record["results"]["accuracy"]["DRF"]
