@@ -171,6 +171,16 @@ def test_reference_pages_lead_to_guides_examples_and_source(site: Path) -> None:
     assert "def update" in re.sub(r"<[^>]*>", "", source)
 
 
+def test_every_reference_page_leads_to_a_guide_and_to_its_source(site: Path) -> None:
+    for page in (site / "reference").glob("*.html"):
+        if page.name in ("index.html", "examples.html"):
+            continue
+        text = page.read_text(encoding="utf-8")
+        line = text[text.index('class="links"') :].partition("</p>")[0]
+        assert "Guide: <a" in line, page.name
+        assert "Source: <a" in line, page.name
+
+
 def test_formulas_are_mathml(site: Path) -> None:
     pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
     for page in pages:
