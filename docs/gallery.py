@@ -153,8 +153,7 @@ def outputs(made: Any, name: str) -> dict[str, bytes]:
                 parts.append(_fenced(output.text, "text"))
     small = ", ".join(f"`{key} = {value}`" for key, value in SMALL.items())
     note = f"The notebook is `examples/{name}.ipynb`; what it shows here was made with {small}."
-    first = "---\nsearch: {boost: 3}\n---"  # who looks for a notebook wants this one
-    text = "\n\n".join([first, parts[0], note, *parts[1:]]) + "\n"
+    text = "\n\n".join([parts[0], note, *parts[1:]]) + "\n"
     return {**files, f"{name}.md": text.encode()}
 
 

@@ -308,6 +308,19 @@ def test_pictures_outside_of_the_folder_are_not_looked_at(
     assert problem_of(example, run, folder, f"inside/../{picture}", *root) == ""
 
 
+def test_pictures_that_lie_elsewhere_are_asked_for(
+    example: Any, run: Path, tmp_path: Path
+) -> None:
+    rows = [("gone.jpg", "a text"), ("../gone.jpg", "a text"), ("", "a text")]
+    out = tmp_path / "out.csv"
+    result = invoke(example, run, write(tmp_path / "posts.csv", rows, ()), "--output", out)
+    assert result.exit_code == 1
+    assert "--image-root names their folder" in result.stderr
+    table = write(tmp_path / "posts.csv", [*rows, ("", "a text")], ())
+    result = invoke(example, run, table, "--output", out, "--overwrite")
+    assert "--image-root" not in result.stderr
+
+
 def test_what_is_no_regular_file_of_modest_size_is_not_read(
     example: Any, run: Path, tmp_path: Path
 ) -> None:

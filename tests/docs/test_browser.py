@@ -124,7 +124,7 @@ def test_search_finds(desktop: Any, address: str, words: str, page: str) -> None
         ("deploy", "guides/deployment.html"),
         ("threshold", "guides/deployment.html"),
         ("GPU", "guides/precision-and-compile.html"),
-        ("notebook", "reference/examples/main_job.html"),
+        ("notebook", "reference/examples.html"),  # it begins with the notebook
         ("missing image", "guides/missing-modalities.html"),
     ],
 )
