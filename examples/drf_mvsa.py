@@ -163,6 +163,9 @@ def main(
     image_root: Annotated[
         Path | None, typer.Option(help="What paths are relative to; by default the table.")
     ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Also open pictures outside of that folder.")
+    ] = False,
     image_encoder: Annotated[
         str, typer.Option(help="small, efficientnet-lite0, or a transformers model or folder.")
     ] = "small",
@@ -202,6 +205,7 @@ def main(
                 text_column=text_column,
                 label_column=label_column,
                 image_root=None if image_root is None else str(image_root.resolve()),
+                allow_outside=allow_outside,
                 image_encoder=image_encoder,
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],

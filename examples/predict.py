@@ -154,13 +154,16 @@ def predict_rows(
     return results
 
 
-def report(problems: Iterable[tuple[int, str]]) -> str:
+def report(problems: Iterable[tuple[int, str]], rows: int) -> str:
     """List bad rows with their reasons."""
     problems = list(problems)
     lines = [f"  row {number}: {reason}" for number, reason in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"  and {len(problems) - SHOWN} more, in the column problem")
-    return "\n".join([f"{len(problems)} bad rows:", *lines])
+    elsewhere = ("is missing", "lies outside")
+    if 2 * sum(any(word in reason for word in elsewhere) for _, reason in problems) > rows:
+        lines.append("Do the pictures lie elsewhere? --image-root names their folder.")
+    return "\n".join([f"{len(problems)} bad {'row' if len(problems) == 1 else 'rows'}:", *lines])
 
 
 def main(
@@ -199,8 +202,10 @@ def main(
                 )
         if output.is_dir():
             raise SetupError(f"--output {output} is a folder: give the name of a file")
-        if output.exists() and (not overwrite or output.samefile(table)):
-            raise SetupError(f"{output} is there already: choose another, or --overwrite")
+        if output.exists() and output.samefile(table):
+            raise SetupError(f"{output} is the table itself: choose another --output")
+        if output.exists() and not overwrite:
+            raise SetupError(f"{output} is there already: choose another --output, or --overwrite")
         predictor = Predictor(run, device)
         source = Source(columns, image_root or table.parent, confined=not allow_outside)
         rule = make_rule(predictor, alarm_rate, abstain)
@@ -235,7 +240,7 @@ def main(
         print("\nInterrupted.", file=sys.stderr)
         raise typer.Exit(130) from None
     if problems:
-        print(report(problems), file=sys.stderr)
+        print(report(problems, len(rows)), file=sys.stderr)
     print(", ".join(f"{count} {label}" for label, count in counts.most_common()))
     told = ", ".join(f"{alarms[name]} for the {name}" for name in columns)
     print(f"alarms at {alarm_rate:.0%}: {told}")

@@ -432,6 +432,47 @@ def test_a_table_whose_pictures_all_lie_elsewhere(
     assert not out.exists()
 
 
+def split_table(folder: Path, posts: Path, gone: dict[str, str]) -> Path:
+    """Posts in three splits with pictures elsewhere; one split may lack all of a column."""
+    path = folder / "own" / "posts.csv"
+    path.parent.mkdir()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "text", "label", "split"))
+        for n in range(1, 49):
+            split = ("train", "train", "val", "test")[n % 4]
+            cells = {"image": str(posts / "data" / f"{n}.jpg"), "text": f"post number {n}"}
+            cells |= {column: "" for column, where in gone.items() if where == split}
+            writer.writerow((*cells.values(), ("glad", "sad")[n % 3 == 0], split))
+    return path
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("column", ["image", "text"])
+def test_a_split_without_a_modality_is_told(
+    example: Any, tmp_path: Path, posts: Path, split: str, column: str
+) -> None:
+    path, out = split_table(tmp_path, posts, {column: split}), tmp_path / "runs"
+    options = ["--allow-outside", "--output-dir", str(out)]
+    result = invoke(example, ["--data", str(path), *options])
+    assert result.exit_code == 2, result.output
+    assert f"no post in the split {split} has the {column}" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_pictures_outside_are_opened_where_one_says_so(
+    example: Any, tmp_path: Path, posts: Path
+) -> None:
+    path, out = split_table(tmp_path, posts, {}), tmp_path / "runs"
+    options = ["--data", str(path), "--epochs", "1", "--output-dir", str(out)]
+    result = invoke(example, options)
+    assert result.exit_code == 2, result.output
+    assert "outside of the data folder" in result.stderr
+    result = invoke(example, [*options, "--allow-outside"])
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
@@ -464,6 +505,7 @@ def test_a_run_folder_is_read_with_distrust(
         "seed": 0,
         "device": "cpu",
         "threads": 1,
+        "allow_outside": False,
     }
     if isinstance(content, dict):
         content = json.dumps({**settings, **content})

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+
+import gallery
+
 nbformat: Any = pytest.importorskip("nbformat")
-nbclient: Any = pytest.importorskip("nbclient")
-for _name in ("ipykernel", "tqdm", "safetensors", "matplotlib", "PIL"):
+for _name in ("nbclient", "ipykernel", "tqdm", "safetensors", "matplotlib", "PIL"):
     pytest.importorskip(_name)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,22 +34,7 @@ def test_it_is_stored_without_outputs() -> None:
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
-    # A kernel of this very interpreter, whatever kernels are installed.
-    kernel = tmp_path / "jupyter" / "kernels" / "here"
-    kernel.mkdir(parents=True)
-    command = f'["{sys.executable}", "-m", "ipykernel_launcher", "-f", "{{connection_file}}"]'
-    (kernel / "kernel.json").write_text(
-        f'{{"argv": {command}, "display_name": "here", "language": "python"}}'
-    )
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    notebook = read()
-    (settings,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
-    small = f"posts, epochs, seeds = 60, 1, (0,)\noutput_dir = Path({str(tmp_path / 'run')!r})"
-    settings.source = f"{settings.source}\n{small}"
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="here", resources={"metadata": {"path": EXAMPLES}}
-    )
-    client.execute()
+    notebook = gallery.execute(NOTEBOOK, tmp_path, {"posts": 60, "epochs": 1, "seeds": (0,)})
     shown = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in shown if o.get("name") == "stderr" and "Traceback" in o.text]
     tables = [o.data["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})]

@@ -233,7 +233,8 @@ def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
         ({"table": "nowhere.csv"}, "nowhere.csv cannot be read as a table"),
         ({"header": ("image", "words")}, "has no column 'text', only ['image', 'words']"),
         ({"rows": []}, "has no rows"),
-        ({"exists": True}, "is there already"),
+        ({"exists": True}, "is there already: choose another --output, or --overwrite"),
+        ({"out": "posts.csv"}, "posts.csv is the table itself"),
         ({"header": ("text", "text")}, "must not name a column twice"),
         ({"folder": True}, "is a folder"),
         ({"device": "warp"}, "--device warp"),
@@ -245,7 +246,7 @@ def test_mistakes_are_told_in_one_sentence(
     table = write(
         tmp_path / "posts.csv", change.get("rows", [("", "a text")]), change.get("header", ())
     )
-    out = tmp_path / "out.csv"
+    out = tmp_path / change.get("out", "out.csv")
     if change.get("exists"):
         out.write_text("kept")
     if change.get("folder"):
@@ -259,7 +260,7 @@ def test_mistakes_are_told_in_one_sentence(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert out.exists() == bool(change.get("exists") or change.get("folder"))
+    assert out.exists() == any(change.get(key) for key in ("exists", "folder", "out"))
 
 
 def problem_of(example: Any, run: Path, folder: Path, cell: str, *options: str) -> str:
@@ -305,6 +306,19 @@ def test_pictures_outside_of_the_folder_are_not_looked_at(
     assert problem_of(example, run, folder, f"../{picture}", "--allow-outside") == ""
     root = ("--image-root", str(tmp_path))
     assert problem_of(example, run, folder, f"inside/../{picture}", *root) == ""
+
+
+def test_pictures_that_lie_elsewhere_are_asked_for(
+    example: Any, run: Path, tmp_path: Path
+) -> None:
+    rows = [("gone.jpg", "a text"), ("../gone.jpg", "a text"), ("", "a text")]
+    out = tmp_path / "out.csv"
+    result = invoke(example, run, write(tmp_path / "posts.csv", rows, ()), "--output", out)
+    assert result.exit_code == 1
+    assert "--image-root names their folder" in result.stderr
+    table = write(tmp_path / "posts.csv", [*rows, ("", "a text")], ())
+    result = invoke(example, run, table, "--output", out, "--overwrite")
+    assert "--image-root" not in result.stderr
 
 
 def test_what_is_no_regular_file_of_modest_size_is_not_read(

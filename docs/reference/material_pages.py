@@ -92,6 +92,18 @@ class MaterialTranslator(HTML5Translator):
     visit_doctest_block = visit_literal_block
 
 
+def _title(text: str) -> str:
+    """The title of a Markdown page, up to a colon."""
+    found = re.search("^# ([^:\n]*)", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _best(worth: dict[Path, int], count: int = 4) -> list[Path]:
+    """The pages that have most to say, and those only that say anything."""
+    said = sorted((path for path in worth if worth[path]), key=lambda p: (-worth[p], p.name))
+    return said[:count]
+
+
 class MaterialBuilder(StandaloneHTMLBuilder):
     """Write ``<docname>.md`` for each page, and ``objects.inv`` for the pages MkDocs makes."""
 
@@ -125,17 +137,21 @@ class MaterialBuilder(StandaloneHTMLBuilder):
             if entry.docname == pagename and entry.objtype in ("class", "function", "module")
         }
         words = re.compile("|".join(rf"\b{name.rpartition('.')[2]}\b" for name in named) or "(?!)")
-        stem = pagename.rpartition("/")[2]
-        guides, examples, sources = [], [], {}
-        for path in sorted((_ROOT / "docs/pages/guides").glob("*.md")):
-            text = path.read_text(encoding="utf-8")
-            if f"reference/{stem}.md" in text:
-                title = text.partition("\n")[0].removeprefix("# ").partition(":")[0]
-                guides.append(f"[{title}](../guides/{path.name})")
-        for path in sorted((_ROOT / "examples").rglob("[!_]*.py")):
-            text = path.read_text(encoding="utf-8")
-            if "__main__" in text and words.search(text):
-                examples.append(f"[{path.stem}](examples/{path.stem}.md)")
+        stem, sources = pagename.rpartition("/")[2], {}
+        link = re.compile(rf"reference/{stem}\.md")
+
+        def guides(names: str) -> list[str]:
+            pages = {p: p.read_text(encoding="utf-8") for p in (_ROOT / "docs/pages").glob(names)}
+            # A link is more than a name in passing.
+            worth = {p: 5 * len(link.findall(t)) + len(words.findall(t)) for p, t in pages.items()}
+            return [
+                f"[{_title(pages[p])}](../{p.relative_to(_ROOT / 'docs/pages').as_posix()})"
+                for p in _best(worth)
+            ]
+
+        programs = {p: p.read_text("utf-8") for p in (_ROOT / "examples").rglob("[!_]*.py")}
+        worth = {p: len(words.findall(t)) for p, t in programs.items() if "__main__" in t}
+        examples = [f"[{path.stem}](examples/{path.stem}.md)" for path in _best(worth)]
         for name, kind in named.items():
             owner, _, attribute = name.rpartition(".")
             module = (
@@ -145,7 +161,10 @@ class MaterialBuilder(StandaloneHTMLBuilder):
             if (_ROOT / file).is_file():
                 sources[f"[{file}](source/{module}.md)"] = None
                 self.show(module, file)
-        parts = {"Guide": guides, "Example": examples, "Source": list(sources)}
+        # First what says how to use it, else what says when, else what says what it is.
+        pages = ("guides/*.md", "choosing-parts.md", "about/comparison.md", "about/method.md")
+        found = next(filter(None, map(guides, pages)), [])
+        parts = {"Guide": found, "Example": examples, "Source": list(sources)}
         line = " · ".join(f"{what}: {', '.join(found)}" for what, found in parts.items() if found)
         return f"{line}\n{{ .links }}" if line else ""
 

@@ -48,7 +48,7 @@ def disrupt(features: Features, name: str, how: str) -> Features:
     return {**features, name: x * np.nan if how == "missing" else np.roll(x, 7, axis=0)}
 
 
-def main(folder: Path, n: int = 1500, epochs: int = 20) -> dict[str, dict[str, float]]:
+def main(folder: Path, n: int = 1000, epochs: int = 15) -> dict[str, dict[str, float]]:
     """Return the accuracy of each head under each disruption."""
     with tempfile.TemporaryDirectory() as place:
         features, labels = read_posts(Path(place) / "posts", n)

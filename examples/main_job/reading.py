@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from main_job.encoders import SetupError, encoding
@@ -60,11 +61,17 @@ def open_data(
                 text_column=settings.text_column,
                 label_column=settings.label_column,
                 root=settings.image_root,
+                allow_outside=settings.allow_outside,
                 image_transform=resize,
             )
             splits = table.splits
         else:
-            dataset = MVSA(root, on_bad="missing", image_transform=resize)
+            dataset = MVSA(
+                root,
+                on_bad="missing",
+                image_transform=resize,
+                allow_outside=settings.allow_outside,
+            )
             if (root / "splits.json").exists():
                 splits = load_splits(root / "splits.json")
         if splits is None:
@@ -82,6 +89,10 @@ def open_data(
                 root_option = " (--image-root names the folder that holds all pictures)"
                 hint = root_option if name == "image" else ""
                 raise ValueError(f"no post has the {name}: {reasons[0]}{hint}")
+            parts = [splits.split_of(post_id) for post_id in dataset.ids]
+            for part in ("train", "val", "test"):
+                if not here[torch.tensor([other == part for other in parts])].any():
+                    raise ValueError(f"no post in the split {part} has the {name}")
     except (OSError, ValueError, ImportError) as error:
         what = "a table" if root.is_file() else "MVSA-Single"
         raise SetupError(f"--data {root} cannot be read as {what}: {error}") from error

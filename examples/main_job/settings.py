@@ -50,6 +50,7 @@ class Settings:
     seed: int
     device: str
     threads: int
+    allow_outside: bool = False
 
 
 def recipe_of(settings: Settings) -> Recipe:

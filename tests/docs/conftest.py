@@ -16,6 +16,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("docs")
     for name in ("docs", "robustfusion", "examples", "CHANGELOG.md", "mkdocs.yml"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(copy / name)], check=True)
+    # What examples that have not changed have drawn and printed is kept.
+    kept = ROOT / "build" / "gallery"
+    kept.mkdir(parents=True, exist_ok=True)
+    (copy / "build").mkdir()
+    (copy / "build" / "gallery").symlink_to(kept)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     built = subprocess.run(
         [copy / "docs" / "build.sh"],

@@ -3,8 +3,10 @@
 import functools
 import http.server
 import json
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+
+import publish
 
 pytestmark = needs_chromium
 
@@ -41,15 +47,21 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture(scope="module")
-def address(site: Path) -> Iterator[str]:
-    handler = functools.partial(Quiet, directory=str(site))
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    with served(site) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +116,21 @@ def requested(driver: Any) -> list[str]:
 def test_search_finds(desktop: Any, address: str, words: str, page: str) -> None:
     desktop.get(f"{address}/index.html")
     assert any(f"/{page}" in link for link in search(desktop, words)[:3])
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("deploy", "guides/deployment.html"),
+        ("threshold", "guides/deployment.html"),
+        ("GPU", "guides/precision-and-compile.html"),
+        ("notebook", "reference/examples.html"),  # it begins with the notebook
+        ("missing image", "guides/missing-modalities.html"),
+    ],
+)
+def test_search_finds_first(desktop: Any, address: str, words: str, page: str) -> None:
+    desktop.get(f"{address}/index.html")
+    assert f"/{page}" in search(desktop, words)[0]
 
 
 def test_search_works_from_disk(desktop: Any, site: Path) -> None:
@@ -229,3 +256,20 @@ def test_names_in_tables_are_not_broken_on_a_phone(desktop: Any, address: str) -
         )
         assert broken[0] > 10, page
         assert broken[1] == [], page
+
+
+def test_versions_can_be_switched(desktop: Any, site: Path, tmp_path: Path) -> None:
+    for version in ("0.1.0", "0.2.0"):
+        publish.publish(site, tmp_path, version)
+    with served(tmp_path) as address:
+        desktop.get(f"{address}/")  # the newest
+        wait(desktop, lambda: desktop.current_url == f"{address}/0.2.0/index.html")
+        desktop.get(f"{address}/0.2.0/guides/monitoring.html")
+        current = wait(desktop, lambda: find(desktop, ".md-version__current"))[0]
+        assert current.text == "0.2.0"
+        ActionChains(desktop).move_to_element(current).perform()
+        links = wait(desktop, lambda: find(desktop, ".md-version__link"))
+        assert [link.text for link in links] == ["0.2.0", "0.1.0"]
+        links[1].click()
+        wait(desktop, lambda: desktop.current_url.startswith(f"{address}/0.1.0/"))
+        assert wait(desktop, lambda: find(desktop, ".md-version__current"))[0].text == "0.1.0"

@@ -114,11 +114,51 @@ def test_gallery_shows_what_the_short_ones_draw_and_print(site: Path) -> None:
     programs = [p for p in (ROOT / "examples/gallery").glob("*.py") if "__main__" in p.read_text()]
     assert len(programs) > 5
     index = (site / "reference" / "examples.html").read_text(encoding="utf-8")
+    folder = site / "reference" / "examples"
     for path in programs:
-        page = (site / "reference" / "examples" / f"{path.stem}.html").read_text(encoding="utf-8")
-        assert f"assets/gallery/{path.stem}.png" in index
-        assert f"assets/gallery/{path.stem}.png" in page
+        page = (folder / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert f'src="examples/{path.stem}.png"' in index
+        assert f'src="{path.stem}.png"' in page
+        assert (folder / f"{path.stem}.png").stat().st_size > 5_000
         assert "It prints:" in page
+
+
+def test_notebook_is_shown_with_its_outputs(site: Path) -> None:
+    page = (site / "reference" / "examples" / "main_job.html").read_text(encoding="utf-8")
+    assert page.count("<img") >= 5
+    assert "<table>" in page
+    assert "alarm for " in page
+    assert "posts = 1500" in re.sub(r"<[^>]*>", "", page)  # what is stored, not what was run
+    assert "posts = 400" in page
+
+
+class TestGallery:
+    """What examples draw and print is made once, and one that fails is an error."""
+
+    def make(self, folder: Path, code: str) -> Path:
+        example = folder / "examples" / "gallery" / "counted.py"
+        example.parent.mkdir(parents=True, exist_ok=True)
+        example.write_text(f'"""Counts."""\n\nif __name__ == "__main__":\n    {code}\n')
+        return folder / "examples"
+
+    def page(self, folder: Path, examples: Path) -> str:
+        load("gallery.py").write(examples, folder / "pages", folder / "kept")
+        return (folder / "pages" / "examples" / "counted.md").read_text()
+
+    def test_runs_what_has_changed_only(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        code = f"print(open({str(log)!r}, 'a').write('x'), 'figure')"
+        for _ in range(2):
+            assert "1 figure" in self.page(tmp_path, self.make(tmp_path, code))
+        assert log.read_text() == "x"
+        assert "1 figure" in self.page(tmp_path, self.make(tmp_path, f"{code}  # changed"))
+        assert log.read_text() == "xx"
+        assert len(list((tmp_path / "kept").iterdir())) == 1
+
+    def test_failure_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match=r"(?s)counted\.py fails.*ZeroDivisionError"):
+            self.page(tmp_path, self.make(tmp_path, "1 / 0"))
+        assert not list((tmp_path / "kept").iterdir())
 
 
 def test_reference_pages_lead_to_guides_examples_and_source(site: Path) -> None:
@@ -129,6 +169,16 @@ def test_reference_pages_lead_to_guides_examples_and_source(site: Path) -> None:
     source = (site / "reference/source/robustfusion.monitor.html").read_text(encoding="utf-8")
     assert '"source/robustfusion.monitor.html"' in line
     assert "def update" in re.sub(r"<[^>]*>", "", source)
+
+
+def test_every_reference_page_leads_to_a_guide_and_to_its_source(site: Path) -> None:
+    for page in (site / "reference").glob("*.html"):
+        if page.name in ("index.html", "examples.html"):
+            continue
+        text = page.read_text(encoding="utf-8")
+        line = text[text.index('class="links"') :].partition("</p>")[0]
+        assert "Guide: <a" in line, page.name
+        assert "Source: <a" in line, page.name
 
 
 def test_formulas_are_mathml(site: Path) -> None:
