@@ -152,8 +152,9 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
 
     def loss(self, output: CLMLFOutput, labels: Tensor) -> Tensor:
         """Cross-entropy and both contrasts."""
+        total = super().loss(output, labels)  # first: it checks the labels
         contrast = label_contrast(output.fused, labels, output.available.any(dim=1))
-        return super().loss(output, labels) + self.label_weight * contrast
+        return total + self.label_weight * contrast
 
     def _fuse(
         self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
