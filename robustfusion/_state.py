@@ -71,7 +71,8 @@ def check_seal(seal: Tensor, *, wait: bool = False) -> None:
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return
-    if type(seal) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(seal):
+    # Nor within a transform of torch.func, where no tensor shows its data.
+    if type(seal) is not Tensor or torch._C._functorch.peek_interpreter_stack() is not None:
         return
     found = SEAL
     if seal.is_cpu:

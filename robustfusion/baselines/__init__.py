@@ -16,7 +16,6 @@ from robustfusion.baselines.late import (
     LateMeanHead,
     LateMeanOutput,
     StackingHead,
-    StackingOutput,
 )
 from robustfusion.baselines.mmin import MMINHead, MMINOutput
 from robustfusion.baselines.nearest_vote import NearestVoteHead, NearestVoteOutput
@@ -47,7 +46,6 @@ __all__ = [
     "QMFHead",
     "QMFOutput",
     "StackingHead",
-    "StackingOutput",
     "TMCHead",
     "UnimodalHead",
 ]

@@ -13,7 +13,10 @@ from robustfusion.functional import at_least_float32
 
 
 class LateMeanOutput(NamedTuple):
-    """Output of both heads: ``unimodal_logits`` is (B, M, C), ``available`` (B, M)."""
+    """Output of :class:`LateMeanHead` and :class:`StackingHead`.
+
+    ``unimodal_logits`` is (B, M, C), ``available`` (B, M).
+    """
 
     logits: Tensor
     fused: Tensor
@@ -78,10 +81,7 @@ class LateMeanHead(BaselineHead[LateMeanOutput]):
         return cross_entropy(output.logits, labels) + self.unimodal_weight * own
 
 
-StackingOutput = LateMeanOutput  # the same fields
-
-
-class StackingHead(BaselineHead[StackingOutput]):
+class StackingHead(BaselineHead[LateMeanOutput]):
     r"""Classify from the modalities' own predictions and flags of which are there.
 
     .. math:: p_m = \mathrm{softmax}(z_m), \qquad
@@ -127,7 +127,7 @@ class StackingHead(BaselineHead[StackingOutput]):
         self.network = mlp(width, hidden_features, activate_last=True)
         self.classifier = nn.Linear(hidden_features, num_classes)
 
-    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> StackingOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> LateMeanOutput:
         """Predict from each modality, then from the predictions."""
         _, unimodal = self.branches(inputs)
         shown = self.hide_some(mask)
@@ -136,9 +136,9 @@ class StackingHead(BaselineHead[StackingOutput]):
         given = torch.cat([probability.flatten(1), shown.to(unimodal.dtype)], dim=1)
         fused: Tensor = self.network(given)
         logits: Tensor = self.classifier(fused)
-        return StackingOutput(logits, fused, zero_loss(logits), unimodal, mask)
+        return LateMeanOutput(logits, fused, zero_loss(logits), unimodal, mask)
 
-    def loss(self, output: StackingOutput, labels: Tensor) -> Tensor:
+    def loss(self, output: LateMeanOutput, labels: Tensor) -> Tensor:
         """Cross-entropy of the second learner and of each available modality."""
         own = unimodal_loss(output.unimodal_logits, labels, output.available)
         return cross_entropy(output.logits, labels) + own
