@@ -40,9 +40,8 @@ def page(record: Mapping[str, Any]) -> str:
         "`NeighborQualityEstimator` sees n rows of frozen features for a number of epochs and is "
         "calibrated on intact rows that it was never trained on. AUROC is the probability that "
         "an intact unseen row scores above a masked one (40 to 80 % of the pixels or words, the "
-        "paper's corruption); an alarm is a p-value of at most the rate. MVSA-Single is "
-        "calibrated on its 451 validation posts and tested on its 450 test posts, HarMeme on 300 "
-        "and 300 drawn for each seed.",
+        "paper's corruption); an alarm is a p-value of at most the rate. Each seed draws 450 posts "
+        "to calibrate on and 450 others to test on, from all of a data set; no label is read.",
         "",
         "## Goals",
         "",
@@ -51,8 +50,8 @@ def page(record: Mapping[str, Any]) -> str:
         *goals(list(cells(record)), record["results"]["rates"]),
         "",
         "A cell is one line of the tables below. Rates of alarms on intact rows are those of one "
-        "set of references and of a few hundred test rows: at 1 % one row in 300 is a third of "
-        "the rate.",
+        "set of references and of 450 test rows for each seed: at 1 % one row is a fifth of the "
+        "rate.",
     ]
     for data, modalities in record["results"]["data"].items():
         for modality in modalities:
