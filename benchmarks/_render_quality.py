@@ -40,8 +40,8 @@ def page(record: Mapping[str, Any]) -> str:
         "`NeighborQualityEstimator` sees n rows of frozen features for a number of epochs and is "
         "calibrated on intact rows that it was never trained on. AUROC is the probability that "
         "an intact unseen row scores above a masked one (40 to 80 % of the pixels or words, the "
-        "paper's corruption); an alarm is a p-value of at most the rate. Each seed draws 450 posts "
-        "to calibrate on and 450 others to test on, from all of a data set; no label is read.",
+        "paper's corruption); an alarm is a p-value of at most the rate. Each seed draws 450 "
+        "posts to calibrate on and 450 others to test on, from all of a data set; no label is read.",
         "",
         "## Goals",
         "",
