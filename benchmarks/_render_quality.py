@@ -41,7 +41,8 @@ def page(record: Mapping[str, Any]) -> str:
         "calibrated on intact rows that it was never trained on. AUROC is the probability that "
         "an intact unseen row scores above a masked one (40 to 80 % of the pixels or words, the "
         "paper's corruption); an alarm is a p-value of at most the rate. Each seed draws 450 "
-        "posts to calibrate on and 450 others to test on, from all of a data set; no label is read.",
+        "posts to calibrate on and 450 others to test on, from all of a data set; no label is "
+        "read.",
         "",
         "## Goals",
         "",
