@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _record import read_record
+from _record import RESULTS, read_record
 
 GUIDES = Path(__file__).parent.parent / "docs" / "pages" / "guides"
 
 
 def render() -> None:
-    """Write both."""
-    write(GUIDES / "monitoring.md", "monitor", monitor(read_record("monitor")))
-    write(GUIDES / "token-sequences.md", "pooling", pooling(read_record("pooling")))
+    """Write what there is a record of."""
+    for guide, name, made in (
+        ("monitoring.md", "monitor", monitor),
+        ("token-sequences.md", "pooling", pooling),
+    ):
+        if (RESULTS / f"{name}.json").exists():
+            write(GUIDES / guide, name, made(read_record(name)))
 
 
 def write(path: Path, name: str, lines: list[str]) -> None:

@@ -136,7 +136,8 @@ def text(
         "",
         "Accuracy ± its standard error over seeds of training. The last two columns are the mean "
         "change of accuracy over the six conditions against the whole head: here, and in the "
-        "paper's Table 4.",
+        "paper's Table 4. Here the distribution constraint (3) has nothing to train: it moves "
+        "encoders, and these are frozen.",
         "",
         *table_ablation(results),
         "",
@@ -170,8 +171,8 @@ def text(
             "Features of 120 test posts before the paper's head and what it recovers of them from "
             "the other modality, t-SNE above and principal axes below; nothing is disrupted "
             "(the paper shows several rates of disruption). "
-            f"{_distances(drawn['recovered'])} `DRFHead` recovers nothing: it puts a learned "
-            "token in the place of what is missing.",
+            f"{_distances(drawn['recovered'])} Images and texts of these posts hardly tell of "
+            "each other: there is little to recover.",
             "",
             note,
             "",

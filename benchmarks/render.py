@@ -14,6 +14,7 @@ from typing import Any
 
 import _render_compare
 import _render_folds
+import _render_monitor
 import _render_mvsa
 import _render_paper_scale
 import _render_protocol
@@ -169,6 +170,7 @@ def main() -> None:
         if (RESULTS / "paper_scale.json").exists():
             _render_paper_scale.render()
         _render_quality.render()
+        _render_monitor.render()
     render_readme()
 
 
