@@ -57,6 +57,7 @@ def main(epochs: int = 20, output_dir: Path = Path("runs/train_ddp"), cpu: bool 
         accelerator.print(f"accuracy, {lost or 'nothing'} missing: {score:.3f}")
     if accelerator.is_main_process:
         save_model(drf, output_dir, {"example": "digits"})
+    accelerator.wait_for_everyone()  # a rank that leaves first can take the others down
     accelerator.end_training()
 
 

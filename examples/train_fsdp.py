@@ -85,6 +85,7 @@ def main(
         score = accuracy(model, lost, device)
         if dist.get_rank() == 0:
             print(f"accuracy, {lost or 'nothing'} missing: {score:.3f}")
+    dist.barrier()  # a rank that leaves first can take the others down
     dist.destroy_process_group()
 
 
