@@ -21,7 +21,7 @@ import _render_protocol
 import _render_quality
 import _render_runs
 import paper_choices
-from _record import RESULTS, dated, read_record
+from _record import dated, read_record
 from speed import EPOCH, SHARE
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
@@ -162,13 +162,11 @@ def main() -> None:
         render_speed()
         _render_compare.main()
         _render_protocol.render()
-        if (RESULTS / "mvsa.json").exists():
-            _render_mvsa.render()
+        _render_mvsa.render()
         _render_folds.render()
         _render_runs.render()
         paper_choices.render()
-        if (RESULTS / "paper_scale.json").exists():
-            _render_paper_scale.render()
+        _render_paper_scale.render()
         _render_quality.render()
         _render_monitor.render()
     render_readme()

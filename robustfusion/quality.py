@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustfusion._inputs import LARGEST
 from robustfusion._modules import keep_rows
 from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
@@ -24,7 +25,6 @@ from robustfusion.functional import (
 )
 from robustfusion.moments import RunningMoments
 
-LARGEST = 1e9  # of a valid feature; squares and cubes of larger ones overflow float32
 _RECENT = 512  # training rows whose scores say what is usual, until held-out rows do
 _REFERENCES = 2048  # held-out rows kept; with more, p-values gain no useful digits
 _PATIENCE = 2.0  # deviations by which an odd length must exceed an odd look to count

@@ -121,7 +121,7 @@ class VotingHead(nn.Module):
     ) -> Self:
         """Take these samples, as the trained encoders see them, as voters."""
         x, present = make_safe(features, available, self.dims)
-        check_labels(labels, *self._sizes(x))
+        check_labels(labels, len(next(iter(x.values()))), self.head.num_classes)
         for place, (name, queue) in enumerate(self.rows.items()):
             there = present[name].nonzero().squeeze(1)
             even = torch.linspace(0, len(there) - 1, min(len(there), self.capacity))
@@ -145,18 +145,16 @@ class VotingHead(nn.Module):
         every = trusted_by(len(self.dims), here.device)
         members = (every & here[:, None]).to(output.weights.dtype)  # (B, K, M)
         trust = output.weights[:, None] @ (members / members.sum(-1, keepdim=True).clamp_min(1))
-        votes = torch.stack([self._vote(m, output.features[m]) for m in self.dims], dim=1)
+        voted = zip(self.dims, self.labels, strict=True)
+        votes = torch.stack([self._vote(m, output.features[m], known) for m, known in voted], 1)
         own = at_least_float32(output.logits).log_softmax(-1)
         logits = own + self.weight * (trust.to(votes.dtype) @ votes).squeeze(1)
         return output._replace(logits=logits / pattern_temperature(self.temperature, here, every))
 
-    def _sizes(self, x: Mapping[str, Tensor]) -> tuple[int, int]:
-        return len(next(iter(x.values()))), self.head.num_classes
-
     def _direction(self, name: str, features: Tensor) -> Tensor:
         return F.normalize(self.head.queues[name].standardize(features), dim=1)
 
-    def _vote(self, name: str, features: Tensor) -> Tensor:
+    def _vote(self, name: str, features: Tensor, known: Tensor) -> Tensor:
         """The log of what the labels of the nearest rows say, (B, D) -> (B, C)."""
         queue = self.rows[name]
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
@@ -164,8 +162,8 @@ class VotingHead(nn.Module):
             cosine = self._direction(name, features).to(rows.dtype) @ rows.T
             near = cosine.where(queue.valid, -torch.inf).topk(min(self.neighbors, self.capacity))
             share = masked_softmax(_SHARPNESS * near.values, near.values > -torch.inf)
-            labels = self.labels[list(self.dims).index(name)][near.indices]
-            vote = share.new_zeros(len(share), len(self.prior)).scatter_add(1, labels, share)
+            vote = share.new_zeros(len(share), len(self.prior))
+            vote = vote.scatter_add(1, known[near.indices], share)
             return (_SURE * vote + (1 - _SURE) * self.prior).log()
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ PAPER = "https://arxiv.org/abs/2511.18751"
 FILES = [checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.DIGESTS]
 
 
-class _HubModule(nn.Module):
+class _HubModule(nn.Module, ABC):
     # Not huggingface_hub's mixin: it deletes the old config before it knows whether the new can be
     # written, drops arguments that JSON cannot hold, and builds from a config that nobody checked.
 
@@ -75,12 +76,14 @@ class _HubModule(nn.Module):
             raise ValueError(f"{folder} holds no such {cls.__name__}: {error}") from error
         return model.eval()
 
+    @abstractmethod
     def _config(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What ``config.json`` holds: enough to build the model again."""
 
     @classmethod
+    @abstractmethod
     def _build(cls, config: Any, weights: Mapping[str, Tensor], **parts: Any) -> Self:
-        raise NotImplementedError
+        """Build a model for these weights, and refuse what they do not fit before that."""
 
 
 class HubDRFHead(DRFHead, _HubModule):
