@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from robustfusion import (
     DRFHead,
@@ -145,29 +146,27 @@ def statistics(clock: Clock) -> list[dict[str, Any]]:
 def full_covariance(clock: Clock) -> list[dict[str, Any]]:
     samples = torch.randn(2048, WIDTH)
     estimator = GaussianQualityEstimator(WIDTH, covariance_type="full", shrinkage=0.1)
+    estimator.fit(samples)
     covariance = torch.cov(samples.T) + 0.1 * torch.eye(WIDTH)
-    refresh, cholesky, product = clock(
+    stored, slots = torch.ones(2048, dtype=torch.bool), torch.arange(2048)
+    refresh, fit, cholesky, product = clock(
+        lambda: estimator.adapt(samples, stored, slots),
         lambda: estimator.fit(samples),
         lambda: torch.linalg.cholesky(covariance),
         lambda: samples.T @ samples,
     )
+    size, beside = f"N = 2,048, D = {WIDTH}", "one Cholesky factor and the matrix product"
     rows = [
-        row(
-            f"refresh of a full covariance, N = 2,048, D = {WIDTH}",
-            refresh,
-            cholesky + product,
-            2.0,
-            "one Cholesky factorisation and the covariance's matrix product",
-        )
+        row(f"refresh of a full covariance, {size}", refresh, cholesky + product, 2.0, beside),
+        row(f"fit, which also scores each row, {size}", fit, cholesky + product, None, beside),
     ]
     if installed("sklearn"):
         from sklearn.covariance import EmpiricalCovariance
 
         array = samples.numpy()
         peer = clock(lambda: EmpiricalCovariance().fit(array), rounds=1)
-        rows.append(
-            row("peer: scikit-learn EmpiricalCovariance.fit", peer[0], refresh, None, "ours")
-        )
+        what = "peer: scikit-learn EmpiricalCovariance.fit"
+        rows.append(row(what, peer[0], refresh, None, "ours, the refresh"))
     return rows
 
 
@@ -346,8 +345,45 @@ def bare(head: Any, features: dict[str, Tensor]) -> None:
         x @ head.queues[name].storage.T
         x @ head.embed[name].weight.T
         x @ head.alone[name][0].weight.T
+        encode, _, decode = head.stand_in.converters[name].layers
+        x @ encode.weight.T
+        made = torch.empty(len(x), len(features), decode.in_features) @ decode.weight.T
+        made @ head.embed[name].weight.T
     hidden = torch.empty(len(x), len(head.candidates), head.hidden_features)
     hidden @ head.trunk.weight.T
+
+
+def multiply_adds(clock: Clock) -> list[dict[str, Any]]:
+    """What matrix products alone cost, counted: no other way of writing a head spares these."""
+    counts = []
+    for make in (DRFHead, partial(DRFHead, stand_in=LearnedTokens), ConcatenationHead):
+        head = filled(make)
+        with FlopCounterMode(display=False) as step:
+            head.loss(head(draw(16)), torch.zeros(16, dtype=torch.long)).backward()  # type: ignore[operator]
+        head.eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as evaluation:
+            head(draw(1))
+        counts.append((step.get_total_flops() // 2, evaluation.get_total_flops() // 2))
+    (step, one), (step_with_tokens, _), (plain_step, plain_one) = counts
+    search = 16 * 2048 * sum(READY.values())
+    what = "multiply-adds, training step of DRFHead, image 1280, text 384, B = 16"
+    return [
+        {
+            "what": words,
+            "count": count,
+            "beside": "ConcatenationHead",
+            "beside_count": beside,
+            "ratio": count / beside,
+            "goal": None,
+            "met": None,
+        }
+        for words, count, beside in (
+            (what, step, plain_step),
+            (f"{what}, LearnedTokens", step_with_tokens, plain_step),
+            (f"{what}, its search among 2,048 rows alone", search, plain_step),
+            ("multiply-adds, evaluation of DRFHead, B = 1", one, plain_one),
+        )
+    ]
 
 
 class _Kernels(TorchDispatchMode):
@@ -495,6 +531,7 @@ def main() -> None:
         training,
         felt,
         inference,
+        multiply_adds,
         kernels,
         modalities,
     )

@@ -292,7 +292,8 @@ def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) ->
     """
     with torch.autocast(features.device.type, enabled=False):
         mean, scale = (at_least_float32(moment) for moment in gaussian)
-        return spread * (at_least_float32(features) - mean) / scale
+        z = (at_least_float32(features) - mean) / scale
+        return z if spread == 1 else spread * z
 
 
 def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) -> Tensor:
@@ -308,7 +309,8 @@ def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) 
     """
     with torch.autocast(features.device.type, enabled=False):
         mean, scale = (at_least_float32(moment) for moment in gaussian)
-        return torch.addcmul(mean, at_least_float32(features), scale / spread)
+        scale = scale if spread == 1 else scale / spread
+        return torch.addcmul(mean, at_least_float32(features), scale)
 
 
 def nearest_similarity(
@@ -319,7 +321,7 @@ def nearest_similarity(
     origin: Tensor,
     scale: Tensor,
     neighbors: int = 10,
-    chunk: int = 16384,
+    chunk: int = 4096,
 ) -> Tensor:
     r"""Mean cosine of each feature to the rows most similar to it, all standardized.
 
@@ -336,7 +338,7 @@ def nearest_similarity(
         origin: (D,), :math:`o`.
         scale: (D,), :math:`s`.
         neighbors: How many are averaged.
-        chunk: Rows per matrix product, which bounds memory.
+        chunk: Rows per matrix product; its result should fit a CPU's cache.
 
     Returns:
         (B,), 0 without a neighbor.
@@ -354,14 +356,14 @@ def nearest_similarity(
         origin, scale = origin.to(x.dtype), scale.to(x.dtype)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
         direction = x / (length * scale)
-        offset = -(direction @ origin)[:, None]
+        offset = (direction @ origin)[:, None]
         best = []
         for start in range(0, rows.shape[0], chunk):
             block = at_least_float32(rows[start : start + chunk]).to(x.dtype)
             inverse = inverse_lengths[start : start + chunk].to(x.dtype)
-            projection = torch.addmm(offset, direction, block.T)
-            copied = (projection - length).abs() < _SAME * length
-            cosine = (projection * inverse).masked_fill(copied, 0.0)
+            projection = torch.addmm(offset, direction, block.T, beta=-1)
+            copied = (projection - length).abs_() < _SAME * length
+            cosine = (projection * inverse).masked_fill_(copied, 0.0)
             best.append(cosine.topk(min(neighbors, cosine.shape[1]), dim=-1).values)
         top = best[0] if len(best) == 1 else torch.cat(best, -1).topk(neighbors, dim=-1).values
         return top.mean(-1)

@@ -83,20 +83,21 @@ class RunningMoments(nn.Module):
             x = keep_rows(at_least_float32(rows), available)
             x = x.to(torch.promote_types(x.dtype, self.moments.dtype))
             share = (number / self.count.clamp_min(1)).clamp_max(1).to(x.dtype)
-            weight = (available / number.clamp_min(1)).to(x.dtype)
+            weight = (available / number.clamp_min(1)).to(x.dtype)[None]
             mean, variance, third = self.moments.to(x.dtype)
-            batch_mean = weight @ x
+            batch_mean = (weight @ x)[0]
             centered = x - batch_mean
             square = centered.square()
             shift = batch_mean - mean
             step = share * shift
             mean = mean + step
-            variance = variance.lerp(weight @ square, share) + (1 - share) * step * shift
+            variance = variance.lerp((weight @ square)[0], share).addcmul(step, shift - step)
             # Exact where the mean does not move, as when the stream is steady.
-            third = third.lerp(weight @ (square * centered), share)
+            third = third.lerp((weight @ (square * centered))[0], share)
             self.moments.copy_(torch.stack([mean, variance, third]))
             deviation = variance.sqrt()
-            deviation = torch.where(self.count > 1, deviation + 0.01 * deviation.mean(), 1.0)
+            deviation = torch.add(deviation, deviation.mean(), alpha=0.01)
+            deviation = deviation.masked_fill(self.count < 2, 1.0)
             self.diagonal.copy_(torch.stack([mean, deviation.clamp_min(_LEAST)]))
 
     def gaussian(self, covariance_type: CovarianceType = "diag") -> Gaussian:

@@ -243,28 +243,32 @@ class QualityEstimator(nn.Module, ABC):
     def _statistics(self, features: Tensor, unlike: Tensor) -> Tensor:
         """Unlikeness and the logarithms of two lengths, (B, 3)."""
         centered = standardize(features, self.moments.gaussian())
-        lengths = torch.stack(
-            [torch.linalg.vector_norm(x, dim=1) for x in (features.to(centered), centered)], dim=1
-        )
+        both = torch.stack([features.to(centered), centered], dim=1)
+        lengths = torch.linalg.vector_norm(both, dim=2)
         return torch.cat([unlike[:, None], lengths.clamp_min(1e-6).log()], dim=1)
 
     def _score(self, statistics: Tensor) -> Tensor:
         """How odd, from (B, 3)."""
-        mean, deviation = snapshot(self.usual, training=self.training)[:, :3]
+        mean, deviation = self._usual()[:, :3]
         unusual = (statistics - mean) / deviation
         return torch.maximum(unusual[:, 0], unusual[:, 1:].abs().amax(1) - _PATIENCE)
 
     def _log_quality(self, score: Tensor) -> Tensor:
         """The tail of a logistic curve with the mean and deviation of intact scores."""
-        mean, deviation = snapshot(self.usual, training=self.training)[:, 3]
+        mean, deviation = self._usual()[:, 3]
         # The log of a sigmoid; as logsigmoid it would be -inf below -16 in ONNX Runtime.
-        return -F.softplus((score - mean) * (_LOGISTIC / deviation))
+        return -_LOGISTIC * F.softplus((score - mean) / deviation, beta=_LOGISTIC)
+
+    def _usual(self) -> Tensor:
+        """Mean and deviation of what is usual, (2, 4); a copy where a backward may read it."""
+        return snapshot(self.usual, training=self.training and torch.is_grad_enabled())
 
     def _refresh(self) -> None:
         """Make scores and log-qualities comparable with those of the rows seen lately."""
         rows, count = at_least_float32(self.recent.storage), self.recent.count
-        mean = rows.sum(0) / count.clamp_min(1)
-        variance = (rows.square().sum(0) / count.clamp_min(1) - mean.square()).clamp_min(0)
+        number = count.clamp_min(1)
+        mean = rows.sum(0) / number
+        variance = (rows.square().sum(0) / number - mean.square()).clamp_min(0)
         fresh = torch.stack([mean, variance.sqrt() + _LEAST])
         self.usual.copy_(torch.where(count > 1, fresh, self.usual))
 
