@@ -29,6 +29,9 @@ from robustfusion.quality import QualityEstimator
 from robustfusion.stand_in import RecoveredFeatures, StandIn
 
 _FARTHEST = 10.0  # of a standardized coordinate: a pixel that is hardly ever ink reaches 100
+# Largest share of a sample's modalities to hide; each sample draws its own, so that all but one
+# and nearly none are seen in training.
+_HIDDEN = 0.8
 
 
 class DRFHead(nn.Module):
@@ -278,7 +281,7 @@ class DRFHead(nn.Module):
         """From four modalities on, hide some of each sample, at least one stays."""
         if len(self.dims) < 4:
             return here
-        rate = 0.8 * torch.rand(here.shape[0], 1, device=here.device)
+        rate = _HIDDEN * torch.rand(here.shape[0], 1, device=here.device)
         draw = torch.rand(here.shape, device=here.device)
         kept = draw.where(here, -1.0).argmax(1, keepdim=True)
         index = torch.arange(here.shape[1], device=here.device)

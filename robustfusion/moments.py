@@ -12,6 +12,7 @@ from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
 
 _LEAST = 1e-3  # deviation
+_SHARED = 0.01  # of the mean deviation, added to each: some coordinates hardly vary
 
 
 class RunningMoments(nn.Module):
@@ -96,7 +97,7 @@ class RunningMoments(nn.Module):
             third = third.lerp((weight @ (square * centered))[0], share)
             self.moments.copy_(torch.stack([mean, variance, third]))
             deviation = variance.sqrt()
-            deviation = torch.add(deviation, deviation.mean(), alpha=0.01)
+            deviation = torch.add(deviation, deviation.mean(), alpha=_SHARED)
             deviation = deviation.masked_fill(self.count < 2, 1.0)
             self.diagonal.copy_(torch.stack([mean, deviation.clamp_min(_LEAST)]))
 

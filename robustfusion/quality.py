@@ -385,6 +385,7 @@ class GaussianQualityEstimator(QualityEstimator):
         squared = mahalanobis_sq(features, self.distribution)
         # For "diag" the sum over coordinates is treated as D equal parts.
         parts = self.dim if self.covariance_type == "diag" else 1
+        # Of a row that is alone in its direction nothing is left: ten times as far is enough.
         left = (1 - squared / (parts * count)).clamp_min(0.01)
         return self._log_distance(squared / left)
 
