@@ -12,11 +12,7 @@ from robustfusion.baselines.evidential import ECMLHead, EvidentialOutput, TMCHea
 from robustfusion.baselines.floors import MajorityHead, UnimodalHead
 from robustfusion.baselines.head import BaselineHead
 from robustfusion.baselines.imputation import ImputationHead, ImputationOutput
-from robustfusion.baselines.late import (
-    LateMeanHead,
-    LateMeanOutput,
-    StackingHead,
-)
+from robustfusion.baselines.late import LateMeanHead, LateMeanOutput, StackingHead
 from robustfusion.baselines.mmin import MMINHead, MMINOutput
 from robustfusion.baselines.nearest_vote import NearestVoteHead, NearestVoteOutput
 from robustfusion.baselines.pdf import PDFHead, PDFOutput

@@ -12,33 +12,19 @@ from robustfusion.functional import at_least_float32
 
 
 class Branches(nn.Module):
-    """A two-layer network and a linear classifier for each modality.
-
-    Args:
-        dims: Width of each modality.
-        num_classes: Number of classes C.
-        width: Width F of both layers.
-        dropout: Dropout after each layer.
-
-    Shape:
-        - Input: ``{name: (B, D_m)}``, finite
-        - Output: hidden (B, M, F) and logits (B, M, C), columns in the order of ``dims``
-    """
+    """For each modality a network of two layers of one width F, and a linear classifier."""
 
     def __init__(
         self, dims: Mapping[str, int], num_classes: int, width: int, dropout: float
     ) -> None:
         super().__init__()
         self.networks = ModuleDict(
-            {
-                name: mlp(dim, width, width, dropout=dropout, activate_last=True)
-                for name, dim in dims.items()
-            }
+            {m: mlp(d, width, width, dropout=dropout, activate_last=True) for m, d in dims.items()}
         )
         self.classifiers = ModuleDict({name: nn.Linear(width, num_classes) for name in dims})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden vectors and logits of each modality."""
+        """Hidden vectors (B, M, F) and logits (B, M, C) of finite vectors (B, D_m)."""
         hidden = {name: network(inputs[name]) for name, network in self.networks.items()}
         logits = [layer(hidden[name]) for name, layer in self.classifiers.items()]
         return torch.stack(list(hidden.values()), dim=1), torch.stack(logits, dim=1)

@@ -190,24 +190,20 @@ class DyMoHead(BaselineHead[DyMoOutput]):
         one_more = torch.eye(number, dtype=torch.bool, device=mask.device)
         repeated = {name: x.repeat_interleave(number, 0) for name, x in inputs.items()}
         taken, refused = mask, ~mask.any(dim=1, keepdim=True) | mask
-        quality, typicality = self._score(inputs, taken)
+        quality, typicality = (x[:, None] for x in self._score(inputs, taken))
         for _ in range(number - 1):
             trial = (taken.unsqueeze(1) | one_more).flatten(0, 1)
             new_quality, new_typicality = (
                 x.view(mask.shape) for x in self._score(repeated, trial)
             )
-            rewards = reward(
-                quality.unsqueeze(1), new_quality, typicality.unsqueeze(1), new_typicality
-            )
+            rewards = reward(quality, new_quality, typicality, new_typicality)
             refused = refused | (rewards < 0)
             rewards = rewards.where(~refused, 0.0)
             best, place = rewards.max(dim=1, keepdim=True)
             chosen = one_more[place.squeeze(1)] & (best > 0)
             taken, refused = taken | chosen, refused | chosen
-            quality = torch.where(best > 0, new_quality.gather(1, place), quality[:, None])[:, 0]
-            typicality = torch.where(
-                best > 0, new_typicality.gather(1, place), typicality[:, None]
-            )[:, 0]
+            quality = torch.where(best > 0, new_quality.gather(1, place), quality)
+            typicality = torch.where(best > 0, new_typicality.gather(1, place), typicality)
         return taken
 
     def _score(self, inputs: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion.baselines._branches import normalize, weighted_sum
 from robustfusion.baselines.head import BaselineHead, zero_loss
+from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
 
 
@@ -74,8 +75,7 @@ class EmbraceNetHead(BaselineHead):
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Embrace the available modalities: drawn in training, averaged in evaluation."""
         docked = torch.stack([layer(inputs[name]) for name, layer in self.docking.items()], dim=1)
-        dtype = torch.promote_types(docked.dtype, torch.float32)
-        probability = normalize(self.hide_some(mask).to(dtype))
+        probability = normalize(at_least_float32(self.hide_some(mask).to(docked.dtype)))
         fused = (embrace if self.training else weighted_sum)(docked, probability)
         logits: Tensor = self.classifier(self.terminal(fused))
         return HeadOutput(logits, fused, zero_loss(logits))

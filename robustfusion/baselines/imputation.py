@@ -22,11 +22,7 @@ Strategy = Literal["zero", "mean", "nearest"]
 
 
 class RunningMean(nn.Module):
-    """Mean of all rows seen so far, (D,); zero before the first.
-
-    Args:
-        dim: Width of a row.
-    """
+    """Mean of all rows seen so far, (D,); zero before the first."""
 
     mean: Tensor
     count: Tensor
@@ -157,17 +153,12 @@ class ImputationHead(BaselineHead[ImputationOutput]):
                 for name, x in inputs.items()
             }
         with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
-            return self._retrieve(inputs, mask)
-
-    def _retrieve(self, inputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-        stored, held = split_rows(self.queue, self.dims)
-        similarity, shared = shared_cosine(inputs, mask, stored, held)
-        return {
-            name: nearest_neighbor_mean(
-                similarity, stored[name], held[:, index] & shared, self.neighbors
-            )
-            for index, name in enumerate(self.dims)
-        }
+            stored, held = split_rows(self.queue, self.dims)
+            similarity, shared = shared_cosine(inputs, mask, stored, held)
+            return {
+                name: nearest_neighbor_mean(similarity, rows, holds & shared, self.neighbors)
+                for (name, rows), holds in zip(stored.items(), held.unbind(1), strict=True)
+            }
 
     @torch.no_grad()
     def _store(self, inputs: Mapping[str, Tensor], mask: Tensor) -> None:

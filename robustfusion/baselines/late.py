@@ -70,7 +70,7 @@ class LateMeanHead(BaselineHead[LateMeanOutput]):
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> LateMeanOutput:
         """Average over the modalities that are there."""
         hidden, unimodal = self.branches(inputs)
-        weights = normalize(mask.to(torch.promote_types(unimodal.dtype, torch.float32)))
+        weights = normalize(at_least_float32(mask.to(unimodal.dtype)))
         logits = weighted_sum(unimodal, weights)
         fused = weighted_sum(hidden, weights)
         return LateMeanOutput(logits, fused, zero_loss(logits), unimodal, mask)

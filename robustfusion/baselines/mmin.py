@@ -111,9 +111,7 @@ class MMINHead(BaselineHead[MMINOutput]):
         joint, fused = self.imagination(visible.flatten(1))
         back, _ = self.cycle(joint)
         logits: Tensor = self.classifier(fused)
-        imagined = joint.unflatten(1, embedded.shape[1:])
+        imagined, back = (x.unflatten(1, embedded.shape[1:]) for x in (joint, back))
         aux_loss = self.imagination_weight * squared_error(imagined, embedded, mask & ~seen)
-        aux_loss = aux_loss + self.cycle_weight * squared_error(
-            back.unflatten(1, embedded.shape[1:]), embedded, seen
-        )
+        aux_loss = aux_loss + self.cycle_weight * squared_error(back, embedded, seen)
         return MMINOutput(logits, fused, aux_loss, imagined)

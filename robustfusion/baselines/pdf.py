@@ -97,11 +97,9 @@ class PDFHead(BaselineHead[PDFOutput]):
     ) -> None:
         super().__init__(dims, num_classes)
         self.branches = Branches(self.dims, num_classes, hidden_features, dropout)
+        widths = (hidden_features, hidden_features, 1)
         self.confidence = ModuleDict(
-            {
-                name: mlp(dim, hidden_features, hidden_features, 1, dropout=dropout)
-                for name, dim in dims.items()
-            }
+            {name: mlp(dim, *widths, dropout=dropout) for name, dim in dims.items()}
         )
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> PDFOutput:

@@ -16,15 +16,9 @@ SMALL = 0.02  # deviation of embeddings at birth, as in BERT
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention with four heads; zero where no key is valid.
+    """Scaled dot-product attention with four heads of (B, Q, H) to (B, K, H).
 
-    Args:
-        width: Width H of queries and keys, divisible by four.
-
-    Shape:
-        - ``queries``: (B, Q, H); ``keys``: (B, K, H); ``valid``: (B, K) bool
-        - ``bias``: (B, K), added to the scores of a key, or None
-        - Output: (B, Q, H)
+    Zero where no key is ``valid`` (B, K); ``bias`` (B, K) is added to the scores of a key.
     """
 
     def __init__(self, width: int) -> None:
@@ -41,12 +35,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attend to the valid keys."""
         query, key, value = (
-            layer(x).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
-            for layer, x in (
-                (self.to_query, queries),
-                (self.to_key, keys),
-                (self.to_value, keys),
-            )
+            heads.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+            for heads in (self.to_query(queries), self.to_key(keys), self.to_value(keys))
         )
         scores = at_least_float32(query @ key.transpose(-1, -2)) / key.shape[-1] ** 0.5
         if bias is not None:
@@ -58,15 +48,9 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention and a feed-forward layer, both residual.
+    """Pre-norm self-attention and a feed-forward layer, both residual, with dropout on both.
 
-    Args:
-        width: Width H of the tokens.
-        dropout: Dropout on both residual branches.
-
-    Shape:
-        - ``tokens``: (B, L, H); ``valid``: (B, L)
-        - Output: (B, L, H), meaningless but finite where not valid
+    (B, L, H) to the same, meaningless but finite where not ``valid`` (B, L).
     """
 
     def __init__(self, width: int, *, dropout: float) -> None:
@@ -86,18 +70,9 @@ class TransformerBlock(nn.Module):
 
 
 class ModalityTransformer(nn.Module):
-    """Mix one token per modality, and read a class token.
+    """Mix one token of width F per modality, and read a class token, (B, F).
 
-    Args:
-        dims: Width of each modality.
-        hidden_features: Width F of the tokens, divisible by four.
-        num_layers: Number of blocks.
-        dropout: Dropout in the blocks.
-
-    Shape:
-        - ``inputs``: ``{name: (B, D_m)}``, finite; ``mask``: (B, M) bool, columns in the order of
-          ``dims``
-        - Output: (B, F); what the mask hides is no key of any attention
+    What the mask hides is no key of any attention.
     """
 
     def __init__(
