@@ -11,11 +11,13 @@ from torch import Tensor
 
 from robustfusion._figures import panels
 
-_CELLS = 4096  # resolution of the past p-values
-_CHUNK = 256  # rows ranked at once
-_POINTS = 512  # of the curve that is kept
+_CELLS = 4096  # of the grid of past p-values: two a gap of 2,048 references, the most we keep
+_CHUNK = 256  # rows ranked at once, by a table of 256 x 256
+_POINTS = 512  # of the curve that is kept: no figure shows more
 _HALF_LIFE = 1000.0  # rows after which the reserve begins to be spent slowly
+_ROUNDING = 0.05  # of a rank: float32 holds those of a million references as well
 # What is bet on: a share of the rows has p-values that crowd at 0 (or at 1) like p^(power - 1).
+# From all rows to a tenth, from hardly bent to steep: each change has a bet that is not far off.
 _BETS = tuple(
     (share, power, end) for end in (0, 1) for share in (1.0, 0.3, 0.1) for power in (0.1, 0.3, 0.6)
 )
@@ -161,16 +163,17 @@ class DriftMonitor:
         }
 
     def _cell(self, p: Tensor, name: str) -> Tensor:
-        """The cell of the grid that a p-value falls into, (B,) long."""
+        """The cell of the grid that each p-value falls into, (B,) long; -1 for NaN."""
         if references := self.references[name]:
             rank = p * (references + 1)
-            if bool(((rank - rank.round()).abs() > 0.05).any()):
+            odd = p[(rank - rank.round()).abs() > _ROUNDING]
+            if len(odd):
                 raise ValueError(
                     f'p_values["{name}"] must be multiples of 1/{references + 1}, for '
-                    f"references={references}; got {float(p[0]):.6g}"
+                    f"references={references}; got {float(odd[0]):.6g}"
                 )
             p = (rank.round() - 0.5).clamp_min(0.5) / (references + 1)
-        return (p * _CELLS).long().clamp_max(_CELLS - 1)
+        return (p * _CELLS).nan_to_num(-1).long().clamp_max(_CELLS - 1)
 
     @property
     def state(self) -> MonitorState:
@@ -205,18 +208,17 @@ class DriftMonitor:
                 )
             if bool(((p < 0) | (p > 1)).any()):
                 raise ValueError(f"{where} must be between 0 and 1, or NaN")
-            columns.append(p.detach().double().cpu())
-            self._cell(columns[-1][~columns[-1].isnan()], name)
-        values = torch.stack(columns, dim=1)
-        for start in range(0, len(values), _CHUNK):
-            self._advance(values[start : start + _CHUNK])
+            columns.append(self._cell(p.detach().double().cpu(), name))
+        cells = torch.stack(columns, dim=1)
+        for start in range(0, len(cells), _CHUNK):
+            self._advance(cells[start : start + _CHUNK])
         return self.state
 
-    def _advance(self, p: Tensor) -> None:
+    def _advance(self, cells: Tensor) -> None:
         """Bet on some rows, (B, M)."""
         now = self._now
-        curve = torch.stack([self._bet(m, p[:, m]) for m in range(p.shape[1])], dim=1)
-        rows = now["rows"] + 1 + torch.arange(len(p))
+        curve = torch.stack([self._bet(m, cell) for m, cell in enumerate(cells.T)], dim=1)
+        rows = now["rows"] + 1 + torch.arange(len(cells))
         crossed = curve >= self.threshold
         first = rows[crossed.int().argmax(0)].where(crossed.any(0), 0)
         now["alarms"] = now["alarms"].where(now["alarms"] > 0, first)
@@ -229,11 +231,10 @@ class DriftMonitor:
         now["curve"] = torch.full_like(now["curve"], torch.nan)
         now["curve"][: len(kept)] = kept
 
-    def _bet(self, m: int, p: Tensor) -> Tensor:
+    def _bet(self, m: int, cell: Tensor) -> Tensor:
         """Rank the rows of one name and bet on them; its evidence after each row, (B,)."""
-        here, now = ~p.isnan(), self._now
-        cell = self._cell(p[here], self.names[m])
-        n = int(now["available"][m])
+        here, now = cell >= 0, self._now
+        cell, n = cell[here], int(now["available"][m])
         stakes, evidence = wager(self._rank(m, cell, n), n, now["stakes"][m])
         if len(cell):
             now["stakes"][m] = stakes[-1]
@@ -316,5 +317,5 @@ def wager(
 
 def _log_density(q: Tensor, share: float, power: float, end: int) -> Tensor:
     """Log-density of a bet at ``q``, (B,)."""
-    q = (1 - q if end else q).clamp_min(1e-12)
+    q = (1 - q if end else q).clamp_min(1e-12)  # 1 - q may round to 0, whose log is no gain
     return (1 - share + share * power * q ** (power - 1)).log()
