@@ -14,20 +14,23 @@ from robustfusion._validation import check_available, check_positive
 from robustfusion.candidates import candidate_names
 from robustfusion.feature_queue import FeatureQueue
 
+# Where a warning begins: ours, far from what a healthy model shows.
 # Below these a quantity is called constant. A Gaussian log-quality of D in-distribution
 # dimensions has the standard deviation 1 / sqrt(2 D), so 0.001 is reached at D = 500,000.
 CONSTANT_QUALITY = 1e-3
 CONSTANT_WEIGHT = 1e-3
-VANISHING_WEIGHT = 1e-2
+VANISHING_WEIGHT = 1e-2  # of a sum that is 1 if normalized; (12) gives 1e-3 at a spread of 14
 DOMINANT_WEIGHT = 0.9
-DRIFT = 1.25
+ALWAYS = 0.99  # of the rows
+DRIFT = 1.25  # of two spreads
+SHIFT = 0.5  # of two means, in spreads
 # Intact rows have p-values spread evenly over 0 to 1: the middle 90 % of them span 0.9.
 NARROW_P = 0.3
 ALARM = 0.05
 # Two rows of a queue are near-identical below this share of the usual distance of two rows.
 SAME = 0.01
 COPIED = 0.1
-_COMPARED_ROWS = 4096
+_COMPARED_ROWS = 4096  # a table of all their distances takes 128 MiB
 _NAN = float("nan")
 
 __all__ = [
@@ -45,14 +48,8 @@ __all__ = [
 class QualityHealth(NamedTuple):
     """Log-quality of one modality over the rows where it was observed; see :func:`diagnose`.
 
-    Args:
-        mean: their mean.
-        std: their standard deviation.
-        low: 5 % quantile.
-        high: 95 % quantile.
-        p_low: 5 % quantile of their p-values; NaN for a model without.
-        p_high: 95 % quantile of these.
-        alarms: share of the rows with a p-value of at most 0.05.
+    `low` and `high` are its 5 % and 95 % quantiles, `p_low` and `p_high` those of the p-values,
+    and `alarms` is the share of p-values of at most 0.05; NaN for a model without.
     """
 
     mean: float
@@ -67,13 +64,9 @@ class QualityHealth(NamedTuple):
 class FusionHealth(NamedTuple):
     """Fusion weights over the rows with every modality observed; see :func:`diagnose`.
 
-    Args:
-        candidates: names of the K candidates.
-        mean: mean normalised weight of each.
-        std: standard deviation of the normalised weight of each.
-        wins: share of the rows in which it has the largest weight.
-        effective: mean of exp(entropy) of the normalised weights, between 1 and K.
-        total: median sum of the weights as they come; far below 1 if they are not normalised.
+    For each of the K `candidates` mean and deviation of its normalized weight, and the share of
+    rows that it `wins`. `effective` is the mean of exp(entropy) of these weights, 1 to K, `total`
+    the median sum of the weights as they come, far below 1 if they are not normalized.
     """
 
     candidates: tuple[str, ...]
@@ -399,7 +392,7 @@ def _warnings(found: Diagnosis) -> Iterator[str]:
         if several and max(fusion.std) < CONSTANT_WEIGHT:
             yield "fusion weights are the same for every row: the quality has no effect on them"
         for name, mean, wins in zip(fusion.candidates, fusion.mean, fusion.wins, strict=True):
-            if several and wins > 0.99 and mean > DOMINANT_WEIGHT:
+            if several and wins > ALWAYS and mean > DOMINANT_WEIGHT:
                 text = f"candidate {name} always wins: mean weight {mean:.2f}"
                 yield f"{text}, largest in {wins:.0%} of the rows"
         if fusion.total < VANISHING_WEIGHT:
@@ -422,7 +415,7 @@ def _warnings(found: Diagnosis) -> Iterator[str]:
                 f"queue of {name} has {queue.scale_ratio:.2f} of the spread of the data: its rows "
                 f"are {'collapsed' if queue.scale_ratio < 1 else 'stale or scattered'}"
             )
-        if queue.mean_shift > 0.5:
+        if queue.mean_shift > SHIFT:
             yield (
                 f"queue of {name} is off by {queue.mean_shift:.2f} spreads of the data: its rows "
                 "are stale, or the data differ from those of the training"
@@ -431,7 +424,7 @@ def _warnings(found: Diagnosis) -> Iterator[str]:
         if recovery.error >= 1:
             text = f"{target} recovered from {source} is no better than the mean of {target}"
             yield f"{text} (error {recovery.error:.2f} of the mean's)"
-    if found.top_class > 0.99:
+    if found.top_class > ALWAYS:
         yield f"{found.top_class:.0%} of the rows are predicted as one class"
-    elif found.never and found.rows >= 20 * (len(found.never) + 1):
+    elif found.never and found.rows >= 20 * (len(found.never) + 1):  # else chance may do that
         yield f"class {', '.join(map(str, found.never))} is predicted for no row"
