@@ -1,7 +1,5 @@
 """A check for any model with the head contract: what is missing must not be looked at."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Mapping
@@ -48,35 +46,19 @@ def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
 
     Example:
         >>> import torch
-        >>> from typing import NamedTuple
+        >>> from robustfusion.baselines import ConcatenationHead
         >>> from robustfusion.testing import assert_ignores_missing
-        >>> class Out(NamedTuple):
-        ...     logits: torch.Tensor
-        >>> class Average(torch.nn.Module):
-        ...     def __init__(self, masked):
-        ...         super().__init__()
-        ...         self.masked, self.layer = masked, torch.nn.Linear(4, 3)
-        ...
-        ...     def forward(self, inputs, available):
-        ...         total = 0
-        ...         for name, x in inputs.items():
-        ...             if self.masked:
-        ...                 x = torch.where(available[name][:, None], x, 0)
-        ...             total = total + x
-        ...         return Out(self.layer(total))
-        ...
-        ...     def loss(self, out, labels):
-        ...         return torch.nn.functional.cross_entropy(out.logits, labels)
+        >>> class Careless(ConcatenationHead):
+        ...     def forward(self, features, available):
+        ...         return super().forward(features)  # forgets what is missing
+        >>> dims = {"image": 4, "text": 4}
         >>> batch = {
         ...     "inputs": {"image": torch.ones(2, 4), "text": torch.ones(2, 4)},
-        ...     "available": {
-        ...         "image": torch.tensor([True, True]),
-        ...         "text": torch.tensor([True, False]),
-        ...     },
+        ...     "available": {"image": torch.ones(2).bool(), "text": torch.tensor([True, False])},
         ...     "label": torch.tensor([0, 2]),
         ... }
-        >>> assert_ignores_missing(Average(masked=True), batch)
-        >>> assert_ignores_missing(Average(masked=False), batch)  # doctest: +ELLIPSIS
+        >>> assert_ignores_missing(ConcatenationHead(dims, num_classes=3), batch)
+        >>> assert_ignores_missing(Careless(dims, num_classes=3), batch)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         AssertionError: the model looks at what is declared missing:
