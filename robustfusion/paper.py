@@ -13,7 +13,7 @@ from robustfusion._validation import check_dims, check_labels, check_positive
 from robustfusion.candidates import enumerate_candidates
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue, admit_above_mean, admit_all
-from robustfusion.functional import Gaussian, fit_gaussian, masked_softmax
+from robustfusion.functional import Gaussian, fit_gaussian
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
 from robustfusion.output import DRFOutput
@@ -21,6 +21,7 @@ from robustfusion.quality import GaussianQualityEstimator
 from robustfusion.recovery import CrossModalRecovery
 
 _QUEUED = 512  # the paper's L
+_WIDTH = 768  # of F, of which the paper says nothing: that of BERT's and ViT's features
 
 
 class PaperDRFHead(nn.Module):
@@ -28,7 +29,7 @@ class PaperDRFHead(nn.Module):
 
     Each sample expands into candidates: the complete sample, and each smaller set of modalities
     with the rest recovered. A candidate's weight is the product of the densities (9) of its real
-    and recovered features, unnormalised (12). The loss is (16), cross-entropy plus the
+    and recovered features, unnormalized (12). The loss is (16), cross-entropy plus the
     distribution constraint (3) plus the recovery loss (8). Features enter their queue when denser
     than the queue's mean (13).
 
@@ -103,8 +104,8 @@ class PaperDRFHead(nn.Module):
         )
         self.recovery = CrossModalRecovery(self.dims, detach=False)
         self.fusion = QualityWeightedFusion(normalize=False)
-        self.network = mlp(sum(self.dims.values()), 768, 768, 768)
-        self.classifier = nn.Linear(768, num_classes)
+        self.network = mlp(sum(self.dims.values()), _WIDTH, _WIDTH, _WIDTH)
+        self.classifier = nn.Linear(_WIDTH, num_classes)
         self.recovery_loss = DistributionRecoveryLoss(
             sample_weight=float(sample_recovery), distribution_weight=float(distribution_recovery)
         )
@@ -127,13 +128,9 @@ class PaperDRFHead(nn.Module):
 
         fused_of, score_of, usable = [], [], []
         for trusted in self.candidates:
-            parts, scores = [], []
-            for name in self.dims:
-                part, score = self._complete(name, trusted, x, recovered, present)
-                parts.append(part)
-                scores.append(score)
-            fused_of.append(self.network(torch.cat(parts, dim=-1)))
-            score_of.append(torch.stack(scores).sum(0))
+            completed = [self._complete(m, trusted, x, recovered, present) for m in self.dims]
+            fused_of.append(self.network(torch.cat([part for part, _ in completed], dim=-1)))
+            score_of.append(torch.stack([score for _, score in completed]).sum(0))
             masks = torch.stack([present[name] for name in trusted])
             usable.append(masks.all(0) if self.expansion else masks.any(0))
         candidates = torch.stack(fused_of, dim=1)
@@ -182,12 +179,9 @@ class PaperDRFHead(nn.Module):
         if name in trusted and self.expansion:
             return x[name], self._log_prob(name, x[name])
         # Averaged over the sources that are there; with two modalities there is but one.
-        share = masked_softmax(
-            torch.zeros(x[name].shape[0], len(sources), device=x[name].device),
-            torch.stack([present[source] for source in sources], dim=1),
-        )
+        there = torch.stack([present[source] for source in sources], dim=1)[..., None]
         stacked = torch.stack([recovered[name][source] for source in sources], dim=1)
-        filled = (share[..., None].to(stacked.dtype) * stacked).sum(1)
+        filled = stacked.where(there, 0.0).sum(1) / there.sum(1).clamp_min(1)
         if not self.expansion:
             filled = torch.where(present[name][:, None], x[name], filled)
         return filled, self._log_prob(name, filled)
