@@ -198,7 +198,7 @@ def model_card(
         model: A head or a classifier.
         report: Its robustness report; goes into the text, and as results into the metadata.
         dataset: Name of the data the report was made on.
-        license: Identifier of the model's licence, say "apache-2.0".
+        license: Identifier of the model's license, say "apache-2.0".
 
     Example:
         >>> from robustfusion import DRFHead

@@ -1,7 +1,7 @@
 """A scikit-learn classifier over cached features, in which any modality may be missing."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -25,8 +25,10 @@ except ImportError as error:
 Columns: TypeAlias = slice | Sequence[int] | Sequence[str] | NDArray[Any]
 
 CHECKS: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
-STEPS = 300  # of training, unless ``epochs`` says otherwise
-FEWEST_EPOCHS, MOST_EPOCHS = 6, 100
+# Of training, unless ``epochs`` says otherwise. Ours: enough for a head on cached features to
+# converge; few samples are not seen too often, many are seen often enough.
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 300, 6, 100
+AT_ONCE = 1024  # samples of a prediction
 
 
 def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, slice]]:
@@ -69,7 +71,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     ``X`` is a dict from modality to (N, D_m), or one array (N, D) of which ``modalities`` names
     the columns, as cross-validation and pipelines want it and :func:`join_features` makes it. A
     row with NaN in a modality lacks that modality, in ``fit`` as in ``predict``; a sample that
-    lacks all is left out of ``fit``. Features are standardised with the statistics of the rows
+    lacks all is left out of ``fit``. Features are standardized with the statistics of the rows
     that have them. Training is AdamW with a learning rate that falls to zero along a cosine.
 
     Args:
@@ -156,7 +158,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (N, C), in the order of ``classes_``."""
-        return self._read(X, lambda output: {"classes": output.logits.softmax(1)})["classes"]
+        return _joined([output.logits.softmax(1) for output in self._outputs(X)])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable label of each sample, (N,)."""
@@ -170,7 +172,8 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         Raises:
             AttributeError: If the head has no quality scores.
         """
-        return self._read(X, lambda output: output.log_quality)
+        parts = [output.log_quality for output in self._outputs(X)]
+        return {name: _joined([part[name] for part in parts]) for name in self.columns_}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -219,7 +222,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         return columns
 
     def _tensors(self, array: NDArray[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return standardised features, zero where they are missing, and the masks."""
+        """Return standardized features, zero where they are missing, and the masks."""
         inputs, available = {}, {}
         for name, columns in self.columns_.items():
             values = np.ascontiguousarray(array[:, columns])
@@ -267,19 +270,18 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         return head(given, available)
 
     @torch.no_grad()
-    def _read(
-        self, X: Any, of: Callable[[Any], Mapping[str, Tensor]]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Return parts of the head's output for all samples, float64."""
+    def _outputs(self, X: Any) -> Iterator[Any]:
+        """Yield the head's output for all samples, a batch at a time."""
         check_is_fitted(self)
         array = validate_data(self, self._join_again(X), reset=False, **CHECKS)
         inputs, masks = self._tensors(array)
-        starts = range(0, len(array), 1024)
-        outputs = [of(self._output(self.head_, inputs, masks, slice(s, s + 1024))) for s in starts]
-        return {
-            name: torch.cat([output[name].double().cpu() for output in outputs]).numpy()
-            for name in outputs[0]
-        }
+        for start in range(0, len(array), AT_ONCE):
+            yield self._output(self.head_, inputs, masks, slice(start, start + AT_ONCE))
+
+
+def _joined(parts: list[Tensor]) -> NDArray[np.float64]:
+    joined: NDArray[np.float64] = torch.cat(parts).detach().double().cpu().numpy()
+    return joined
 
 
 def _is_dict(X: Any) -> bool:
