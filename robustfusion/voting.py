@@ -79,25 +79,15 @@ class VotingHead(nn.Module):
         super().__init__()
         check_positive(capacity, "capacity")
         check_positive(neighbors, "neighbors")
-        self.head = head
+        self.head, self.dims, self.candidates = head, head.dims, head.candidates
         self.capacity = capacity
         self.neighbors = neighbors
         self.weight = weight
         # Directions of standardized features, in a buffer of fixed size.
-        self.rows = ModuleDict({m: FeatureQueue(dim, capacity) for m, dim in head.dims.items()})
-        self.register_buffer("labels", torch.zeros(len(head.dims), capacity, dtype=torch.long))
+        self.rows = ModuleDict({m: FeatureQueue(dim, capacity) for m, dim in self.dims.items()})
+        self.register_buffer("labels", torch.zeros(len(self.dims), capacity, dtype=torch.long))
         self.register_buffer("prior", torch.full((head.num_classes,), 1 / head.num_classes))
         self.register_buffer("temperature", torch.ones_like(head.temperature))
-
-    @property
-    def dims(self) -> dict[str, int]:
-        """The head's."""
-        return self.head.dims
-
-    @property
-    def candidates(self) -> tuple[tuple[str, ...], ...]:
-        """The head's."""
-        return self.head.candidates
 
     @property
     def estimators(self) -> ModuleDict[QualityEstimator]:
