@@ -1,4 +1,9 @@
-"""Heads and classifiers in a folder or on the Hugging Face hub, with a card of measurements."""
+"""Heads and classifiers in a folder or on the Hugging Face hub, with a card of measurements.
+
+Not on huggingface_hub's ``PyTorchModelHubMixin``: it deletes the old config before it knows
+whether the new can be written, drops arguments that JSON cannot hold, and builds from a config
+that nobody checked. All but its upload would be overridden here, and that is three calls.
+"""
 
 import inspect
 import tempfile
@@ -28,9 +33,6 @@ FILES = [checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.DIGESTS]
 
 
 class _HubModule(nn.Module, ABC):
-    # Not huggingface_hub's mixin: it deletes the old config before it knows whether the new can be
-    # written, drops arguments that JSON cannot hold, and builds from a config that nobody checked.
-
     def save_pretrained(
         self, save_directory: str | Path, *, model_card_kwargs: Mapping[str, Any] | None = None
     ) -> None:
@@ -66,12 +68,12 @@ class _HubModule(nn.Module, ABC):
         parts = {name: options.pop(name) for name in ("encoders", "head") if name in options}
         folder = Path(name_or_path)
         if not folder.is_dir():
-            fetched = snapshot_download(str(name_or_path), allow_patterns=FILES, **options)
-            folder = Path(fetched)
+            folder = Path(snapshot_download(str(name_or_path), allow_patterns=FILES, **options))
         config, weights = checkpoint.read_config(folder), checkpoint.read_weights(folder)
         try:
             model = cls._build(config, weights, **parts)
-            checkpoint.load_model(model, folder)
+            checkpoint.check_fit(model, weights)
+            model.load_state_dict(weights)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{folder} holds no such {cls.__name__}: {error}") from error
         return model.eval()
@@ -98,9 +100,7 @@ class HubDRFHead(DRFHead, _HubModule):
     A card that is there already is kept.
 
     Args:
-        dims: As ``num_classes`` and every further argument of :class:`~robustfusion.DRFHead`.
-        num_classes: Number of classes C.
-        options: The further arguments.
+        dims: And all others, as of :class:`~robustfusion.DRFHead`.
 
     Raises:
         TypeError: On saving, if an argument cannot be written as JSON, such as a factory.
@@ -126,9 +126,9 @@ class HubDRFHead(DRFHead, _HubModule):
         self.arguments = dict(given.arguments)
 
     def _config(self) -> dict[str, Any]:
-        for name, parameter in inspect.signature(DRFHead).parameters.items():
-            value = self.arguments[name]
-            if callable(value) and value is not parameter.default:
+        known = inspect.signature(DRFHead).parameters
+        for name, value in self.arguments.items():
+            if callable(value) and value is not known[name].default:
                 raise TypeError(
                     f"{name} cannot be written as JSON, so the head could not be built again: use "
                     "robustfusion.checkpoint.save_model, which leaves building to your code"

@@ -244,7 +244,7 @@ def _process_images(processor: Any, images: list[Any], present: list[bool]) -> A
     if isinstance(black, Tensor):  # beside tensors goes a tensor: no processor takes a mixture
         black = torch.zeros_like(black)
     else:
-        black = import_pillow().new("RGB", (64, 64))
+        black = import_pillow().new("RGB", (64, 64))  # of any size: processors resize
     shown = [_shown(x) if here else black for x, here in zip(images, present, strict=True)]
     return processor(shown, return_tensors="pt")
 
