@@ -11,7 +11,7 @@ from robustfusion._modules import evaluating
 from robustfusion.quality import QualityEstimator
 from robustfusion.voting import VotingHead
 
-_PRIOR_ROWS = 50  # with so many rows a pattern's temperature lies half-way to that of all
+_PRIOR_ROWS = 50  # ours: of so many rows a pattern's temperature lies half-way to that of all
 _BINS = 15  # as Guo et al. have it
 
 
@@ -204,7 +204,7 @@ def _errors(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def _alarm_rate(estimator: QualityEstimator, rows: Tensor) -> float:
     """The share of every second row that is an alarm at 5 % by the others."""
-    if len(rows) < 40:
+    if len(rows) < 40:  # beside fewer than 19 others nothing has a p-value of 5 %
         return float("nan")
     score = estimator.score(rows)
     odd, reference = score[::2], score[1::2]

@@ -327,17 +327,15 @@ def _queues(model: nn.Module) -> dict[str, Any]:
 
 
 def _queue_health(queue: FeatureQueue, rows: Tensor | None) -> QueueHealth:
-    count, capacity = int(queue.count), len(queue.storage)
-    stored = queue.storage[:count].detach().double().cpu()
-    ratio = shift = _NAN
-    same_width = rows is not None and rows.shape[1:] == stored.shape[1:]
-    if rows is not None and same_width and count > 1 and len(rows) > 1:
-        data = rows.double()
-        spread = _spread(data)
-        if spread > 0:
-            ratio = _spread(stored) / spread
-            shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
-    return QueueHealth(count / capacity, _copies(stored), ratio, shift)
+    stored = queue.storage[: len(queue)].detach().double().cpu()
+    fill, copies = len(queue) / len(queue.storage), _copies(stored)
+    if rows is None or rows.shape[1:] != stored.shape[1:] or min(len(rows), len(stored)) < 2:
+        return QueueHealth(fill, copies, _NAN, _NAN)
+    data = rows.double()
+    if (spread := _spread(data)) == 0:
+        return QueueHealth(fill, copies, _NAN, _NAN)
+    shift = float((stored.mean(0) - data.mean(0)).norm()) / spread
+    return QueueHealth(fill, copies, _spread(stored) / spread, shift)
 
 
 def _copies(stored: Tensor) -> float:
@@ -382,7 +380,7 @@ def _warnings(found: Diagnosis) -> Iterator[str]:
                 f"quality of {name} is nearly constant: 90 % of the p-values lie in "
                 f"{quality.p_low:.2f} to {quality.p_high:.2f}, those of intact rows over 0 to 1"
             )
-        if quality.alarms > 3 * ALARM:
+        if quality.alarms > 3 * ALARM:  # chance alone does not do that
             yield (
                 f"{quality.alarms:.0%} of the rows of {name} raise an alarm at {ALARM:g}: they "
                 "are not intact, or the model was never calibrated on rows it has not seen"

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
 from robustfusion.functional import at_least_float32
 
+_LEAST = 1e-12  # of a scale: nothing is divided by 0
+
 
 class PairingScore(nn.Module):
     r"""Tell a row's own text from that of another row, by what the two features share.
@@ -98,15 +100,16 @@ class PairingScore(nn.Module):
         if valid is not None:
             check_mask(valid, (first.shape[0],), "valid")
             first, second = first[valid], second[valid]
-        if len(first) < 8:
+        if len(first) < 8:  # of which two are in the last quarter
             raise ValueError(f"first and second must have 8 valid rows or more, got {len(first)}")
         whitened, fit = [], torch.arange(len(first), device=first.device) % 4 > 0
         for x in (first.double(), second.double()):
             mean, scale = x[fit].mean(0), x[fit].std(0)
-            scale = scale + 0.01 * scale.mean() + 1e-12  # coordinates that never vary
+            scale = scale + 0.01 * scale.mean() + _LEAST  # some coordinates hardly ever vary
             z = (x - mean) / scale
             covariance = z[fit].T @ z[fit] / fit.sum()
             target = torch.eye(len(covariance), dtype=z.dtype, device=z.device)
+            # Without any shrinkage, that of fewer rows than columns has no Cholesky factor.
             shrunk = torch.lerp(covariance, target, max(self.shrinkage, 1e-6))
             whitened.append((mean, scale, z, torch.linalg.cholesky(shrunk)))
         (mean, scale, z, factor), (mean_2, scale_2, z_2, factor_2) = whitened
@@ -117,12 +120,13 @@ class PairingScore(nn.Module):
         u_of = torch.linalg.solve_triangular(factor.T, left[:, :kept], upper=True)
         v_of = torch.linalg.solve_triangular(factor_2.T, right[:kept].T, upper=True)
         u, v = z[~fit] @ u_of, z_2[~fit] @ v_of
-        u_scale, v_scale = u.square().mean(0).sqrt() + 1e-12, v.square().mean(0).sqrt() + 1e-12
+        u_scale, v_scale = (x.square().mean(0).sqrt() + _LEAST for x in (u, v))
         self.first_mean.copy_(mean)
         self.second_mean.copy_(mean_2)
         self.first_directions.copy_(u_of / u_scale / scale[:, None])
         self.second_directions.copy_(v_of / v_scale / scale_2[:, None])
-        self.correlation.copy_(((u * v).mean(0) / (u_scale * v_scale)).clamp(0, 0.99))
+        correlation = (u * v).mean(0) / (u_scale * v_scale)
+        self.correlation.copy_(correlation.clamp(0, 0.99))  # at 1 no pair would be good enough
         self.held_out.fill_(torch.nan)
         return self
 

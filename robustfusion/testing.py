@@ -236,7 +236,7 @@ def _other_values(value: Any) -> Any:
 _POISONS: dict[str, Callable[[Any], Any]] = {
     "set to NaN": _constant(math.nan),
     "set to inf": _constant(math.inf),
-    "set to 1e6": _constant(1e6),
+    "set to 1e6": _constant(1e6),  # finite, so that no check for NaN hides it
     "set to other samples' rows": _other_rows,
     "set to other values": _other_values,
 }
