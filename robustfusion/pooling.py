@@ -40,7 +40,7 @@ class AttentionPooling(nn.Module):
 
     .. math:: \sum_t w_t x_t, \qquad w = \operatorname{softmax}_{t:\, a_t} (x_t \cdot q / \sqrt D).
 
-    It begins as :class:`MaskedMean`: the query is zero at birth. Shapes and errors are its, too.
+    It begins as :class:`MaskedMean`, with a query of zeros, and has its shapes and errors.
 
     Args:
         dim: Width D of one token vector.

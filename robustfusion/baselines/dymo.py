@@ -117,7 +117,7 @@ class DyMoHead(BaselineHead[DyMoOutput]):
         recovery_weight: float = 1.0,
     ) -> None:
         super().__init__(dims, num_classes, modality_dropout=modality_dropout, fewest=2)
-        if len(self.dims) > 8:
+        if len(self.dims) > 8:  # each of the 2^M subsets has centers of its own
             raise ValueError(f"dims must name at most 8 modalities, got {len(self.dims)}")
         self.prototype_weight = prototype_weight
         self.recovery_weight = recovery_weight
