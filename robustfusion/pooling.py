@@ -40,10 +40,19 @@ class AttentionPooling(nn.Module):
 
     .. math:: \sum_t w_t x_t, \qquad w = \operatorname{softmax}_{t:\, a_t} (x_t \cdot q / \sqrt D).
 
-    It begins as :class:`MaskedMean`, with a query of zeros, and has its shapes and errors.
+    It begins as :class:`MaskedMean`: the query is zero at birth. A row without any token becomes
+    zeros, and no gradient is NaN.
 
     Args:
         dim: Width D of one token vector.
+
+    Shape:
+        - ``features``: (B, T, D); ``available``: (B, T) bool, True where there is a token
+        - Output: (B, D), float32 or better; ``weights``: (B, T)
+
+    Raises:
+        ValueError: If a shape or ``dim`` does not fit.
+        TypeError: If ``features`` is not floating or ``available`` not bool.
 
     Example:
         >>> import torch

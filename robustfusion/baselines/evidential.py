@@ -26,10 +26,15 @@ from robustfusion.functional import masked_mean
 class EvidentialOutput(NamedTuple):
     """Output of :class:`TMCHead` and :class:`ECMLHead`.
 
-    ``logits`` are the log of the expected class probability, ``fused`` is the mean hidden vector,
-    weighted by certainty. ``evidence`` (B, C) and ``uncertainty`` (B,), 1 where nothing is
-    available, are of the combined opinion; ``view_evidence`` (B, V, C) and ``view_available``
-    (B, V) of the modalities in the order of ``dims``, then of the pseudo-view if there is one.
+    Attributes:
+        logits: Log of the expected class probability, (B, C).
+        fused: Mean hidden vector, weighted by certainty, (B, F).
+        aux_loss: Terms without labels, ().
+        evidence: Combined evidence, (B, C).
+        uncertainty: Of the combined opinion, (B,), 1 where nothing is available.
+        view_evidence: (B, V, C), the modalities in the order of ``dims``, then the pseudo-view
+            if there is one.
+        view_available: (B, V) bool.
     """
 
     logits: Tensor
