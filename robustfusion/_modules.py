@@ -1,5 +1,6 @@
 """Typed containers and the small network that several heads share."""
 
+import inspect
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from itertools import pairwise
@@ -63,3 +64,9 @@ def keep_rows(features: Tensor, available: Tensor) -> Tensor:
     """
     mask = available.reshape(-1, *[1] * (features.ndim - 1))
     return features.where(mask, features.new_zeros(()))
+
+
+def arguments_of(module: nn.Module) -> str:
+    """What ``extra_repr`` shows: the arguments of the constructor that the module keeps."""
+    kept, names = vars(module), inspect.signature(type(module)).parameters
+    return ", ".join(f"{name}={kept[name]!r}" for name in names if name in kept)

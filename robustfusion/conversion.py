@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from robustfusion._modules import mlp
+from robustfusion._modules import arguments_of, mlp
 from robustfusion._validation import check_between, check_positive, check_vectors
 
 
@@ -73,9 +73,4 @@ class ModalityConverter(nn.Module):
         """Convert each feature vector."""
         return self.decode(self.encode(features))
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"hidden_features={self.hidden_features}, dropout={self.dropout}"
-        )
+    extra_repr = arguments_of

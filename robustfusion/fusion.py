@@ -3,6 +3,7 @@
 from einops import einsum
 from torch import Tensor, nn
 
+from robustfusion._modules import arguments_of
 from robustfusion._validation import check_mask, check_vectors
 from robustfusion.functional import masked_softmax
 
@@ -79,6 +80,4 @@ class QualityWeightedFusion(nn.Module):
             candidates = candidates.where(available[..., None], 0.0)
         return einsum(weights.to(candidates.dtype), candidates, "b k, b k f -> b f")
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return f"normalize={self.normalize}, temperature={self.temperature}"
+    extra_repr = arguments_of

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robustfusion._modules import arguments_of
 from robustfusion._validation import check_mask, check_vectors
 from robustfusion.functional import (
     Gaussian,
@@ -91,11 +92,7 @@ class DistributionRecoveryLoss(nn.Module):
             loss = loss + self.distribution_weight * moment_matching_loss(generated, reference)
         return loss
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return (
-            f"sample_weight={self.sample_weight}, distribution_weight={self.distribution_weight}"
-        )
+    extra_repr = arguments_of
 
 
 class DistributionConstraintLoss(nn.Module):

@@ -6,7 +6,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from robustfusion._modules import keep_rows
+from robustfusion._modules import arguments_of, keep_rows
 from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
@@ -126,6 +126,4 @@ class RunningMoments(nn.Module):
         self.diagonal[0], self.diagonal[1] = 0.0, 1.0
         self.count.zero_()
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return f"dim={self.dim}, window={self.window}"
+    extra_repr = arguments_of

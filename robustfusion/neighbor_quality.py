@@ -101,7 +101,3 @@ class NeighborQualityEstimator(QualityEstimator):
         super().reset()
         self.origin.zero_()
         self.inverse_lengths.zero_()
-
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return f"dim={self.dim}, capacity={self.capacity}, neighbors={self.neighbors}"

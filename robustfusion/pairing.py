@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from robustfusion._modules import arguments_of
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
 from robustfusion.functional import at_least_float32
 
@@ -171,9 +172,4 @@ class PairingScore(nn.Module):
                 f"second must have as many rows as first, {first.shape[0]}, got {second.shape[0]}"
             )
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return (
-            f"first_dim={self.first_dim}, second_dim={self.second_dim}, "
-            f"components={self.components}, shrinkage={self.shrinkage}, capacity={self.capacity}"
-        )
+    extra_repr = arguments_of

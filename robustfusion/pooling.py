@@ -4,6 +4,7 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 
+from robustfusion._modules import arguments_of
 from robustfusion._validation import check_mask, check_positive
 from robustfusion.functional import at_least_float32, masked_softmax
 
@@ -90,9 +91,7 @@ class AttentionPooling(nn.Module):
         scores: Tensor = einsum(features, query, "b t d, d -> b t")
         return scores
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return f"dim={self.dim}"
+    extra_repr = arguments_of
 
 
 def _checked(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfusion._inputs import LARGEST
-from robustfusion._modules import keep_rows
+from robustfusion._modules import arguments_of, keep_rows
 from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
 from robustfusion.feature_queue import FeatureQueue
@@ -218,6 +218,8 @@ class QualityEstimator(nn.Module, ABC):
         """Mean and deviation of the features in the queue."""
         return cast("RunningMoments", self.queue.moments)
 
+    extra_repr = arguments_of
+
     def reset(self) -> None:
         """Forget everything."""
         self.queue.reset()
@@ -421,11 +423,3 @@ class GaussianQualityEstimator(QualityEstimator):
 
     def _log_distance(self, squared: Tensor) -> Tensor:
         return 0.5 * squared.clamp_min(1e-12).log()
-
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return (
-            f"dim={self.dim}, covariance_type={self.covariance_type!r}, "
-            f"capacity={self.capacity}, min_samples={self.min_samples}, "
-            f"shrinkage={self.shrinkage}, eps={self.eps}"
-        )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from robustfusion._modules import ModuleDict
+from robustfusion._modules import ModuleDict, arguments_of
 from robustfusion._validation import check_dims, check_features
 from robustfusion.conversion import ModalityConverter
 
@@ -78,6 +78,4 @@ class CrossModalRecovery(nn.Module):
             for target, sources in self.converters.items()
         }
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor that are not modules."""
-        return f"dims={self.dims}, detach={self.detach}"
+    extra_repr = arguments_of

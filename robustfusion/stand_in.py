@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfusion._modules import ModuleDict
+from robustfusion._modules import ModuleDict, arguments_of
 from robustfusion._validation import check_dims, check_positive
 from robustfusion.conversion import ModalityConverter
 from robustfusion.functional import Gaussian, fit_gaussian
@@ -83,9 +83,7 @@ class StandIn(nn.Module, ABC):
             embed: The head's linear layer of each modality, (B, D_m) -> (B, F).
         """
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return f"dims={self.dims}, out_features={self.out_features}"
+    extra_repr = arguments_of
 
 
 class LearnedTokens(StandIn):

@@ -5,7 +5,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from robustfusion._modules import keep_rows
+from robustfusion._modules import arguments_of, keep_rows
 from robustfusion._state import inside_backward
 from robustfusion._validation import check_mask, check_positive, check_vectors
 from robustfusion.functional import standardize
@@ -93,9 +93,4 @@ class Standardize(nn.Module):
         check_mask(mask, (rows.shape[0],), mask_name)
         return mask
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        return (
-            f"dim={self.dim}, covariance_type={self.covariance_type!r}, spread={self.spread}, "
-            f"window={self.window}"
-        )
+    extra_repr = arguments_of

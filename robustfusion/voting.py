@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfusion._inputs import make_safe
-from robustfusion._modules import ModuleDict
+from robustfusion._modules import ModuleDict, arguments_of
 from robustfusion._validation import check_labels, check_positive
 from robustfusion.candidates import pattern_temperature, trusted_by
 from robustfusion.drf import DRFHead
@@ -156,6 +156,4 @@ class VotingHead(nn.Module):
             vote = vote.scatter_add(1, known[near.indices], share)
             return (_SURE * vote + (1 - _SURE) * self.prior).log()
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor that are not modules."""
-        return f"capacity={self.capacity}, neighbors={self.neighbors}, weight={self.weight}"
+    extra_repr = arguments_of
