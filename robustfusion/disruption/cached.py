@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustfusion._tree import leaves, map_leaves, map_tensors
+from robustfusion._tree import leaves, map_leaves
 from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, uniforms
 from robustfusion.disruption.data import placeholder
@@ -67,44 +67,54 @@ def disrupt_features(
         >>> out = disrupt_features(disruption, ["a", "b"], clean, {"image": torch.zeros(2, 3)})
         >>> out.inputs["image"].sum(), out.inputs["text"].sum(), out.available["image"]
         (tensor(0.), tensor(8.), tensor([True, True]))
-
-    Reference:
-        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
     corrupted = corrupted or {}
+    for name, values in features.items():
+        check_rows(f'features["{name}"]', values, len(ids))
+    check_keys(corrupted, features, "corrupted")
+    for name, source in corrupted.items():
+        check_source(name, source, features[name])
+    return disrupt_rows(disruption, disruption.plan(ids, available), features, corrupted)
+
+
+def disrupt_rows(
+    disruption: Disruption,
+    plan: DisruptionPlan,
+    features: Mapping[str, Any],
+    corrupted: Mapping[str, Any],
+    at: Tensor | None = None,
+) -> DisruptedFeatures:
+    """The same for features that were checked: of the rows `at`, whose plan this is, or of all."""
     if set(features) != set(disruption.modalities):
         raise ValueError(
             f"features must have the keys {disruption.modalities}, got {tuple(features)}"
         )
-    for name, values in features.items():
-        check_rows(f'features["{name}"]', values, len(ids))
-    check_keys(corrupted, disruption.modalities, "corrupted")
-    for name, source in corrupted.items():
-        check_source(name, source, features[name])
-    plan = disruption.plan(ids, available)
     inputs: dict[str, Any] = {}
     observed: dict[str, Tensor] = {}
     for name in disruption.modalities:
-        device = next(leaves(features[name])).device
+        whole = features[name]
+        clean = whole if at is None else take_rows(whole, at)
+        device = next(leaves(clean)).device
         observed[name] = plan.available[name].to(device)
-        inputs[name] = _where(observed[name], features[name], placeholder(features[name]))
-        rows = plan.corrupted[name].nonzero().squeeze(1)
-        if len(rows):
+        inputs[name] = _where(observed[name], clean, placeholder(clean))
+        hit = plan.corrupted[name].nonzero().squeeze(1)
+        if len(hit):
             source = PARTIAL if disruption.setting == "P" else corrupted.get(name)
-            made = _corrupted_rows(source, features[name], rows, plan.ids, disruption.seed, name)
-            _put(inputs[name], rows.to(device), made)
+            names, rows = [plan.ids[row] for row in hit.tolist()], hit if at is None else at[hit]
+            made = _corrupted_rows(source, whole, rows, names, disruption.seed, name)
+            _put(inputs[name], hit.to(device), made)
     return DisruptedFeatures(inputs, observed, plan)
 
 
-def take_rows(source: Any, rows: Tensor, clean: Any, seed: int | None = None) -> Any:
-    """Return some rows of what `corrupted` may hold for the features `clean`, for one seed."""
-    if isinstance(source, FeatureCorruption):
-        return source
-    if _is_by_seed(source):
-        return {key: take_rows(source[key], rows, clean) for key in source if key == seed}
-    if _has_draws(source, clean):
-        return source[:, rows.to(source.device)]
-    return map_tensors(lambda leaf: leaf[rows.to(leaf.device)], source)
+def take_rows(value: Any, rows: Tensor) -> Any:
+    """Some rows of a nested batch of tensors, and of lists."""
+
+    def taken(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf[rows.to(leaf.device)]
+        return [leaf[row] for row in rows.tolist()]
+
+    return map_leaves(taken, value)
 
 
 def check_source(name: str, source: Any, clean: Any) -> None:
@@ -131,7 +141,7 @@ def check_source(name: str, source: Any, clean: Any) -> None:
             )
         if source.is_floating_point() != clean.is_floating_point():
             raise TypeError(f"{where} must be {clean.dtype} as the features, got {source.dtype}")
-    elif (got := map_leaves(_shape, source)) != (expected := map_leaves(_shape, clean)):
+    elif (got := map_leaves(shape_of, source)) != (expected := map_leaves(shape_of, clean)):
         raise TypeError(
             f"{where} must be a FeatureCorruption or like the features, {expected}, got {got}"
         )
@@ -144,7 +154,8 @@ def is_fresh(source: Any, clean: Any) -> bool:
     return (_is_by_seed(source) or _has_draws(source, clean)) and len(source) > 1
 
 
-def _shape(leaf: Any) -> Any:
+def shape_of(leaf: Any) -> Any:
+    """The shape of a tensor, the type of anything else: for error messages."""
     return tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
@@ -168,20 +179,20 @@ def _put(table: Any, rows: Tensor, values: Any) -> None:
 
 
 def _corrupted_rows(
-    source: Any, clean: Any, rows: Tensor, ids: tuple[SampleId, ...], seed: int, modality: str
+    source: Any, clean: Any, rows: Tensor, ids: list[SampleId], seed: int, modality: str
 ) -> Any:
-    where, names = f'corrupted["{modality}"]', [ids[row] for row in rows.tolist()]
+    where = f'corrupted["{modality}"]'
     if source is None:
         raise ValueError(f"{where} is needed: {len(rows)} rows are to be corrupted")
     if isinstance(source, FeatureCorruption):
         check_source(modality, source, clean)
-        return source.rows(clean[rows.to(clean.device)], names, seed=seed, modality=modality)
+        return source.rows(take_rows(clean, rows), ids, seed=seed, modality=modality)
     if _is_by_seed(source):
         if seed not in source:
             raise ValueError(f"{where} has nothing for the disruption seed {seed}: encode it too")
         return _corrupted_rows(source[seed], clean, rows, ids, seed, modality)
     if _has_draws(source, clean):
-        draws = uniforms(seed, names, f"draw:{modality}")[:, 0]
+        draws = uniforms(seed, ids, f"draw:{modality}")[:, 0]
         which = torch.from_numpy(np.floor(draws * len(source)).astype(np.int64))
         return source[which.to(source.device), rows.to(source.device)].to(clean)
-    return map_leaves(lambda leaf, like: leaf[rows.to(leaf.device)].to(like), source, clean)
+    return map_leaves(lambda leaf, like: leaf.to(like), take_rows(source, rows), clean)

@@ -138,6 +138,13 @@ def is_there(sample: Mapping[str, Any], name: str) -> bool:
     return bool(said) and not is_missing(sample["inputs"].get(name))
 
 
+def ids_of(dataset: Any, ids: Sequence[SampleId] | None) -> Sequence[SampleId]:
+    """The ids given, or else those of the dataset, or else 0 .. N-1."""
+    if ids is None:
+        ids = getattr(dataset, "ids", None)
+    return range(len(dataset)) if ids is None else ids
+
+
 def _label(value: Any) -> int:
     try:
         return operator.index(value)  # not int(), which would make a class 0 of 0.7
@@ -191,9 +198,6 @@ class DisruptedDataset(Dataset[Sample]):
         >>> data = DisruptedDataset(posts, disruption, {"text": TextCorruption(severity=1.0)})
         >>> data[0]["inputs"]["text"], data[0]["available"], data[0]["corrupted"]["text"]
         ('[MASK] [MASK] [MASK]', {'image': True, 'text': True}, True)
-
-    Reference:
-        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     def __init__(
@@ -212,10 +216,7 @@ class DisruptedDataset(Dataset[Sample]):
         self.transforms = dict(transforms or {})
         check_keys(self.corruptions, disruption.modalities, "corruptions")
         check_keys(self.transforms, disruption.modalities, "transforms")
-        if ids is None:
-            ids = getattr(dataset, "ids", None)
-        if ids is None:
-            ids = range(len(dataset))
+        ids = ids_of(dataset, ids)
         if len(ids) != len(dataset):
             raise ValueError(f"ids must name {len(dataset)} samples, got {len(ids)}")
         self.plan: DisruptionPlan = disruption.plan(ids, available)

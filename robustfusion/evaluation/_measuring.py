@@ -12,6 +12,7 @@ from torch import Tensor
 from robustfusion._fields import field, logits_of, p_values_of
 from robustfusion.candidates import candidate_names
 from robustfusion.disruption import Condition, canonical_id
+from robustfusion.disruption.cached import take_rows
 from robustfusion.disruption.protocol import draw, plan_from
 from robustfusion.evaluation import _sources
 from robustfusion.evaluation._sources import CORRUPTED, DISCARDED, INTACT, PARTIAL, Source, States
@@ -59,7 +60,7 @@ class Measuring:
                 width = 0 if weights is None else weights.shape[1]
                 self.candidates = candidate_names(self.source.model, width)
                 if self.reuse and (few := min(len(rows) // 2, _sources.CHECKED_ROWS)):
-                    alone = (_sources.take_rows(part, np.arange(few)) for part in batch)
+                    alone = (take_rows(part, torch.arange(few)) for part in batch)
                     _sources.check_alone(logits_of(self.source.call(*alone), few), logits)
             parts.append(self._record(out, rows, batch[1]))
             self._keep_recovered(out, batch[1], rows, shown[rows])
@@ -71,8 +72,9 @@ class Measuring:
             )
         return np.concatenate(parts)
 
-    def begin(self, seed: int, conditions: Sequence[Condition], *, first: bool) -> None:
+    def begin(self, seed: int, conditions: Sequence[Condition]) -> None:
         """Plan all conditions of a seed, so that each input is read once for all of them."""
+        first = self.seed is None
         if self.source.data.fresh_corruption:
             stale = {CORRUPTED, PARTIAL}
             self.known = {key: made for key, made in self.known.items() if not stale & {*key}}

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustfusion._tree import leaves, map_leaves, map_tensors
+from robustfusion._tree import leaves, map_tensors
 from robustfusion.disruption import Condition, Disruption
+from robustfusion.disruption.cached import take_rows
 from robustfusion.disruption.protocol import Setting
 from robustfusion.evaluation.data import CachedFeatures, EvaluationData, Rows
 
@@ -25,17 +26,6 @@ States: TypeAlias = NDArray[np.int8]  # (N, M)
 Part: TypeAlias = tuple[Rows, dict[str, Any], dict[str, Tensor]]  # rows, inputs, available
 
 CHECKED_ROWS = 4
-
-
-def take_rows(value: Any, rows: Rows) -> Any:
-    """Some rows of a nested batch."""
-
-    def taken(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return leaf[torch.from_numpy(rows).to(leaf.device)]
-        return [leaf[row] for row in rows.tolist()]
-
-    return map_leaves(taken, value)
 
 
 def check_alone(alone: Tensor, together: Tensor) -> None:
@@ -69,7 +59,6 @@ class Source:
         self.labels: NDArray[np.int64] = np.zeros(len(data.ids), np.int64)
         self.features: dict[tuple[str, int], Tensor] = {}
         self.have: dict[tuple[str, int], NDArray[np.bool_]] = {}
-        self.seed: int | None = None
         self._hashes: dict[tuple[str, int], Any] = {}
 
     def intact(self) -> Iterator[Part]:
@@ -95,10 +84,9 @@ class Source:
         names, self.first = self.data.modalities, first
         if not self.kept:
             return
-        if seed != self.seed and self.data.fresh_corruption:
+        if self.data.fresh_corruption:
             for key in [key for key in self.have if key[1] != INTACT]:
                 del self.have[key], self.features[key]
-        self.seed = seed
         fixed = {
             c.modality: s == CORRUPTED
             for c, s in states.items()
@@ -166,7 +154,7 @@ class Source:
         if chosen is not None:
             if not chosen.any():
                 return
-            value = take_rows(value, np.flatnonzero(chosen))
+            value = take_rows(value, torch.from_numpy(chosen).nonzero()[:, 0])
         for place, leaf in enumerate(leaves(value)):
             new = hashlib.blake2b(digest_size=16)
             _hash_leaf(self._hashes.setdefault((name, place), new), leaf)
@@ -175,19 +163,19 @@ class Source:
         self, rows: Rows, name: str, state: int, value: Any, wanted: NDArray[np.bool_]
     ) -> None:
         """Encode the wanted rows, which are there, and no others."""
-        picked = np.flatnonzero(wanted)
+        picked = torch.from_numpy(wanted).nonzero()[:, 0]
         if not len(picked):
             return
         key, raw = (name, state), take_rows(value, picked)
         values = self._encoded(name, raw)
         if key not in self.features:
             if self.encode is not None and state == INTACT and len(picked) > 1:
-                few = np.arange(min(CHECKED_ROWS, len(picked) - 1))
+                few = torch.arange(min(CHECKED_ROWS, len(picked) - 1))
                 check_alone(self._encoded(name, take_rows(raw, few)), values)
             self.features[key] = values.new_zeros((len(self.data.ids), *values.shape[1:]))
             self.have[key] = np.zeros(len(self.data.ids), np.bool_)
-        self.features[key][torch.from_numpy(rows[picked]).to(values.device)] = values
-        self.have[key][rows[picked]] = True
+        self.features[key][torch.from_numpy(rows[wanted]).to(values.device)] = values
+        self.have[key][rows[wanted]] = True
 
     def _encoded(self, name: str, value: Any) -> Any:
         if self.encode is None:

@@ -10,15 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from robustfusion._validation import check_keys, check_mask
-from robustfusion.disruption import (
-    DisruptedDataset,
-    Disruption,
-    SampleId,
-    canonical_id,
-    collate,
-    disrupt_features,
-)
-from robustfusion.disruption.cached import check_source, is_fresh, take_rows
+from robustfusion.disruption import DisruptedDataset, Disruption, SampleId, canonical_id, collate
+from robustfusion.disruption.cached import check_source, disrupt_rows, is_fresh, take_rows
+from robustfusion.disruption.data import ids_of
 from robustfusion.disruption.features import check_rows
 
 Rows = NDArray[np.int64]
@@ -27,12 +21,6 @@ Batch = Mapping[str, Any]
 
 class EvaluationData(Protocol):
     """What `robustness_report` needs of its data; write your own for another source.
-
-    Attributes:
-        modalities: names, M of them.
-        ids: names of the N samples, unique.
-        class_names: of the C classes, or None.
-        fresh_corruption: whether the corrupted version of a row changes with the seed.
 
     Example:
         >>> import numpy as np
@@ -57,10 +45,10 @@ class EvaluationData(Protocol):
         (1, 6)
     """
 
-    modalities: tuple[str, ...]
-    ids: tuple[SampleId, ...]
-    class_names: tuple[str, ...] | None
-    fresh_corruption: bool
+    modalities: tuple[str, ...]  #: names, M of them
+    ids: tuple[SampleId, ...]  #: names of the N samples, unique
+    class_names: tuple[str, ...] | None  #: of the C classes
+    fresh_corruption: bool  #: whether the corrupted version of a row changes with the seed
 
     def batches(self, disruption: Disruption, rows: Rows, batch_size: int) -> Iterator[Batch]:
         """The `rows` under `disruption`, in their order.
@@ -147,18 +135,11 @@ class CachedFeatures:
     def batches(self, disruption: Disruption, rows: Rows, batch_size: int) -> Iterator[Batch]:
         """The `rows` under `disruption`; see `EvaluationData`."""
         for start in range(0, len(rows), batch_size):
-            part = torch.from_numpy(rows[start : start + batch_size])
-            made = disrupt_features(
-                disruption,
-                [self.ids[row] for row in part.tolist()],
-                {name: take_rows(values, part, values) for name, values in self.features.items()},
-                {
-                    name: take_rows(source, part, self.features[name], disruption.seed)
-                    for name, source in self.corrupted.items()
-                },
-                available={name: mask[part] for name, mask in self.available.items()},
-            )
-            labels = self.labels[part.to(self.labels.device)]
+            at = torch.from_numpy(rows[start : start + batch_size])
+            available = {name: mask[at] for name, mask in self.available.items()}
+            plan = disruption.plan([self.ids[row] for row in at.tolist()], available)
+            made = disrupt_rows(disruption, plan, self.features, self.corrupted, at)
+            labels = take_rows(self.labels, at)
             yield {"inputs": made.inputs, "available": made.available, "label": labels}
 
 
@@ -210,9 +191,7 @@ class RawSamples:
         self.transforms = dict(transforms or {})
         self.collate_fn = collate_fn
         self.num_workers = num_workers
-        if ids is None:
-            ids = getattr(dataset, "ids", None)
-        self.ids = _unique(range(len(dataset)) if ids is None else ids, len(dataset))
+        self.ids = _unique(ids_of(dataset, ids), len(dataset))
         self.modalities = tuple(dataset[0]["inputs"])
         self.class_names = None if class_names is None else tuple(class_names)
 

@@ -99,7 +99,7 @@ def robustness_report(
         measuring = Measuring(source, reuse=reuse)
         for condition, seed in _shown(runs, progress):
             if seed != measuring.seed:
-                measuring.begin(seed, [c for c, s in runs if s == seed], first=seed == seeds[0])
+                measuring.begin(seed, [c for c, s in runs if s == seed])
             measuring.run(condition)
     classes, labels = measuring.num_classes, source.labels.astype(np.int16)
     class_names = data.class_names or tuple(str(c) for c in range(classes))
