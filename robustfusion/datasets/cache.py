@@ -30,9 +30,6 @@ class FeatureCache:
     Args:
         directory: where the files lie; made when needed.
 
-    Shape:
-        Rows are ``(D,)``; ``store`` takes ``(N, D)``.
-
     Raises:
         ValueError: for a key that is not made of letters, digits, '_' and '-', or ``features``
             without a row for each digest.
@@ -66,7 +63,7 @@ class FeatureCache:
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def lookup(self, key: str, digests: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Return the rows that are there, by digest."""
+        """Return the rows ``(D,)`` that are there, by digest."""
         blocks = self.stream(key, digests)
         return {name: row for names, rows in blocks for name, row in zip(names, rows, strict=True)}
 
@@ -100,7 +97,7 @@ class FeatureCache:
                 yield np.array(list(found.values()), object)[whole].tolist(), rows[whole]
 
     def store(self, key: str, digests: Sequence[str], features: NDArray[Any]) -> None:
-        """Write rows."""
+        """Write rows ``(N, D)``."""
         if features.ndim != 2 or len(features) != len(digests):
             raise ValueError(
                 f"features must have shape ({len(digests)}, D), got {tuple(features.shape)}"
@@ -128,9 +125,6 @@ class FeatureCache:
         if not _KEY.fullmatch(key):
             raise ValueError(f"key must be made of letters, digits, '_' and '-', got {key!r}")
         return self.directory / key
-
-    def __repr__(self) -> str:
-        return f"FeatureCache({str(self.directory)!r})"
 
 
 def module_fingerprint(module: nn.Module) -> str:

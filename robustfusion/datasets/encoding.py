@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, distributed, nn
 
 from robustfusion._optional import optional
 from robustfusion._tree import leaves, map_leaves, map_tensors
-from robustfusion._validation import check_keys
+from robustfusion._validation import check_keys, check_positive
 from robustfusion.datasets.cache import FeatureCache
 from robustfusion.disruption import placeholder, sample_generator
+from robustfusion.disruption.cached import shape_of
 from robustfusion.disruption.data import Corruption
 from robustfusion.evaluation.data import CachedFeatures
 
@@ -23,26 +24,6 @@ Encoder = Callable[[list[Any]], Any]
 _READING = 2
 # Rows kept back before they are written: what an interrupted run has to repeat, at most.
 _PIECE = 1024
-
-
-class Posts(Protocol):
-    """What :func:`encode` needs of a data set; every :class:`PostDataset` has it."""
-
-    @property
-    def ids(self) -> Any:
-        """Unique names."""
-
-    @property
-    def labels(self) -> Any:
-        """Classes, integers."""
-
-    @property
-    def class_names(self) -> Any:
-        """Of the classes."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
 
 
 class Encoding(NamedTuple):
@@ -83,7 +64,7 @@ class Encoding(NamedTuple):
 
 @torch.no_grad()
 def encode(
-    dataset: Posts,
+    dataset: Any,
     encoders: Mapping[str, Encoding | Encoder],
     *,
     corruptions: Mapping[str, Corruption] | None = None,
@@ -102,7 +83,9 @@ def encode(
     then encodes its share of the posts into the cache and reads all of them.
 
     Args:
-        dataset: the posts; its ``image_transform``, say to one size, comes before the corruption.
+        dataset: a :class:`PostDataset`, whose ``image_transform``, say to one size, comes before
+            the corruption, or anything with ``ids``, ``labels``, ``class_names``, a length and
+            mappings with "inputs" as items.
         encoders: for each modality an :class:`Encoding`, or a function from a list of B inputs
             to (B, D) features or another batch of tensors.
         corruptions: for each modality that may be corrupted, a function of (input, generator),
@@ -138,14 +121,13 @@ def encode(
         >>> data.features["image"].shape
         torch.Size([2, 3, 8, 8])
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_positive(batch_size, "batch_size")
     columns = _columns(dataset, encoders, corruptions or {}, seeds, cache)
     rank, ranks = 0, 1
     if distributed.is_available() and distributed.is_initialized():
         rank, ranks = distributed.get_rank(), distributed.get_world_size()
-    shared = [column for column in columns if column.key]
-    options = (cache, batch_size, progress and rank == 0)
+    shared = [column for column in columns if column.cache is not None]
+    options = (batch_size, progress and rank == 0)
     if ranks > 1 and shared:
         # By row, not by what is left to do: a rank that comes late finds more in the cache.
         _fill(dataset, shared, range(rank, len(dataset), ranks), *options)
@@ -172,11 +154,16 @@ class _Column:
     name: str
     encoding: Encoding
     digests: list[str | None]
+    cache: FeatureCache | None
     corruption: Corruption | None = None
     seed: int | None = None
-    key: str = ""  # in the cache
 
     def __post_init__(self) -> None:
+        if self.cache is not None:
+            how = f"{self.encoding.name}, reading {_READING}"
+            if self.seed is not None:
+                how += f", {self.corruption!r}, {self.seed}"
+            self.key = FeatureCache.key(self.name, self.encoding.network or "", how)
         self.places: dict[str, list[int]] = {}  # equal contents are encoded once
         for row, digest in enumerate(self.digests):
             if digest is not None:
@@ -210,10 +197,10 @@ class _Column:
         where, rows = f'encoders["{self.name}"]', len(wanted)
         for leaf in leaves(batch):
             if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != rows:
-                raise ValueError(f"{where} must return ({rows}, ...), got {_kind(leaf)}")
+                raise ValueError(f"{where} must return ({rows}, ...), got {shape_of(leaf)}")
         vectors = isinstance(batch, Tensor) and batch.ndim == 2 and batch.is_floating_point()
-        if not vectors and (self.key or self.encoding.network is not None):
-            raise ValueError(f"{where} must return ({rows}, D) features, got {_kind(batch)}")
+        if not vectors and (self.cache is not None or self.encoding.network is not None):
+            raise ValueError(f"{where} must return ({rows}, D) features, got {shape_of(batch)}")
         return batch
 
     def keep(self, digests: list[str], batch: Any) -> None:
@@ -237,11 +224,18 @@ class _Column:
         map_leaves(put, self.table, batch)
         self.todo.difference_update(digests)
 
-    def save(self, cache: FeatureCache) -> None:
-        """Write what is not yet in the cache."""
-        rows = [self.places[digest][0] for digest in self.unsaved]
-        cache.store(self.key, self.unsaved, self.table[rows].numpy())
-        self.unsaved = []
+    def load(self) -> None:
+        """Take what the cache has."""
+        if self.cache is not None:
+            for digests, block in self.cache.stream(self.key, self.todo):
+                self.keep(digests, torch.from_numpy(block))
+
+    def save(self, *, least: int) -> None:
+        """Write what is not yet in the cache, if it is as many rows."""
+        if self.cache is not None and len(self.unsaved) >= least:
+            rows = [self.places[digest][0] for digest in self.unsaved]
+            self.cache.store(self.key, self.unsaved, self.table[rows].numpy())
+            self.unsaved = []
 
     def result(self) -> Any:
         """The whole column."""
@@ -251,7 +245,7 @@ class _Column:
 
 
 def _columns(
-    dataset: Posts,
+    dataset: Any,
     encoders: Mapping[str, Encoding | Encoder],
     corruptions: Mapping[str, Corruption],
     seeds: Sequence[int],
@@ -269,19 +263,15 @@ def _columns(
         clean = _digests(dataset, name, cached=cache is not None)
         # What a corruption does depends on the post's id too.
         own = [d and f"{d}/{post_id}" for d, post_id in zip(clean, dataset.ids, strict=True)]
-        parts = [_Column(name, encoding, clean)]
+        kept = cache if encoding.name else None
+        columns.append(_Column(name, encoding, clean, kept))
         if name in corruptions:
-            parts += [_Column(name, encoding, own, corruptions[name], seed) for seed in seeds]
-        for column in parts if cache is not None and encoding.name else ():
-            how = f"{encoding.name}, reading {_READING}"
-            if column.seed is not None:
-                how += f", {column.corruption!r}, {column.seed}"
-            column.key = FeatureCache.key(name, encoding.network or "", how)
-        columns += parts
+            made = corruptions[name]
+            columns += [_Column(name, encoding, own, kept, made, seed) for seed in seeds]
     return columns
 
 
-def _digests(dataset: Posts, name: str, *, cached: bool) -> list[str | None]:
+def _digests(dataset: Any, name: str, *, cached: bool) -> list[str | None]:
     read = getattr(dataset, "content_digest", None)
     # What is not known from a look at all files costs one, and without a cache serves for little.
     if read is None or not (cached or getattr(dataset, "verify", True)):
@@ -293,18 +283,15 @@ def _digests(dataset: Posts, name: str, *, cached: bool) -> list[str | None]:
 
 
 def _fill(
-    dataset: Posts,
+    dataset: Any,
     columns: list[_Column],
     share: Iterable[int],
-    cache: FeatureCache | None,
     batch_size: int,
     progress: bool,
 ) -> None:
     """Take from the cache what it has, then read the posts of which any column lacks a row."""
     for column in columns:
-        if cache is not None and column.key:
-            for digests, block in cache.stream(column.key, column.todo):
-                column.keep(digests, torch.from_numpy(block))
+        column.load()
     rows = [row for row in share if any(column.digests[row] in column.todo for column in columns)]
     starts: Iterable[int] = range(0, len(rows), batch_size)
     if progress and rows:
@@ -315,16 +302,12 @@ def _fill(
         samples = [{"id": dataset.ids[row], **dataset[row]} for row in part]
         for column in columns:
             column.encode(part, samples)
-            full = len(column.unsaved) >= _PIECE or start + batch_size >= len(rows)
-            if cache is not None and column.key and column.unsaved and full:
-                column.save(cache)
+            column.save(least=_PIECE)
+    for column in columns:
+        column.save(least=1)
 
 
 def _plain(leaf: Tensor) -> Tensor:
     """On the CPU, and half precision as float32: numpy has no bfloat16."""
     half = leaf.dtype in (torch.bfloat16, torch.float16)
     return (leaf.float() if half else leaf).detach().cpu()
-
-
-def _kind(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

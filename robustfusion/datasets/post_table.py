@@ -10,7 +10,7 @@ from robustfusion.datasets.pictures import BadFileError
 from robustfusion.datasets.post_dataset import PostDataset
 from robustfusion.datasets.reading import LIMITS, check_size
 from robustfusion.datasets.report import Problem
-from robustfusion.datasets.splits import Splits, split_name
+from robustfusion.datasets.splits import ALIASES, Splits
 from robustfusion.datasets.tables import Row, read_table
 from robustfusion.disruption.data import is_missing
 
@@ -98,7 +98,8 @@ class PostTable(PostDataset):
         parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
         for post_id, row in zip(self.ids, self.rows, strict=True):
             if not is_missing(row.get("split")):
-                name = split_name(str(row["split"]).strip().lower())
+                said = str(row["split"]).strip().lower()
+                name = ALIASES.get(said, said)
                 if name not in parts:
                     raise ValueError(
                         f"split must be train, val or test, {self._name(post_id, 'post')} has "

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 _NAMES = ("train", "val", "test")
-_ALIASES = {"dev": "val", "valid": "val", "validation": "val"}
+ALIASES = {"dev": "val", "valid": "val", "validation": "val"}
 
 
 class Splits:
@@ -99,11 +99,6 @@ class Splits:
         return f"Splits({sizes}, hash={self.hash!r})"
 
 
-def split_name(name: str) -> str:
-    """Return what a split is called here: "val" for "dev"."""
-    return _ALIASES.get(name, name)
-
-
 def load_splits(path: str | os.PathLike[str]) -> Splits:
     """Read published splits: a JSON object with lists of ids under train, val (or dev) and test.
 
@@ -125,7 +120,7 @@ def load_splits(path: str | os.PathLike[str]) -> Splits:
         raise ValueError(f"path must be a JSON file of splits, {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object of lists, got {type(content).__name__}")
-    parts = {split_name(name): ids for name, ids in content.items()}
+    parts = {ALIASES.get(name, name): ids for name, ids in content.items()}
     lists = all(isinstance(ids, list) for ids in parts.values())
     # Fewer parts than there were: two names, such as "dev" and "validation", of one split.
     if set(parts) != set(_NAMES) or len(parts) < len(content) or not lists:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,22 +30,16 @@ def read_table(path: Path) -> tuple[list[tuple[int, Row | str]], tuple[str, ...]
 
 def _csv(path: Path) -> Iterator[Row | str]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    # One huge cell is one bad row, for whoever reads the rows: not the end of the table.
-    before = csv.field_size_limit(sys.maxsize)
+    # One huge cell is one bad row, for whoever reads the rows: not the end of the table. More
+    # than this does not fit into a long of Windows.
+    before = csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter)
             names = next(reader, [])
             if len(set(names)) < len(names):
                 raise ValueError(f"{path.name} must not name a column twice, got {names}")
-            while True:
-                try:
-                    cells = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield f"the row cannot be read: {error}"
-                    continue
+            for cells in reader:
                 if len(cells) == len(names):
                     yield dict(zip(names, cells, strict=True))
                 elif cells:  # a line without anything is none
