@@ -29,12 +29,7 @@ def normalize_text(text: str) -> str:
 
 
 def equal_groups(keys: Mapping[str, K | None]) -> list[tuple[str, ...]]:
-    """Group the ids whose keys are equal; None is equal to nothing.
-
-    Example:
-        >>> equal_groups({"1": "a", "2": "b", "3": "a", "4": None, "5": None})
-        [('1', '3')]
-    """
+    """Group the ids whose keys are equal; None is equal to nothing."""
     groups: defaultdict[K, list[str]] = defaultdict(list)
     for post_id, key in keys.items():
         if key is not None:
@@ -47,7 +42,7 @@ def near_groups(
 ) -> list[tuple[str, ...]]:
     """Group the ids whose fingerprints differ in at most ``tolerance`` bits, chains included.
 
-    None is near to nothing.
+    None is near to nothing. Of 256 bits, two pictures that are not akin differ in 128 on average.
     """
     ids = [post_id for post_id, bits in fingerprints.items() if bits is not None]
     if len(ids) < 2:
@@ -56,7 +51,7 @@ def near_groups(
     bits = np.stack([bits for bits in fingerprints.values() if bits is not None])
     signs = np.where(bits, np.float32(1), np.float32(-1))
     pairs: list[tuple[str, str]] = []
-    for start in range(0, len(ids), 1024):
+    for start in range(0, len(ids), 1024):  # 80 MB of products for 20,000 pictures
         products = signs[start : start + 1024] @ signs.T
         rows, columns = np.nonzero(products >= signs.shape[1] - 2 * tolerance)
         pairs += [(ids[start + i], ids[j]) for i, j in zip(rows, columns, strict=True)]
@@ -64,12 +59,7 @@ def near_groups(
 
 
 def connect(ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Give every id the first id that it is linked to, directly or through others.
-
-    Example:
-        >>> connect(["a", "b", "c", "d"], [("c", "b"), ("d", "c")])
-        {'a': 'a', 'b': 'b', 'c': 'b', 'd': 'b'}
-    """
+    """Give every id the first id that it is linked to, directly or through others."""
     order = {post_id: index for index, post_id in enumerate(ids)}
     parent = {post_id: post_id for post_id in ids}
 

@@ -56,10 +56,7 @@ def usable_rows(
 ) -> tuple[dict[str, T], list[Problem]]:
     """Sort rows into what they say, by id, and a problem for each that cannot be used.
 
-    Args:
-        path: of the label file.
-        rows: number, id, content, and why it cannot be used or None.
-        unit: what the numbers count.
+    A row is its number, counted in ``unit``, its id, its content, and why it cannot be used.
     """
     kept: dict[str, T] = {}
     problems: list[Problem] = []
@@ -83,6 +80,7 @@ def combine(text: str, image: str, rule: LabelRule) -> str | None:
     The rules are those of :class:`~robustfusion.datasets.MVSA`.
 
     Example:
+        >>> from robustfusion.datasets.labels import combine
         >>> combine("neutral", "positive", "joint")
         'positive'
         >>> combine("neutral", "positive", "equal") is None

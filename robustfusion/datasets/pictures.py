@@ -78,7 +78,7 @@ def fingerprint(image: "Image.Image") -> NDArray[np.bool_] | None:
     """
     resample = import_pillow().Resampling.BOX
     small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), resample), np.int16)
-    if small.std() < 4:
+    if small.std() < 4:  # of 255: what rises would be noise
         return None
     rises: NDArray[np.bool_] = (small[:, 1:] > small[:, :-1]).reshape(-1)
     return rises

@@ -100,9 +100,6 @@ class PostDataset(Dataset[Sample], ABC):
         ('sunny', 1)
         >>> [problem.reason for problem in posts.report().problems]
         ['8.txt is missing', '8.jpg is missing']
-
-    Reference:
-        A folder and a transform, as the ``VisionDataset`` of torchvision.
     """
 
     class_names: tuple[str, ...]

@@ -34,8 +34,7 @@ class Facts(NamedTuple):
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes, inside ``within`` if given.
 
-    Raises:
-        BadFileError: where it is anything else; of what lies outside nothing is told.
+    Anything else is a ``BadFileError``; of what lies outside nothing is told.
     """
     name = path.name
     try:

@@ -12,11 +12,9 @@ Row = dict[str, Any]
 
 
 def read_table(path: Path) -> tuple[list[tuple[int, Row | str]], tuple[str, ...]]:
-    """Read a table, by its suffix .csv, .tsv, .jsonl, .ndjson or .parquet.
+    """Read each row of a table, numbered from 1, or why it is none; and the names of the columns.
 
-    Returns:
-        For each row its number, from 1, and the row, or the reason why it is none; and the names
-        of the columns.
+    The suffix says the format.
     """
     if not path.is_file():
         raise FileNotFoundError(f"path must be a table, {path} is no regular file")

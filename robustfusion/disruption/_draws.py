@@ -52,16 +52,14 @@ def uniforms(
     """Return one row of `columns` uniform draws from [0, 1) for each id."""
     data = b"".join(_digest(seed, sample_id, purpose, 8 * columns) for sample_id in ids)
     bits = np.frombuffer(data, dtype="<u8").reshape(-1, columns)
+    # As many bits as the significand of a double has: every value is exact, and below 1.
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sample_generator(seed: int, sample_id: SampleId, modality: str) -> np.random.Generator:
     """Return a fresh generator (PCG64) for one modality of one sample, the same in any process.
 
-    Args:
-        seed: Seed of the disruption.
-        sample_id: Name of the sample, a `str` or an `int`. The id `7` and the id `"7"` differ.
-        modality: Name of the modality.
+    The ids `7` and `"7"` differ.
 
     Example:
         >>> from robustfusion.disruption import sample_generator

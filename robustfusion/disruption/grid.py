@@ -108,9 +108,6 @@ def robustness_grid(
         >>> from robustfusion.disruption import robustness_grid
         >>> [c.key for c in robustness_grid(("image", "text"), settings=("D",), rates=(0.5,))]
         ['clean', 'fixed/image/D', 'fixed/text/D', 'random/0.5/D']
-
-    Reference:
-        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
     if len(modalities) < 2:
         raise ValueError(f"modalities must name at least two, got {tuple(modalities)}")

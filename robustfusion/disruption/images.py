@@ -84,9 +84,9 @@ def _noise(pixels: Array, severity: float, rng: np.random.Generator) -> Array:
 
 def _blur(pixels: Array, severity: float) -> Array:
     std = severity * BLUR_STD * min(pixels.shape[:2])
-    if std < 1e-3:
+    if std < 1e-3:  # of a pixel: nothing to see, and a step from dividing by zero
         return pixels.copy()
-    radius = max(1, round(3.0 * std))
+    radius = max(1, round(3.0 * std))  # beyond lies less than 0.3 % of a Gaussian
     line = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.softmax(-0.5 * (line / std).square(), dim=0)
     planes = torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0).unsqueeze(1)

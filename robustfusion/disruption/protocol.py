@@ -39,9 +39,6 @@ class DisruptionPlan:
         >>> plan = Disruption(("image", "text"), "D", disruption_rate=0.5).plan(range(1000))
         >>> plan.counts()["samples"], 400 < plan.counts()["disrupted"] < 600
         (1000, True)
-
-    Reference:
-        Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     ids: tuple[SampleId, ...]  #: names of the samples

@@ -22,7 +22,7 @@ from robustfusion.evaluation.results import CELL, Cell, Quality, Recovered
 # One record a row; of a row that was not evaluated `known` is False.
 Answers: TypeAlias = NDArray[np.void]
 
-_AXES = 30
+_AXES = 30  # what t-SNE is usually given, after PCA; the PCA figure shows two of them
 _SHOWN_ROWS = 300  # of recovered features: what a figure can show
 _LOWEST = -6e4  # float16 ends at -65,504
 
@@ -80,8 +80,8 @@ class Measuring:
             self.known = {key: made for key, made in self.known.items() if not stale & {*key}}
         self.seed = seed
         draws = draw(seed, self.ids, self.names)
-        columns = zip(self.names, self.source.observed.T, strict=True)
-        observed = {name: torch.from_numpy(column.copy()) for name, column in columns}
+        columns = torch.from_numpy(self.source.observed).unbind(1)
+        observed = dict(zip(self.names, columns, strict=True))
         self.states = {}
         for condition in conditions:
             plan = plan_from(condition.disruption(self.names, seed), draws, observed)

@@ -76,7 +76,7 @@ def plot_report(
 
 
 def plot_rate_curves(reports: Sequence[RobustnessReport], path: str | Path) -> Path:
-    """Accuracy against the disruption rate of several models, as the paper's Figure 5.
+    """Accuracy against the disruption rate of several models, as Figure 5 of arXiv:2511.18751.
 
     For one model :func:`plot_report` draws it; see the example there.
 
@@ -90,9 +90,6 @@ def plot_rate_curves(reports: Sequence[RobustnessReport], path: str | Path) -> P
     Raises:
         ValueError: if there is no report, one has no rate curve, or the samples differ.
         ImportError: without matplotlib; `pip install "robustfusion[report]"`.
-
-    Reference:
-        Figure 5 of https://arxiv.org/abs/2511.18751.
     """
     if not reports or not all(report.area for report in reports):
         raise ValueError("reports must be one or more, each with modality-random conditions")
@@ -160,6 +157,7 @@ def _quality_histograms(scored: Mapping[str, Quality]) -> Any:
         if len(both):
             # A few very low values would press everything else into one bar.
             low, high = np.quantile(both, 0.01), both.max()
+            # Thirty bars: the eye tells no more apart in a panel.
             edges = np.linspace(low, high, 31) if high > low else np.linspace(low - 1, low + 1, 31)
         for values, color, label in zip(kept, COLORS, ("clean", "corrupted"), strict=False):
             if len(values):
@@ -202,6 +200,6 @@ def _embedded(points: Recovered, embedding: Embedding) -> NDArray[np.float32]:
     if embedding == "pca":
         return np.pad(joint, ((0, 0), (0, 1)))[:, :2] if joint.shape[1] < 2 else joint[:, :2]
     tsne = optional("sklearn.manifold", 'embedding="tsne" needs scikit-learn', "report").TSNE
-    perplexity = min(30.0, (len(joint) - 1) / 3)
+    perplexity = min(30.0, (len(joint) - 1) / 3)  # scikit-learn's own, of few points less
     made = tsne(perplexity=perplexity, init="pca", random_state=0)
     return np.asarray(made.fit_transform(joint))

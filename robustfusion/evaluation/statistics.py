@@ -18,7 +18,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.integer]
 Weights = NDArray[np.float32]
 
-_BLOCK_ELEMENTS = 8_000_000
+_BLOCK_ELEMENTS = 8_000_000  # 64 MB in double precision
 
 
 class Estimate(NamedTuple):
@@ -226,7 +226,7 @@ def sign_flip_p_values(differences: FloatArray, flips: int = 10_000, seed: int =
     generator = np.random.default_rng(seed)
     size = len(differences)
     beyond = np.zeros(differences.shape[1])
-    found = np.abs(differences.sum(0)) - 1e-9 * max(size, 1)
+    found = np.abs(differences.sum(0)) - 1e-9 * max(size, 1)  # sums in another order are equal
     columns = torch.from_numpy(np.ascontiguousarray(differences, dtype=np.float64))
     for rows in _blocks(flips, size):
         signs = 2.0 * generator.integers(2, size=(rows, size), dtype=np.int8) - 1.0
@@ -239,10 +239,6 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
     Each of the b + c samples on which exactly one model is right falls on either side with
     probability ½; the p-value is twice the smaller binomial tail, at most 1.
-
-    Reference:
-        McNemar, "Note on the sampling error of the difference between correlated proportions or
-        percentages", Psychometrika 1947.
     """
     total, few = only_first + only_second, min(only_first, only_second)
     # Integers of any size: exact, where a float binomial coefficient would overflow.
@@ -267,11 +263,7 @@ def combine_p_values(p_values: FloatArray) -> float:
 
 
 def holm(p_values: FloatArray) -> FloatArray:
-    """Holm's step-down adjustment of several p-values.
-
-    Reference:
-        Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    """
+    """Holm's step-down adjustment of several p-values."""
     order = np.argsort(p_values, kind="stable")
     scaled = p_values[order] * np.arange(len(p_values), 0, -1)
     adjusted = np.empty(len(p_values))
