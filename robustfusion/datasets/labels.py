@@ -20,10 +20,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 class LabelledPost(NamedTuple):
     """One row of a label file after its rule: the post's label and those of its two sides.
 
-    Example:
-        >>> from robustfusion.datasets.labels import LabelledPost, combine
-        >>> LabelledPost("7", combine("neutral", "positive", "joint"), "neutral", "positive")
-        LabelledPost(id='7', label_name='positive', text_label='neutral', image_label='positive')
+    See the example of :class:`~robustfusion.datasets.PostDataset`.
     """
 
     id: str

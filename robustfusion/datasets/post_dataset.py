@@ -104,6 +104,7 @@ class PostDataset(Dataset[Sample], ABC):
 
     class_names: tuple[str, ...]
     placeholder_size = 64  # side of the black image that stands for a missing one
+    posts: list[LabelledPost]  #: the rows behind the samples, with labels of text and image
 
     def __init__(
         self,
@@ -128,8 +129,8 @@ class PostDataset(Dataset[Sample], ABC):
         rows, problems = self._read_rows()
         self._rows = len({row.id for row in rows}) + len(problems)
         self._found = self._look_at([row.id for row in rows])
-        self._posts, self._problems = self._select(rows, problems)
-        self._index = {post.id: index for index, post in enumerate(self._posts)}
+        self.posts, self._problems = self._select(rows, problems)
+        self._index = {post.id: index for index, post in enumerate(self.posts)}
         self._selected = False
 
     @abstractmethod
@@ -147,12 +148,12 @@ class PostDataset(Dataset[Sample], ABC):
     @property
     def ids(self) -> list[str]:
         """The ids, in the order of the label file."""
-        return [post.id for post in self._posts]
+        return [post.id for post in self.posts]
 
     @property
     def labels(self) -> list[int]:
         """The labels: positions in ``class_names``."""
-        return [self.class_names.index(post.label_name) for post in self._posts]
+        return [self.class_names.index(post.label_name) for post in self.posts]
 
     @property
     def available(self) -> dict[str, Tensor]:
@@ -162,16 +163,11 @@ class PostDataset(Dataset[Sample], ABC):
             for modality in ("image", "text")
         }
 
-    @property
-    def posts(self) -> list[LabelledPost]:
-        """The rows behind the samples, with the labels of the text and the image."""
-        return list(self._posts)
-
     def __len__(self) -> int:
-        return len(self._posts)
+        return len(self.posts)
 
     def __getitem__(self, index: int) -> Sample:
-        post = self._posts[index]
+        post = self.posts[index]
         inputs: dict[str, Any] = {"image": None, "text": ""}
         available = {name: not self._is_bad(post.id, name) for name in inputs}
         for name in inputs:
@@ -206,8 +202,8 @@ class PostDataset(Dataset[Sample], ABC):
                 'or pass absent="ignore"'
             )
         chosen = copy.copy(self)
-        chosen._posts = [self._posts[self._index[i]] for i in ids if i in self._index]
-        chosen._index = {post.id: index for index, post in enumerate(chosen._posts)}
+        chosen.posts = [self.posts[self._index[i]] for i in ids if i in self._index]
+        chosen._index = {post.id: index for index, post in enumerate(chosen.posts)}
         chosen._selected = True
         return chosen
 
@@ -216,7 +212,7 @@ class PostDataset(Dataset[Sample], ABC):
 
         Without ``verify`` the file is read and not decoded: one that cannot be has a digest too.
         """
-        post_id = self._posts[index].id
+        post_id = self.posts[index].id
         if self.verify:
             found = self._found[post_id][modality]
             return found.digest if isinstance(found, Facts) else None
@@ -239,7 +235,7 @@ class PostDataset(Dataset[Sample], ABC):
 
         Given ``splits``, also their sizes and the duplicates across them.
         """
-        names = Counter(post.label_name for post in self._posts)
+        names = Counter(post.label_name for post in self.posts)
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
         texts = {i: self._found[i].get("text") for i in self.ids}
         named = splits.ids if splits else ()
@@ -331,7 +327,7 @@ class PostDataset(Dataset[Sample], ABC):
             "image": same,
             "near image": [ids for ids in near if ids not in set(same)],
         }
-        label_of = {post.id: post.label_name for post in self._posts}
+        label_of = {post.id: post.label_name for post in self.posts}
         return [
             Duplicates(
                 kind,
@@ -344,7 +340,7 @@ class PostDataset(Dataset[Sample], ABC):
         ]
 
     def _unlabelled(self) -> tuple[str, ...]:
-        known = {post.id for post in self._posts} | {problem.id for problem in self._problems}
+        known = {post.id for post in self.posts} | {problem.id for problem in self._problems}
         names = [Path(entry.name) for entry in os.scandir(self.folder)]
         return tuple(sorted({n.stem for n in names if n.suffix in (".txt", ".jpg")} - known))
 

@@ -86,11 +86,7 @@ def inspect_text(content: bytes, name: str) -> Facts:
     text = content.decode("utf-8-sig", errors="ignore").replace("\r\n", "\n").strip()
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadFileError(f"{name} holds no text ({len(content)} bytes)", "empty")
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        return Facts(digest(content), text, lossy=True)
-    return Facts(digest(content), text)
+    return Facts(digest(content), text, lossy=content.decode(errors="ignore").encode() != content)
 
 
 def inspect_image(content: bytes, name: str) -> Facts:

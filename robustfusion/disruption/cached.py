@@ -102,8 +102,7 @@ def disrupt_rows(
             source = PARTIAL if disruption.setting == "P" else corrupted.get(name)
             names, rows = [plan.ids[row] for row in hit.tolist()], hit if at is None else at[hit]
             made = _corrupted_rows(source, whole, rows, names, disruption.seed, name)
-            where = (hit.to(device),)
-            map_leaves(lambda leaf, rows: leaf.index_put_(where, rows), inputs[name], made)
+            _put(inputs[name], hit.to(device), made)
     return DisruptedFeatures(inputs, observed, plan)
 
 
@@ -173,6 +172,10 @@ def _where(keep: Tensor, values: Any, others: Any) -> Any:
         return torch.where(keep.view(-1, *[1] * (yes.ndim - 1)), yes, no)
 
     return map_leaves(choose, values, others)
+
+
+def _put(table: Any, rows: Tensor, values: Any) -> None:
+    map_leaves(lambda leaf, made: leaf.index_put_((rows,), made), table, values)
 
 
 def _corrupted_rows(

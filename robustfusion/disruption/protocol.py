@@ -120,12 +120,9 @@ class Disruption:
         object.__setattr__(self, "modalities", names)
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"modalities must be two or more different names, got {names}")
-        for argument, allowed in (
-            ("setting", get_args(Setting)),
-            ("strategy", get_args(Strategy)),
-        ):
-            if (value := getattr(self, argument)) not in allowed:
-                raise ValueError(f"{argument} must be one of {allowed}, got {value!r}")
+        for argument, allowed in (("setting", Setting), ("strategy", Strategy)):
+            if (value := getattr(self, argument)) not in get_args(allowed):
+                raise ValueError(f"{argument} must be one of {get_args(allowed)}, got {value!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
         self._check_rate()

@@ -22,7 +22,7 @@ from robustfusion.evaluation.results import CELL, Cell, Quality, Recovered
 # One record a row; of a row that was not evaluated `known` is False.
 Answers: TypeAlias = NDArray[np.void]
 
-_AXES = 30  # what t-SNE is usually given, after PCA; the PCA figure shows two of them
+_AXES = 30  # as van der Maaten and Hinton, 2008, give t-SNE; the PCA figure shows two
 _SHOWN_ROWS = 300  # of recovered features: what a figure can show
 _LOWEST = -6e4  # float16 ends at -65,504
 
