@@ -107,6 +107,6 @@ def _eight_bits(image: "Image.Image") -> NDArray[np.uint8]:
         low, high = float(values.min()), float(values.max())
         if low >= 0 and high <= 255:
             low, high = 0.0, 1.0 if image.mode == "F" and high <= 1 else 255.0
-    scaled = np.rint((values - low) * (255 / max(high - low, 1e-12)))
+    scaled = np.rint((values - low) * (255 / max(high - low, 1e-12)))  # one value alone: black
     eight: NDArray[np.uint8] = scaled.clip(0, 255).astype(np.uint8)
     return eight

@@ -133,7 +133,7 @@ def classification_scores(
 def calibration_error(
     correct: NDArray[np.bool_],
     confidence: FloatArray,
-    bins: int = 15,
+    bins: int = 15,  # as many as Guo et al., 2017
     weights: Weights | None = None,
 ) -> FloatArray:
     """Expected calibration error: mean gap of confidence and accuracy over equal-width bins.
@@ -217,7 +217,8 @@ def sign_flip_p_values(differences: FloatArray, flips: int = 10_000, seed: int =
     If two models are alike, the difference of a sample is as likely as its negative. The p-value
     is the share of random signs, given ones included, under which the mean is as far from zero.
     With one run a side this is McNemar's test; with several, average each sample over its runs
-    first, so that it counts once. Columns share the signs.
+    first, so that it counts once. Columns share the signs. With 10,000 flips the standard error
+    of a p-value of 0.05 is 0.002.
 
     Reference:
         Fisher, "The Design of Experiments", 1935; the share counted as by Phipson and Smyth,
