@@ -37,8 +37,10 @@ class MVSA(PostDataset):
         root: folder with ``data`` and ``labelResultAll.txt``.
         label_rule: ``"joint"``: equal labels give that label, a neutral side gives way to the
             other, positive against negative is dropped. ``"equal"``: only equal labels are kept.
-        on_bad, image_transform, verify, allow_outside: as of :class:`PostDataset`, and so are the
-            errors.
+        on_bad: as the arguments below, and the errors, of :class:`PostDataset`.
+        image_transform: applied to the decoded RGB image.
+        verify: read and decode every file once at the start.
+        allow_outside: also follow links to files outside of the data folder.
 
     Example:
         >>> import tempfile

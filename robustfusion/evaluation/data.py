@@ -71,8 +71,9 @@ class CachedFeatures:
             modalities or more.
         labels: classes, integer `(N,)`.
         ids: names of the samples, unique; without it 0 .. N-1. Disruption draws depend on them.
-        corrupted: for each modality that may be corrupted, what
-            :func:`~robustfusion.disruption.disrupt_features` takes.
+        corrupted: for each modality that may be corrupted, the features of the corrupted inputs,
+            `(N, ..., D)`, a mapping from disruption seed to such features, R independent draws
+            `(R, N, ..., D)`, or a `FeatureCorruption`.
         available: bool `(N,)` by modality, what was observed in the first place; None means all.
         class_names: of the C classes.
 
@@ -146,10 +147,12 @@ class RawSamples:
     """A dataset of raw inputs, for a model that has its encoders inside.
 
     Args:
-        dataset: as of :class:`~robustfusion.disruption.DisruptedDataset`, and so are `corruptions`
-            and `transforms`; each sample has a `label`.
-        corruptions: such as `ImageCorruption()` and `TextCorruption()`.
-        transforms: from the disrupted input.
+        dataset: map-style; gives mappings with `inputs` (a mapping from modality to input), an
+            integer `label` and, optionally, `id` and `available`.
+        corruptions: for each modality, a function of (input, numpy generator), such as
+            `ImageCorruption()` and `TextCorruption()`.
+        transforms: for each modality, a function of the disrupted input, say from a PIL image to a
+            normalised tensor.
         collate_fn: makes a batch of samples; by default `robustfusion.disruption.collate`. Give
             your own, say to tokenise the texts.
         ids: names of the samples, unique; without it `dataset.ids`, or else 0 .. N-1.
