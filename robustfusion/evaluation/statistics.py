@@ -240,6 +240,10 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
     Each of the b + c samples on which exactly one model is right falls on either side with
     probability ½; the p-value is twice the smaller binomial tail, at most 1.
+
+    Reference:
+        McNemar, "Note on the sampling error of the difference between correlated proportions or
+        percentages", Psychometrika 1947.
     """
     total, few = only_first + only_second, min(only_first, only_second)
     # Integers of any size: exact, where a float binomial coefficient would overflow.
@@ -264,7 +268,11 @@ def combine_p_values(p_values: FloatArray) -> float:
 
 
 def holm(p_values: FloatArray) -> FloatArray:
-    """Holm's step-down adjustment of several p-values."""
+    """Holm's step-down adjustment of several p-values.
+
+    Reference:
+        Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
     order = np.argsort(p_values, kind="stable")
     scaled = p_values[order] * np.arange(len(p_values), 0, -1)
     adjusted = np.empty(len(p_values))
