@@ -1,4 +1,4 @@
-"""Train a DRF image-text classifier and see what is left of it when a modality is poor or gone.
+r"""Train a DRF image-text classifier and see what is left of it when a modality is poor or gone.
 
     python examples/drf_mvsa.py
 
@@ -91,6 +91,9 @@ def run(
     val_posts = prepare(splits.val, seeds=(VAL_SEED,))
     test_ids = splits.open_test("final report of both models, chosen by validation")
     test_posts = prepare(test_ids, seeds=TEST_SEEDS)
+    used = [len(posts.ids) for posts in (train_posts, val_posts, test_posts)]
+    if settings.limit and settings.data:
+        print(f"of these, by --limit: {used[0]} train, {used[1]} val, {used[2]} test")
 
     recipe, device = recipe_of(settings), settings.device
     validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=device)
@@ -134,7 +137,7 @@ def run(
         posts={
             "labels_sha256": sha256(labels_file(dataset)),
             "splits": repr(splits),
-            "used": [len(posts.ids) for posts in (train_posts, val_posts, test_posts)],
+            "used": used,
             "report": str(dataset.report()),
         },
         history=histories,

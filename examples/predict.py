@@ -9,13 +9,15 @@ and beside them:
 
 - ``label`` and the probability of each class; with ``--abstain 0.1`` no label for the least
   certain tenth, by the line that is a tenth for the run's validation posts;
-- ``image_score``, ``text_score``: what the head weighs the modality by, between 0 and 1 (a density
-  with ``--recipe paper``);
+- ``image_quality``, ``text_quality``: what the head weighs the modality by, between 0 and 1 (a
+  density with ``--recipe paper``);
 - ``image_p``, ``text_p``: the p-value, the share of intact posts that look at least as odd;
 - ``alarm``: the modalities with a p-value of at most ``--alarm-rate``, as so many of the intact
   ones have by chance;
 - which were ``missing``, which of these were ``recovered`` from the other, and the ``problem``
   with the row. The exit status is 1 if there is one in any.
+
+Where the table has a column of that name already, ours is called ``predicted_label`` and so on.
 
 Needs ``robustfusion[examples]`` and, for Parquet, pyarrow.
 """
@@ -131,7 +133,7 @@ def predict_rows(
     read = [read_row(row, source) for row in rows]
     output = predictor([r[0] for r in read], [r[1] for r in read])
     probabilities = [[round(p, 6) for p in row] for row in output.logits.softmax(1).tolist()]
-    score = {name: q.exp().tolist() for name, q in output.log_quality.items()}
+    quality = {name: q.exp().tolist() for name, q in output.log_quality.items()}
     p_value = {name: p.tolist() for name, p in predictor.p_values(output).items()}
     results = []
     for index, (image, text, problem) in enumerate(read):
@@ -142,7 +144,7 @@ def predict_rows(
         result: dict[str, Any] = {"label": predictor.class_names[best] if certain else None}
         for name, p in zip(predictor.class_names, probabilities[index], strict=True):
             result[f"probability_{name}"] = p if here else None
-        for kind, values in (("score", score), ("p", p_value)):
+        for kind, values in (("quality", quality), ("p", p_value)):
             for name in source.columns:
                 found = round(values[name][index], 6) if name in here else None
                 result[f"{name}_{kind}"] = found

@@ -388,8 +388,8 @@ def invoke(example: Any, arguments: list[str]) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "nowhere"], "root must be a folder"),
-        (["--data", "."], "data' does not exist|folder 'data'"),
+        (["--data", "nowhere"], "nowhere does not exist"),
+        (["--data", "."], "folder 'data'.*of a table give the file"),
         (["--data", __file__], "cannot be read as a table: path must end in one of .csv"),
         (["--freeze"], "do not freeze"),
         (["--device", "warp"], "--device warp"),
@@ -429,6 +429,25 @@ def test_a_table_whose_pictures_all_lie_elsewhere(
     assert "no post has the image" in result.stderr
     assert "--image-root" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("moods", "message"),
+    [
+        (["good"] * 12, "all posts have the label 'good', at least two classes are needed"),
+        (["good", "bad"] * 3, "has 6 usable posts, at least 10 are needed"),
+    ],
+)
+def test_a_table_from_which_nothing_can_be_learned(
+    example: Any, tmp_path: Path, moods: list[str], message: str
+) -> None:
+    lines = ["image,text,label", *(f",post {n},{mood}" for n, mood in enumerate(moods))]
+    (tmp_path / "posts.csv").write_text("\n".join(lines), encoding="utf-8")
+    out = tmp_path / "runs"
+    result = invoke(example, ["--data", str(tmp_path / "posts.csv"), "--output-dir", str(out)])
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
     assert not out.exists()
 
 

@@ -106,7 +106,7 @@ def test_every_row_is_answered_or_told_why_not(
     for row in rows:
         for name in ("image", "text"):
             there = name not in row["missing"].split()
-            for column in (f"{name}_score", f"{name}_p"):
+            for column in (f"{name}_quality", f"{name}_p"):
                 assert (row[column] != "") == there
                 assert not there or 0 <= float(row[column]) <= 1
             if there:

@@ -25,6 +25,9 @@ from robustfusion.datasets import (
 from robustfusion.disruption import ImageCorruption, TextCorruption
 from robustfusion.evaluation import CachedFeatures
 
+LEAST = 10  # one post in ten for validation, and one for the test
+WHERE = "--image-root names the folder of all pictures; --allow-outside follows links out of it"
+
 
 def generate_posts(settings: Settings, output_dir: Path) -> Path:
     """Make the small data set, unless it is there."""
@@ -49,6 +52,8 @@ def open_data(
     root: Path, settings: Settings, encoders: Mapping[str, Any]
 ) -> tuple[PostDataset, Splits]:
     """Open a table or a folder like MVSA-Single; of a post with a bad side the other counts."""
+    if not root.exists():
+        raise SetupError(f"--data {root} does not exist")
     print(f"reading {root}, checking every file ...", flush=True)
     resize = encoders["image"].resize
     dataset: PostDataset
@@ -74,6 +79,7 @@ def open_data(
             )
             if (root / "splits.json").exists():
                 splits = load_splits(root / "splits.json")
+        check_labels(dataset)
         if splits is None:
             splits = stratified_split(
                 dataset.labels,
@@ -86,8 +92,7 @@ def open_data(
         for name, here in dataset.available.items():
             if not here.any():
                 reasons = [p.reason for p in dataset.report().problems if p.kind.endswith(name)]
-                root_option = " (--image-root names the folder that holds all pictures)"
-                hint = root_option if name == "image" else ""
+                hint = f" ({WHERE})" if name == "image" else ""
                 raise ValueError(f"no post has the {name}: {reasons[0]}{hint}")
             parts = [splits.split_of(post_id) for post_id in dataset.ids]
             for part in ("train", "val", "test"):
@@ -95,8 +100,18 @@ def open_data(
                     raise ValueError(f"no post in the split {part} has the {name}")
     except (OSError, ValueError, ImportError) as error:
         what = "a table" if root.is_file() else "MVSA-Single"
-        raise SetupError(f"--data {root} cannot be read as {what}: {error}") from error
+        hint = "" if root.is_file() else "; of a table give the file, such as posts.csv"
+        raise SetupError(f"--data {root} cannot be read as {what}: {error}{hint}") from error
     return dataset, splits
+
+
+def check_labels(dataset: PostDataset) -> None:
+    """Raise ValueError where there is nothing to tell apart, or too little to be split."""
+    if len(dataset) < LEAST:
+        raise ValueError(f"it has {len(dataset)} usable posts, at least {LEAST} are needed")
+    if len(set(dataset.labels)) < 2:
+        only = dataset.class_names[dataset.labels[0]]
+        raise ValueError(f"all posts have the label {only!r}, at least two classes are needed")
 
 
 def labels_file(dataset: PostDataset) -> Path:
