@@ -31,9 +31,9 @@ SMALL = {"posts": 400, "epochs": 6, "seeds": (0,)}  # of the notebook
 ACRONYMS = ("clip", "ddp", "drf", "fsdp", "mvsa", "onnx", "ood")
 HEAD = """# Examples and notebook
 
-Each runs on a CPU, with data that it makes itself or, as `predict` and `report`, with a run of the
-main job, `drf_mvsa`. What the pages show as printed or drawn was made when this site was built;
-but the main job takes minutes: its picture is of a recorded run.
+Each runs on a CPU, with data that it makes itself or, as `predict`, `report` and `export_run`,
+with a run of the main job, `drf_mvsa`. What the pages show as printed or drawn was made when this
+site was built; but the main job takes minutes: its picture is of a recorded run.
 """
 
 
