@@ -108,7 +108,9 @@ def open_data(
 def check_labels(dataset: PostDataset) -> None:
     """Raise ValueError where there is nothing to tell apart, or too little to be split."""
     if len(dataset) < LEAST:
-        raise ValueError(f"it has {len(dataset)} usable posts, at least {LEAST} are needed")
+        reasons = [f" ({problem.reason})" for problem in dataset.report().problems[:1]]
+        count = f"it has {len(dataset)} usable posts, at least {LEAST} are needed"
+        raise ValueError("".join([count, *reasons]))
     if len(set(dataset.labels)) < 2:
         only = dataset.class_names[dataset.labels[0]]
         raise ValueError(f"all posts have the label {only!r}, at least two classes are needed")
