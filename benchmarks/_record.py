@@ -57,6 +57,11 @@ def dated(page: str, record: dict[str, Any]) -> str:
     return f"{title}\n\n{note}\n{rest}"
 
 
+def counted(number: int, thing: str) -> str:
+    """How many there are, in words."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def write_record(
     name: str,
     results: dict[str, Any],

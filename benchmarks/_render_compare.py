@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _heads import head_names
-from _record import RESULTS, read_record
+from _record import RESULTS, counted, read_record
 
 PAGE = Path(__file__).parent.parent / "docs" / "pages" / "results" / "comparison.md"
 TITLES = {
@@ -226,8 +226,8 @@ def render() -> str:
             f"## {TITLES[name]}",
             "",
             f"{record['data']}. {results['samples']:,} samples, majority class "
-            f"{results['majority']:.1f} %; {results['folds']} folds, {len(record['seeds'])} "
-            f"seed(s), {results['trials']} trials a head.",
+            f"{results['majority']:.1f} %; {results['folds']} folds, "
+            f"{counted(len(record['seeds']), 'seed')}, {results['trials']} trials a head.",
             "",
             standing(record),
             "",

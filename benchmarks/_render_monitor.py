@@ -71,8 +71,8 @@ def monitor(record: Mapping[str, Any]) -> list[str]:
         "",
         "*Found in k* means that the stream ended, 5,000 posts later, before the others alarmed. "
         "Of single posts with another's text the pairing alarms (p ≤ 0.05) on "
-        f"{posts['alarm_at_5_percent']['texts exchanged, pairing']:.0%}, of true pairs on "
-        f"{posts['alarm_at_5_percent']['good posts, pairing']:.0%}.",
+        f"{100 * posts['alarm_at_5_percent']['texts exchanged, pairing']:.0f} %, of true pairs on "
+        f"{100 * posts['alarm_at_5_percent']['good posts, pairing']:.0f} %.",
         "",
         f"Does the bound hold? The share of {results['uniform_streams']:,} good streams of 10,000 "
         "independent scores in which there is a false alarm, each with references of its own:",
@@ -83,7 +83,7 @@ def monitor(record: Mapping[str, Any]) -> list[str]:
         "|---|" + "---:|" * (2 * len(uniform)),
     ]
     for way in next(iter(uniform.values())):
-        cells = [f"{uniform[n][way][d]:.1%}" for n in uniform for d in ("0.1", "0.01")]
+        cells = [f"{100 * uniform[n][way][d]:.1f} %" for n in uniform for d in ("0.1", "0.01")]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return [*lines, "", source(record)]
 

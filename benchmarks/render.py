@@ -21,7 +21,7 @@ import _render_protocol
 import _render_quality
 import _render_runs
 import paper_choices
-from _record import dated, read_record
+from _record import counted, dated, read_record
 from speed import EPOCH, SHARE
 
 PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
@@ -52,7 +52,8 @@ def render_speed() -> None:
             "",
             f"## {title}",
             "",
-            f"{machine['cores']} cores, {machine['threads']} thread(s), torch {machine['torch']}. "
+            f"{machine['cores']} cores, {counted(machine['threads'], 'thread')}, "
+            f"torch {machine['torch']}. "
             f"Written by `{record['command']}` at commit `{record['commit']}` on "
             f"{record['date']}.",
             "",

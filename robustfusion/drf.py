@@ -44,11 +44,13 @@ class DRFHead(nn.Module):
     of the feature in question. Fusion weighs the candidates by quality:
 
     .. math::
-        h_S = \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
-              + \sum_{m \notin S} (t_m + W_m \hat z_m)\Big), \qquad
-        w_S = \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \\
-        \hat y = \sum_S w_S \, \tfrac12 \Big(
+        \begin{array}{rl}
+        h_S =& \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
+              + \sum_{m \notin S} (t_m + W_m \hat z_m)\Big), \\
+        w_S =& \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \\
+        \hat y =& \sum_S w_S \, \tfrac12 \Big(
               W \operatorname{ReLU}(U h_S + u) + b + \frac1{|S|} \sum_{m \in S} B_m(z_m) \Big)
+        \end{array}
 
     with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities
     :math:`q` and that of a stand-in, :math:`q_0`, and a small network :math:`B_m` for each
