@@ -143,8 +143,8 @@ def retrofit_lines() -> list[str]:
     return [
         f"Measured, accuracy in %: {record['data']};",
         f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`. C: the modality",
-        "is corrupted, D: missing. With a corrupted text the plain mean is better: even that tells",
-        "more than the image alone.",
+        "is corrupted, D: missing. With a corrupted text the plain mean is better: even that one",
+        "tells more than the image alone.",
         "",
         row(["", *cells]),
         "|---|" + "---:|" * len(cells),
