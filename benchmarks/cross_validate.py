@@ -62,6 +62,9 @@ HEADS: dict[str, Head] = {
     "concatenation": _made(ConcatenationHead),
     "DRF": _made(DRFHead),
     "DRF + votes": _made(voting),
+    "DRF, dropout 0.1": _made(DRFHead, dropout=0.1),
+    "DRF, dropout 0.7": _made(DRFHead, dropout=0.7),
+    "DRF + votes, dropout 0.7": _made(voting, dropout=0.7),
     "DRF, tokens alone": _made(DRFHead, stand_in=LearnedTokens),
     "DRF, moments too": _made(
         DRFHead, stand_in=partial(RecoveredFeatures, distribution_weight=1.0)
