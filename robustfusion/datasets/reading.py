@@ -37,6 +37,8 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     Anything else is a ``BadFileError``; of what lies outside nothing is told.
     """
     name = path.name
+    if within is not None and path.is_relative_to(within):
+        name = str(path.relative_to(within))  # so that one sees where it was looked for
     try:
         if within is not None:
             path = _confined(path, within)

@@ -174,7 +174,7 @@ def test_bad_rows_are_single_rows(folder: Path) -> None:
         "c,1.png,x,y,z",
         f"d,1.png,{'so ' * 400_000},x",  # text above 1 MB
         "e,,,x",  # neither
-        "f,nothing.png,,x",
+        "f,of/nothing.png,,x",
         ",1.png,no id,x",
         "g,1.png,no label, ",
         "",
@@ -195,7 +195,7 @@ def test_bad_rows_are_single_rows(folder: Path) -> None:
         "the text of row 5 has more than 1 MB",
         "the image of row 6 is an empty cell",
         "the text of row 6 is an empty cell",
-        "nothing.png is missing",
+        "of/nothing.png is missing",
         "the text of row 7 is an empty cell",
         "row 8: the id is empty",
         "row 9: there is no label",
