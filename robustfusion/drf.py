@@ -174,10 +174,13 @@ class DRFHead(nn.Module):
             name: standardize(x[name], frame).clamp(-_FARTHEST, _FARTHEST).to(dtype)
             for name, frame in frames.items()
         }
-        log_quality = self._log_quality(x, present)
+        log_quality = self._log_quality(x, present).where(here, -torch.inf)
         stand_in = self.stand_in(z, here, self.embed)
-        candidates = self._candidates(z, stand_in.hidden, trusted)
-        late = self._late(z, trusted)
+        mixing = trusted.to(dtype)
+        even = mixing / mixing.sum(-1, keepdim=True).clamp_min(1)
+        candidates = self._candidates(z, stand_in.hidden, mixing, even)
+        # The mean of what each trusted modality says alone, (B, K, C).
+        late = even @ torch.stack([alone(z[name]) for name, alone in self.alone.items()], dim=1)
         member_logits = torch.stack([self.classifier(candidates), late], dim=2)
         candidate_logits = member_logits.mean(2)
         weights = self._weights(log_quality, candidate_logits, trusted, shown, usable)
@@ -238,7 +241,7 @@ class DRFHead(nn.Module):
                 score = estimator(rows)
                 if self.training:
                     estimator.observe(everyone, masks)
-            scores.append(score.where(mask, -torch.inf))
+            scores.append(score)
         return torch.stack(scores, dim=1)
 
     def _by_source(self, target: str, made: Tensor) -> dict[str, Tensor]:
@@ -246,23 +249,17 @@ class DRFHead(nn.Module):
         sources = zip(self.dims, made.unbind(1), strict=True)
         return {source: rows for source, rows in sources if source != target}
 
-    def _candidates(self, z: Mapping[str, Tensor], stand_in: Tensor, trusted: Tensor) -> Tensor:
-        """The hidden units of each candidate, (B, K, F)."""
+    def _candidates(
+        self, z: Mapping[str, Tensor], stand_in: Tensor, mixing: Tensor, even: Tensor
+    ) -> Tensor:
+        """The hidden units of each candidate, (B, K, F), by what it trusts, (B, K, M)."""
         own = torch.stack([embed(z[m]) for m, embed in self.embed.items()], dim=1)
-        mixing = trusted.to(own.dtype)  # (B, K, M)
         # What stands in for a target is averaged over the sources that the candidate trusts.
-        sources = mixing / mixing.sum(-1, keepdim=True).clamp_min(1)
-        made = einsum(1 - mixing, sources, "b k t, b k s -> b k t s")
+        made = einsum(1 - mixing, even, "b k t, b k s -> b k t s")
         # Two matrix products for all candidates at once.
         hidden = mixing @ own + made.flatten(2) @ stand_in.flatten(1, 2).to(own.dtype)
         hidden = self.dropout(F.relu(hidden))
         return cast("Tensor", self.dropout(F.relu(self.trunk(hidden))))
-
-    def _late(self, z: Mapping[str, Tensor], trusted: Tensor) -> Tensor:
-        """The mean of what each trusted modality says alone, (B, K, C)."""
-        said = torch.stack([alone(z[name]) for name, alone in self.alone.items()], dim=1)
-        share = trusted.to(said.dtype)
-        return (share / share.sum(-1, keepdim=True).clamp_min(1)) @ said
 
     def _weights(
         self,

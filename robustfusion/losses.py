@@ -85,9 +85,10 @@ class DistributionRecoveryLoss(nn.Module):
             )
         if paired is not None:
             check_mask(paired, (target.shape[0],), "paired")
-        loss = torch.zeros((), device=recovered.device)
         if self.sample_weight:
-            loss = loss + self.sample_weight * sample_recovery_loss(recovered, target, paired)
+            loss = self.sample_weight * sample_recovery_loss(recovered, target, paired)
+        else:
+            loss = torch.zeros((), device=recovered.device)
         if self.distribution_weight:
             loss = loss + self.distribution_weight * moment_matching_loss(generated, reference)
         return loss

@@ -177,30 +177,32 @@ class RecoveredFeatures(LearnedTokens):
         self, features: Mapping[str, Tensor], available: Tensor, embed: Mapping[str, nn.Module]
     ) -> StandInOutput:
         """Recover every modality from every other."""
-        names = tuple(self.dims)
         z = {name: values.detach() for name, values in features.items()}
         codes = torch.stack([c.encode(z[name]) for name, c in self.converters.items()], dim=1)
-        hidden, recovered, losses = [], {}, []
-        for place, target in enumerate(names):
-            made = self.converters[target].decode(codes)  # (B, M, D_target), from each source
-            weight = cast("Tensor", embed[target].weight)  # without its bias: there is the token
-            hidden.append(self.tokens[place] + F.linear(made.detach(), weight))
+        hidden, recovered = [], {}
+        for token, (target, converter) in zip(self.tokens, self.converters.items(), strict=True):
+            made = converter.decode(codes)  # (B, M, D_target), from each source
+            weight = cast("Tensor", embed[target].weight)  # its bias is the token's
+            hidden.append(F.linear(made.detach(), weight, token))
             recovered[target] = made
-            if self.training:
-                losses.append(self._loss(made, z[target], place, available))
-        loss = torch.stack(losses).sum() if losses else self.tokens.new_zeros(())
+        loss = self._loss(recovered, z, available) if self.training else self.tokens.new_zeros(())
         return StandInOutput(torch.stack(hidden, dim=1), recovered, loss)
 
-    def _loss(self, made: Tensor, target: Tensor, place: int, available: Tensor) -> Tensor:
-        """(4) and (7) of one target, from all sources at once: (B, M, D), (B, D) -> ()."""
-        sources, width = made.shape[1:]
-        others = torch.arange(sources, device=made.device) != place
-        paired = (available & available[:, place, None] & others).flatten()
-        rows = made.flatten(0, 1)
-        wanted = target[:, None].expand(-1, sources, -1).flatten(0, 1)
-        generated = reference = Gaussian(target[:0].sum(0), target[:0].sum(0))
-        if self.recovery_loss.distribution_weight:
-            generated = fit_gaussian(rows, paired, covariance_type="diag")
-            reference = fit_gaussian(wanted, paired, covariance_type="diag")
-        loss = self.recovery_loss(rows, wanted, generated, reference, paired=paired)
-        return cast("Tensor", (sources - 1) * loss / math.sqrt(width))
+    def _loss(
+        self, recovered: Mapping[str, Tensor], z: Mapping[str, Tensor], available: Tensor
+    ) -> Tensor:
+        """(4) and (7) of all targets, from all sources of each at once."""
+        sources = available.shape[1]
+        others = ~torch.eye(sources, dtype=torch.bool, device=available.device)
+        pairs = available.T[:, :, None] & available & others[:, None]  # target, row, source
+        losses = []
+        for paired, (target, made) in zip(pairs.flatten(1), recovered.items(), strict=True):
+            rows = made.flatten(0, 1)
+            wanted = z[target][:, None].expand_as(made).flatten(0, 1)
+            generated = reference = Gaussian(self.tokens, self.tokens)  # not looked at
+            if self.recovery_loss.distribution_weight:
+                generated = fit_gaussian(rows, paired, covariance_type="diag")
+                reference = fit_gaussian(wanted, paired, covariance_type="diag")
+            loss = self.recovery_loss(rows, wanted, generated, reference, paired=paired)
+            losses.append(loss * ((sources - 1) / math.sqrt(made.shape[-1])))
+        return torch.stack(losses).sum()

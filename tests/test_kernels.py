@@ -14,7 +14,7 @@ import torch
 from robustfusion import DRFHead
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-TRAINING, EVALUATION = (600, 250), (190, 70)  # two modalities, each further one
+TRAINING, EVALUATION = (575, 245), (180, 70)  # two modalities, each further one
 
 
 @pytest.fixture
