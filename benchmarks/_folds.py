@@ -19,7 +19,7 @@ from _train import Training, train
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustfusion import Standardize
+from robustfusion import Standardize, calibrate
 from robustfusion.disruption import Condition, FeatureCorruption, disrupt_features
 
 Floats = NDArray[np.float64]
@@ -271,11 +271,13 @@ def run(
     seeds: Sequence[int],
     cells: Sequence[str],
     training: Training | None = None,
+    held_out: float = 0.0,
 ) -> dict[str, Floats]:
     """Log-probabilities out of fold, (seeds, N, C) by cell; finished jobs are read from the cache.
 
     A job is one head under one fold and one seed, which sets folds, initial weights and order.
-    The folder must belong to one data set, head and training.
+    With ``held_out`` that share of the training samples is not trained on, and the head is
+    calibrated on it. The folder must belong to one data set, head and training.
     """
     shape = (len(seeds), len(pool.split), pool.split.num_classes)
     found = {cell: np.full(shape, np.nan) for cell in cells}
@@ -284,7 +286,12 @@ def run(
             path = cache_dir / f"{folds}-{seed}-{fold}.npz"
             if not path.exists():
                 inside, outside, rows = fold_data(pool, folds, seed, fold)
+                mixed = torch.randperm(len(inside), generator=torch.Generator().manual_seed(seed))
+                kept = inside.rows(mixed[: int(held_out * len(inside))])
+                inside = inside.rows(mixed[len(kept) :]) if held_out else inside
                 head = train(partial(make, inside, seed), inside, training or pool.training, seed)
+                if held_out:
+                    calibrate(head, [{"inputs": kept.features, "label": kept.labels}])
                 job = predict(head, outside, cells)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(".part")

@@ -46,10 +46,11 @@ class StandIn(nn.Module, ABC):
         out_features: Width F of the fused vector.
 
     Attributes:
-        log_quality: What fusion takes a stand-in's log-quality for, beside that of a feature which
-            is there: log(0.2 / M), so that at M = 2 a feature weighs as much as its stand-in when
-            one in ten intact features looks as odd, and with more modalities the complete sample
-            keeps its weight. Less trusts all features more; set it to your liking.
+        log_quality: (M,), what fusion takes the log-quality of each stand-in for, beside that of
+            a feature which is there. At first log(0.2 / M), so that at M = 2 a feature weighs as
+            much as its stand-in when one in ten intact features looks as odd, and with more
+            modalities the complete sample keeps its weight; :func:`~robustfusion.calibrate` fits
+            it to held-out samples. Less trusts the features more.
 
     Example:
         >>> import torch
@@ -64,12 +65,19 @@ class StandIn(nn.Module, ABC):
         torch.Size([5, 3])
     """
 
+    log_quality: Tensor
+
     def __init__(self, dims: Mapping[str, int], out_features: int) -> None:
         super().__init__()
         self.dims = check_dims(dims)
         check_positive(out_features, "out_features")
         self.out_features = out_features
-        self.log_quality = math.log(_DOUBT / len(self.dims))
+        self.register_buffer("log_quality", torch.zeros(len(self.dims)))
+        self.reset_log_quality()
+
+    def reset_log_quality(self) -> None:
+        """Forget what was fitted to held-out samples."""
+        self.log_quality.fill_(math.log(_DOUBT / len(self.dims)))
 
     @abstractmethod
     def forward(

@@ -1,0 +1,100 @@
+"""What calibrate sets stand-ins to; temperatures are in test_voting, p-values in test_quality."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustfusion import DRFHead, LearnedTokens, PaperDRFHead, VotingHead, calibrate
+
+DIMS = {"image": 6, "text": 4}
+BORN = math.log(0.1)
+
+
+def draw(count: int, *, image_tells: bool) -> dict[str, Any]:
+    """Samples whose text tells the label, and whose image does so or is noise."""
+    labels = torch.randint(3, (count,))
+    told = {"text": 2.0, "image": 2.0 if image_tells else 0.0}
+    inputs = {
+        name: torch.randn(count, dim) + told[name] * F.one_hot(labels, dim)
+        for name, dim in DIMS.items()
+    }
+    return {"inputs": inputs, "label": labels}
+
+
+def trained(batch: dict[str, Any]) -> DRFHead:
+    head = DRFHead(DIMS, 3, stand_in=LearnedTokens)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        head.loss(head(batch["inputs"]), batch["label"]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return head
+
+
+@torch.no_grad()
+def costs(head: DRFHead, batch: dict[str, Any], log_quality: Tensor) -> float:
+    """What is to be minimized, by the head itself."""
+    head.stand_in.log_quality.copy_(log_quality)
+    head.temperature.fill_(1)
+    logits = head.eval()(batch["inputs"]).logits
+    prior = 0.5 * (log_quality - BORN).square().sum()
+    return float(F.cross_entropy(logits, batch["label"], reduction="sum") + prior)
+
+
+def test_a_modality_that_tells_nothing_is_doubted_more_and_the_other_is_not() -> None:
+    torch.manual_seed(0)
+    head = trained(draw(60, image_tells=False))
+    report = calibrate(head, [draw(400, image_tells=False)])
+    assert report.doubts == pytest.approx({"image": 0.2, "text": 0.1})
+    assert head.stand_in.log_quality.exp().tolist() == pytest.approx([0.2, 0.1])
+    assert "less quality than: image 0.20, text 0.10" in report.to_markdown()
+
+
+def test_where_both_tell_the_stand_ins_stay_as_they_were() -> None:
+    torch.manual_seed(0)
+    head = trained(draw(600, image_tells=True))
+    report = calibrate(head, [draw(400, image_tells=True)])
+    assert report.doubts == pytest.approx({"image": 0.1, "text": 0.1})
+
+
+def test_what_is_found_is_the_best_on_the_grid_and_found_again() -> None:
+    torch.manual_seed(1)
+    head, held_out = trained(draw(60, image_tells=False)), draw(90, image_tells=False)
+    doubts = calibrate(head, [held_out]).doubts
+    assert calibrate(head, [held_out]).doubts == doubts
+    found = torch.tensor([math.log(doubt) for doubt in doubts.values()])
+    steps = BORN + torch.linspace(0, math.log(2), 8)
+    least = min(costs(head, held_out, torch.stack([a, b])) for a in steps for b in steps)
+    assert costs(head, held_out, found) == pytest.approx(least, rel=1e-4)
+
+
+def test_it_is_saved_reset_and_of_heads_without_stand_ins_not_told() -> None:
+    torch.manual_seed(0)
+    head = trained(draw(60, image_tells=False))
+    batch = draw(200, image_tells=False)
+    voting = VotingHead(head)
+    assert calibrate(voting, [batch], voters=[batch]).doubts == pytest.approx(
+        {"image": 0.2, "text": 0.1}
+    )
+    again = DRFHead(DIMS, 3, stand_in=LearnedTokens)
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again.stand_in.log_quality, head.stand_in.log_quality)
+    again.stand_in.reset_log_quality()
+    assert again.stand_in.log_quality.tolist() == pytest.approx([BORN, BORN])
+    report = calibrate(PaperDRFHead(DIMS, 3).eval(), [batch])
+    assert report.doubts == {}
+    assert "stand-in" not in report.to_markdown()
+
+
+def test_samples_with_one_modality_or_none_change_nothing() -> None:
+    head = DRFHead(DIMS, 3)
+    batch = draw(50, image_tells=False)
+    batch["available"] = {
+        "image": torch.zeros(50, dtype=torch.bool),
+        "text": torch.arange(50) > 3,
+    }
+    assert calibrate(head, [batch]).doubts == pytest.approx({"image": 0.1, "text": 0.1})
