@@ -21,7 +21,6 @@ PAGES = Path(__file__).parent.parent / "docs" / "pages"
 FIGURES = {
     NAME: PAGES / "assets" / "main-job.png",
     END_TO_END: PAGES / "assets" / "end-to-end.png",
-    PAPER: PAGES / "assets" / "end-to-end-paper.png",
 }
 _SETTINGS = ("image_encoder", "text_encoder", "frozen", "recipe", "epochs")
 # What the paper loses on MVSA-Single from nothing disrupted, in points: its Table 1.
@@ -73,7 +72,8 @@ def keep(name: str, run: Path) -> None:
         },
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    FIGURES[name].write_bytes(figure)
+    if name in FIGURES:
+        FIGURES[name].write_bytes(figure)
 
 
 def caption(record: Mapping[str, Any]) -> list[str]:
@@ -172,21 +172,24 @@ def render() -> None:
         "",
         "## The default head",
         "",
-        *run_lines(END_TO_END, record),
+        *run_lines(record, "DRFHead"),
+        "",
+        f"![Accuracy with and without disruption](../assets/{FIGURES[END_TO_END].name})",
         "",
         "## The paper's head",
         "",
-        "By its own recipe: batches of 16, 2e-4 for the head and 2e-5 for the text encoder, the "
-        "epoch that is best on the validation posts.",
+        "By its own recipe, but for 5 epochs instead of 30: batches of 16, 2e-4 for the head and "
+        "2e-5 for the text encoder, the epoch that is best on the validation posts. Concatenation "
+        "is trained alike.",
         "",
-        *run_lines(PAPER, read_record(PAPER)),
+        *run_lines(read_record(PAPER), "PaperDRFHead"),
     ]
     text = dated("\n".join(lines) + "\n", record)
     (PAGES / "results" / "end-to-end.md").write_text(text, encoding="utf-8")
 
 
-def run_lines(name: str, record: Mapping[str, Any]) -> list[str]:
-    """What one run found."""
+def run_lines(record: Mapping[str, Any], name: str) -> list[str]:
+    """What one run found of a head."""
     results, machine = record["results"], record["machine"]
     (ours, first), (theirs, second) = results["accuracy"].items()
     lines = [
@@ -196,7 +199,7 @@ def run_lines(name: str, record: Mapping[str, Any]) -> list[str]:
         f"{results['seconds'] / 60:.0f} minutes on {machine['cores']} cores, torch "
         f"{machine['torch']}.",
         "",
-        f"| | {ours} | {theirs} | drop of {ours} | drop in the paper |",
+        f"| | {name} | {theirs} | drop of {name} | drop in the paper |",
         "|---|---|---|---:|---:|",
     ]
     for key, (value, low, high) in first.items():
@@ -218,6 +221,4 @@ def run_lines(name: str, record: Mapping[str, Any]) -> list[str]:
         *lines,
         "",
         f"AUROC of the quality score, clean against corrupted test posts: {', '.join(told)}.",
-        "",
-        f"![Accuracy with and without disruption](../assets/{FIGURES[name].name})",
     ]
