@@ -15,8 +15,8 @@ from robustfusion.voting import VotingHead
 
 _PRIOR_ROWS = 50  # ours: of so many rows a pattern's temperature lies half-way to that of all
 _BINS = 15  # as Guo et al. have it
-# How much more than at birth a modality may be doubted. In sketches on posts more than twice gained
-# a little more on intact ones and lost macro-F1 where the other modality was poor.
+# How much more than at birth a modality may be doubted. In sketches a larger factor gained little
+# on intact posts and lost macro-F1 where the other modality was poor.
 _DOUBT = 2.0
 _TRIED, _ROUNDS = 8, 3  # of the search on a grid, one modality after the other
 
