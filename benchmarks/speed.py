@@ -345,7 +345,7 @@ def bare(head: Any, features: dict[str, Tensor]) -> None:
         x @ head.queues[name].storage.T
         x @ head.embed[name].weight.T
         x @ head.alone[name][0].weight.T
-        encode, _, decode = head.stand_in.converters[name].layers
+        encode, *_, decode = head.stand_in.converters[name].layers
         x @ encode.weight.T
         made = torch.empty(len(x), len(features), decode.in_features) @ decode.weight.T
         made @ head.embed[name].weight.T
