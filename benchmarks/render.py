@@ -85,7 +85,7 @@ def felt() -> str:
         "What you will feel: beside encoders that train, the head takes "
         f"{100 * share['ratio']:.1f} % of a step on a CPU. On ready features it is the whole "
         f"step: an epoch of 10,000 rows takes {seconds[0]:.0f} s, of a concatenation "
-        f"{seconds[1]:.0f} s. A report over every condition, with five disruption seeds, takes "
+        f"{seconds[1]:.1f} s. A report over every condition, with five disruption seeds, takes "
         f"{seconds[3]:.1f} s for 450 posts and {seconds[2]:.0f} s for 19,524, once the features "
         "are there."
     )
