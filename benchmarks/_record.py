@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -72,7 +73,7 @@ def write_record(
 ) -> Path:
     """Write ``<name>.json`` with what is needed to judge and repeat the numbers."""
     record = {
-        "command": " ".join(["python", *relative(sys.argv)]),
+        "command": shlex.join(["python", *relative(sys.argv)]),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "data": data,

@@ -49,7 +49,7 @@ def keep(name: str, run: Path) -> None:
     train, val, test = made["posts"]["used"]
     commit, *mark = made["commit"].split("-")
     record = {
-        "command": " ".join(relative(shlex.split(made["command"]))),
+        "command": shlex.join(relative(shlex.split(made["command"]))),
         "commit": "-".join([commit[:7], *mark]),
         "date": made["date"],
         "data": f"{train + val + test} {'made' if made['settings']['data'] is None else 'real'} "
