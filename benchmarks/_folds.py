@@ -144,7 +144,7 @@ def load_own(source: Path, training: Training) -> Pool:
 def load_pool(name: str, source: Path | None) -> Pool:
     """A data set by name, with the training that all heads get on it."""
     posts, views = Training(10, 5e-4, 0.01, 64), Training(60, 1e-3, 0.01, 64)
-    if name in ("mvsa", "harmeme"):
+    if name.startswith(("mvsa", "harmeme")):
         if source is None:
             raise ValueError(f"{name} needs its features.npz")
         split = load_file(source)

@@ -13,6 +13,8 @@ RIVALS = ("concatenation + dropout", "concatenation + dropout, regularized", "la
 TITLES = {
     "mvsa": "MVSA-Single, posts: image, text",
     "harmeme": "HarMeme, memes: image, text",
+    "mvsa-mpnet": "MVSA-Single with MPNet-base",
+    "harmeme-mpnet": "HarMeme with MPNet-base",
     "thirds": "Scikit-learn's digits in three parts",
     "fou-zer-mor": "UCI's digits in three views",
     "six-views": "UCI's digits in six views",

