@@ -144,7 +144,7 @@ class DRFHead(nn.Module):
         self.classifier = nn.Linear(hidden_features, num_classes)
         self.alone = ModuleDict(
             {
-                name: mlp(dim, hidden_features, num_classes, dropout=dropout)
+                name: mlp(dim, hidden_features, hidden_features, num_classes, dropout=dropout)
                 for name, dim in self.dims.items()
             }
         )
