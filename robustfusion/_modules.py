@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Generic
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
@@ -39,6 +40,22 @@ def mlp(*widths: int, dropout: float = 0.0, activate_last: bool = False) -> nn.S
     for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*(layers if activate_last else layers[:-2]))
+
+
+class StackedLinear(nn.Module):
+    """One linear layer for each of M modalities, all in one product: (M, B, in) -> (M, B, out)."""
+
+    def __init__(self, modalities: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        bound = fan_in**-0.5  # as nn.Linear has it
+        self.weight = nn.Parameter(
+            torch.empty(modalities, fan_in, fan_out).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(torch.empty(modalities, 1, fan_out).uniform_(-bound, bound))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Apply to each modality its own layer."""
+        return torch.baddbmm(self.bias, rows, self.weight)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfusion._inputs import make_safe
-from robustfusion._modules import ModuleDict, mlp
+from robustfusion._modules import ModuleDict, StackedLinear
 from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
 from robustfusion.candidates import (
@@ -53,11 +53,11 @@ class DRFHead(nn.Module):
         \end{array}
 
     with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities
-    :math:`q` and that of a stand-in, :math:`q_0`, and a small network :math:`B_m` for each
-    modality alone. So half of what a candidate says comes from features that are fused, and
-    half from decisions that are: the one finds what only the modalities together tell, the
-    other overfits less. A modality whose corruption shows in its features counts as a missing
-    one. Where at least three modalities are there, :math:`q_m` also holds how well the
+    :math:`q` and that of a stand-in, :math:`q_0`, and a network :math:`B_m` of two hidden layers
+    for each modality alone. So half of what a candidate says comes from features that are
+    fused, and half from decisions that are: the one finds what only the modalities together
+    tell, the other overfits less. A modality whose corruption shows in its features counts as a
+    missing one. Where at least three modalities are there, :math:`q_m` also holds how well the
     prediction from m alone agrees with that of the others: a feature from another sample is
     typical, but contradicts them.
 
@@ -142,11 +142,16 @@ class DRFHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fusion = QualityWeightedFusion()
         self.classifier = nn.Linear(hidden_features, num_classes)
-        self.alone = ModuleDict(
-            {
-                name: mlp(dim, hidden_features, hidden_features, num_classes, dropout=dropout)
-                for name, dim in self.dims.items()
-            }
+        self.embed_alone = ModuleDict(
+            {name: nn.Linear(dim, hidden_features) for name, dim in self.dims.items()}
+        )
+        self.alone = nn.Sequential(
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            StackedLinear(len(self.dims), hidden_features, hidden_features),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            StackedLinear(len(self.dims), hidden_features, num_classes),
         )
         # Of samples with just the modalities of each candidate, and of all others.
         self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
@@ -180,7 +185,8 @@ class DRFHead(nn.Module):
         even = mixing / mixing.sum(-1, keepdim=True).clamp_min(1)
         candidates = self._candidates(z, stand_in.hidden, mixing, even)
         # The mean of what each trusted modality says alone, (B, K, C).
-        late = even @ torch.stack([alone(z[name]) for name, alone in self.alone.items()], dim=1)
+        alone = self.alone(torch.stack([embed(z[m]) for m, embed in self.embed_alone.items()]))
+        late = even @ alone.transpose(0, 1)
         member_logits = torch.stack([self.classifier(candidates), late], dim=2)
         candidate_logits = member_logits.mean(2)
         weights = self._weights(log_quality, candidate_logits, trusted, shown, usable)
