@@ -89,7 +89,7 @@ def main() -> None:
     """Run, summarize, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, required=True, help="where runs are kept")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(20, 25)))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(20, 30)))
     options = parser.parse_args()
     torch.set_num_threads(1)
     if len(options.seeds) < 2:
