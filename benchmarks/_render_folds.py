@@ -64,7 +64,8 @@ def readme_lines() -> list[str]:
         "and 0.7, the one that is best on intact and incomplete samples. Differences from it with",
         "their paired standard error, **bold** from two of them on: `DRFHead` as it is; tuned:",
         "the best of the same three dropouts, chosen alike; and `VotingHead(DRFHead(...))` with",
-        "0.5 or 0.7. One poor, one missing: means over the modalities.",
+        "0.5 or 0.7. In brackets the difference of macro-F1. One poor, one missing: means over",
+        "the modalities.",
         f"`{record['command'].split(' --')[0]}` at commit `{record['commit']}`;",
         "[the whole page](docs/pages/results/cross-validation.md) has every cell.",
         "",
@@ -77,7 +78,11 @@ def readme_lines() -> list[str]:
         for place, (cell, words) in enumerate(CELLS.items()):
             first = f"{TITLES[name]} ({data['majority']:.1f})" if place == 0 else ""
             rival = f"{heads[data['rival']][cell]['accuracy']:.1f}"
-            lines.append(row([first, words, rival, *(gap(heads[head][cell]) for head in ours)]))
+            gaps = (
+                f"{gap(heads[head][cell])} ({heads[head][cell]['macro_f1_difference']:+.1f})"
+                for head in ours
+            )
+            lines.append(row([first, words, rival, *gaps]))
     return lines
 
 
