@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _record import RESULTS, read_record
+from _record import read_record
 
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "results" / "cross-validation.md"
 TITLES = {
@@ -58,6 +58,7 @@ def best(heads: Mapping[str, Any], names: Sequence[str]) -> str:
 def readme_lines() -> list[str]:
     """The table of the README and the sentence above it."""
     record = read_record("cross_validation")
+    found = record["results"]["data"] | read_record("cross_validation_six")["results"]["data"]
     lines = [
         "Accuracy in %, frozen features, out of fold on training and validation samples. Rival:",
         "of concatenation with modality dropout and of late mean, each with dropouts of 0.1, 0.5",
@@ -72,7 +73,7 @@ def readme_lines() -> list[str]:
         row(["data (majority class)", "inputs", "rival", "DRF", "tuned", "with votes"]),
         "|---|---|---:|---:|---:|---:|",
     ]
-    for name, data in record["results"]["data"].items():
+    for name, data in found.items():
         heads = data["heads"]
         ours = [best(heads, KINDS[kind]) for kind in ("default", "tuned", "voting")]
         for place, (cell, words) in enumerate(CELLS.items()):
@@ -135,16 +136,16 @@ def render() -> None:
         "dropout, branches and stand-ins) was chosen by such tables: expect a little less.",
         *sections(record),
     ]
-    if (RESULTS / "cross_validation_mpnet.json").exists():
-        other = read_record("cross_validation_mpnet")
-        lines += [
-            "",
-            "## A larger text encoder",
-            "",
-            "The same posts with texts by MPNet-base (109 million parameters, 768 numbers a text; "
-            f"MiniLM above has 23 million). {origin(other)}",
-            *sections(other),
-        ]
+    six, mpnet = read_record("cross_validation_six"), read_record("cross_validation_mpnet")
+    lines += ["", "## More views", "", origin(six), *sections(six, "###")]
+    lines += [
+        "",
+        "## A larger text encoder",
+        "",
+        "The same posts with texts by MPNet-base (109 million parameters, 768 numbers a text; "
+        f"MiniLM above has 23 million). {origin(mpnet)}",
+        *sections(mpnet, "###"),
+    ]
     PAGE.write_text("\n".join(lines) + "\n")
 
 
@@ -156,7 +157,7 @@ def origin(record: Mapping[str, Any]) -> str:
     )
 
 
-def sections(record: Mapping[str, Any]) -> list[str]:
+def sections(record: Mapping[str, Any], level: str = "##") -> list[str]:
     """What was found on each data set."""
     lines = []
     for name, data in record["results"]["data"].items():
@@ -165,7 +166,7 @@ def sections(record: Mapping[str, Any]) -> list[str]:
         shown = dict.fromkeys(best(heads, names) for names in KINDS.values())
         lines += [
             "",
-            f"## {TITLES[name]}",
+            f"{level} {TITLES[name]}",
             "",
             f"{data['samples']:,} samples, majority class {data['majority']:.1f} %. How much of "
             f"each modality the others tell (R² of ridge regression, held out): {told}.",
