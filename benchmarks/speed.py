@@ -344,13 +344,15 @@ def bare(head: Any, features: dict[str, Tensor]) -> None:
     for name, x in features.items():
         x @ head.queues[name].storage.T
         x @ head.embed[name].weight.T
-        x @ head.alone[name][0].weight.T
+        x @ head.embed_alone[name].weight.T
         encode, *_, decode = head.stand_in.converters[name].layers
         x @ encode.weight.T
         made = torch.empty(len(x), len(features), decode.in_features) @ decode.weight.T
         made @ head.embed[name].weight.T
     hidden = torch.empty(len(x), len(head.candidates), head.hidden_features)
     hidden @ head.trunk.weight.T
+    second = head.alone[2].weight  # of the networks that judge each modality alone
+    torch.empty(len(second), len(x), second.shape[1]) @ second
 
 
 def multiply_adds(clock: Clock) -> list[dict[str, Any]]:
