@@ -37,6 +37,8 @@ def row(cells: list[str]) -> str:
 
 def gap(cell: dict[str, float]) -> str:
     """A difference with its standard error; bold from two of them on."""
+    if not cell["error"]:
+        return "the rival"
     text = f"{cell['difference']:+.1f} ± {cell['error']:.1f}"
     return f"**{text}**" if abs(cell["difference"]) >= 2 * cell["error"] else text
 
@@ -173,7 +175,7 @@ def sections(record: Mapping[str, Any], level: str = "##") -> list[str]:
             "",
             *each_cell({head: heads[head] for head in shown}, data["rival"]),
             "",
-            *means({head: rows for head, rows in heads.items() if head != data["rival"]}),
+            *means(heads),
         ]
     return lines
 
