@@ -18,7 +18,7 @@ TITLES = {
     "fou-zer-mor": "UCI's digits in three views",
     "six-views": "UCI's digits in six views",
 }
-DROPOUTS = (0.1, 0.5, 0.7)
+DROPOUTS = (0.1, 0.5, 0.7)  # tried for each rival, and for ours
 # Of each kind the page shows every cell of the one that is best where nothing is corrupted.
 KINDS = {
     "concatenation": tuple(f"concatenation, dropout {p}" for p in DROPOUTS),

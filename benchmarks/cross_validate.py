@@ -16,19 +16,18 @@ the README's table.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from _data import Split
-from _folds import TRIPLES, Floats, Head, cells_of, load_pool, recoverability, run, summarize
+from _folds import TRIPLES, Head, cells_of, load_pool, recoverability, run, summarize
 from _heads import voting
 from _record import write_record
+from _render_folds import DROPOUTS, best
 from _train import scaled
-from numpy.typing import NDArray
 from torch import nn
 
 from robustfusion import (
@@ -52,7 +51,6 @@ def _paper(split: Split, seed: int) -> nn.Module:
     return scaled(head, split.features, covariance_type="spherical", spread=0.4)
 
 
-DROPOUTS = (0.1, 0.5, 0.7)  # tried for each rival, and for ours
 DIAG = partial(GaussianQualityEstimator, covariance_type="diag")
 FULL = partial(GaussianQualityEstimator, covariance_type="full", shrinkage=0.1)
 RIVALS: dict[str, Head] = {
@@ -105,16 +103,6 @@ def table(rows: dict[str, dict[str, float]], cells: list[str]) -> str:
     return "\n".join(lines)
 
 
-def undisturbed(found: Mapping[str, Floats], labels: NDArray[np.int64]) -> float:
-    """Mean accuracy on intact samples and on those with something missing."""
-    right = [
-        (values.argmax(-1) == labels).mean()
-        for cell, values in found.items()
-        if not cell.endswith(" C")
-    ]
-    return float(np.mean(right))
-
-
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -163,7 +151,8 @@ def main() -> None:
                 cells=cells,
                 held_out=HELD_OUT.get(name, 0.0),
             )
-        rival = max(RIVALS, key=lambda name: undisturbed(found[name], split.labels.numpy()))
+        alone = {name: summarize(found[name], found[name], pool) for name in RIVALS}
+        rival = best(alone, tuple(RIVALS))
         kept[data]["rival"] = rival
         for name, made in found.items():
             rows = summarize(made, found[rival], pool)

@@ -5,7 +5,7 @@
 
 MODEL is a folder or a name of transformers. Images, labels, splits and the number of draws are the
 pack's; texts are encoded intact and with 40 to 80 % of their words masked, as the mean over the
-attention mask. The file takes the place of the pack's in the other scripts (`--mvsa FILE`).
+attention mask. `cross_validate.py` and `paper_tables.py` take the file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from robustfusion.datasets import MVSA
 from robustfusion.disruption import TextCorruption, sample_generator
+from robustfusion.integrations.transformers import TransformersEncoder
 
 BATCH = 32
 
@@ -35,16 +36,15 @@ def text_encoder(model: str) -> tuple[TextEncoder, str]:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    network: Any = AutoModel.from_pretrained(model).eval()
+    network = TransformersEncoder(AutoModel.from_pretrained(model), pooling="mean").eval()
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:
         tokens = tokenizer(
             list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt"
         )
-        hidden: Tensor = network(**tokens).last_hidden_state
-        mask = tokens["attention_mask"][..., None].to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        features: Tensor = network(tokens)
+        return features
 
     return encode, tokenizer.mask_token
 

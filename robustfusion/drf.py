@@ -28,8 +28,8 @@ from robustfusion.output import DRFOutput
 from robustfusion.quality import QualityEstimator
 from robustfusion.stand_in import RecoveredFeatures, StandIn
 
-# Of a standardized coordinate. Corrupted features lie far out, where a network is sure of
-# anything; out of fold 3 was as good as 10 on intact samples and better on corrupted ones.
+# Of a standardized coordinate: corrupted features lie far out, where a network can be sure of
+# anything. In sketches out of fold 3 was as good as 10 on intact samples, better on corrupted.
 _FARTHEST = 3.0
 # Largest share of a sample's modalities to hide; each sample draws its own, so that all but one
 # and nearly none are seen in training.

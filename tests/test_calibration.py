@@ -54,16 +54,12 @@ def test_a_modality_that_tells_nothing_is_doubted_more_and_the_other_is_not() ->
     assert "less quality than: image 0.20, text 0.10" in report.to_markdown()
 
 
-def test_where_both_tell_the_stand_ins_mostly_stay_as_they_were() -> None:
-    found: dict[str, list[float]] = {name: [] for name in DIMS}
-    for seed in range(3):  # of few samples one seed in six differs
-        torch.manual_seed(seed)
-        head = trained(draw(600, image_tells=True))
-        for name, doubt in calibrate(head, [draw(2000, image_tells=True)]).doubts.items():
-            found[name].append(doubt)
-    assert {name: sorted(doubts)[1] for name, doubts in found.items()} == pytest.approx(
-        {"image": 0.1, "text": 0.1}
-    )
+@pytest.mark.parametrize("seed", range(3))
+def test_where_both_tell_the_stand_ins_stay_as_they_were(seed: int) -> None:
+    torch.manual_seed(seed)
+    head = trained(draw(600, image_tells=True))
+    report = calibrate(head, [draw(2000, image_tells=True)])  # of few, chance may say otherwise
+    assert report.doubts == pytest.approx({"image": 0.1, "text": 0.1})
 
 
 def test_what_is_found_is_the_best_on_the_grid_and_found_again() -> None:
