@@ -4,10 +4,13 @@ Checks read shapes and dtypes, never values, so that they cost nothing on a devi
 compiled graph. The one exception is :func:`check_labels`, which reads labels that are on the CPU.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def check_positive(value: int, name: str) -> None:
@@ -69,17 +72,23 @@ def check_dims(dims: Mapping[str, int], *, at_least: int = 2) -> dict[str, int]:
     return dict(dims)
 
 
-def check_names(got: Iterable[str], expected: Iterable[str], argument: str) -> None:
-    """Raise unless both hold the same modality names."""
+def check_names(
+    got: Iterable[str], expected: Iterable[str], argument: str, *, of_samples: bool = False
+) -> None:
+    """Raise unless both hold the same modality names; samples may lack one, so say how."""
     got, expected = list(got), list(expected)
     missing = [name for name in expected if name not in got]
     unknown = [name for name in got if name not in expected]
     if unknown:
         raise ValueError(f"{argument} has unknown modality {unknown[0]!r}; expected {expected}")
     if missing:
+        hint = (
+            ". For a missing modality pass a placeholder of the right shape and "
+            f'available["{missing[0]}"] = False'
+        )
         raise ValueError(
-            f"{argument} lacks modality {missing[0]!r}; expected {expected}. For a missing "
-            f'modality pass a placeholder of the right shape and available["{missing[0]}"] = False'
+            f"{argument} lacks modality {missing[0]!r}; expected {expected}"
+            f"{hint if of_samples else ''}"
         )
 
 
@@ -99,7 +108,7 @@ def check_features(
         raise TypeError(
             f"{argument} must map modality names to tensors, got {type(features).__name__}"
         )
-    check_names(features, dims, argument)
+    check_names(features, dims, argument, of_samples=True)
     first = next(iter(dims))
     for name, dim in dims.items():
         check_vectors(features[name], dim, f'{argument}["{name}"]', batched=True)
@@ -137,6 +146,16 @@ def check_available(
             )
         check_mask(available[name], (batch,), f'available["{name}"]')
     return {name: available[name].to(device) for name in names}
+
+
+def made_by(factory: Callable[..., M], kind: type, argument: str, *given: object) -> M:
+    """Return what a factory makes of ``given`` after checking that it is a ``kind``."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TypeError(f"{argument} must be a factory, say a class, got {type(factory).__name__}")
+    made = factory(*given)
+    if not isinstance(made, kind):
+        raise TypeError(f"{argument} must make a {kind.__name__}, got {type(made).__name__}")
+    return made
 
 
 def check_labels(labels: Tensor, batch: int, num_classes: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfusion._modules import evaluating
+from robustfusion._validation import check_labels
 from robustfusion.candidates import trusted_by
 from robustfusion.quality import QualityEstimator
 from robustfusion.voting import VotingHead
@@ -111,8 +112,10 @@ def calibrate(
         A small report, with ``to_markdown()``.
 
     Raises:
-        ValueError: If the model has no quality estimators, or nothing comes in ``batches``, or
-            there are ``voters`` for another head.
+        ValueError: If the model has no quality estimators, or nothing comes in ``batches``, or a
+            batch lacks something, or there are ``voters`` for another head. Then nothing has
+            changed.
+        TypeError: If labels are not integers.
 
     Example:
         >>> import torch
@@ -136,10 +139,10 @@ def calibrate(
     if voters is not None and not isinstance(head, VotingHead):
         raise ValueError(f"voters are for a VotingHead, got {type(head).__name__}")
     with evaluating(model):
-        if voters is not None:
-            features, available, labels = _collect(model, voters, "voters")
-            head.fit(features, labels, available)
         features, available, labels = _collect(model, batches, "batches")
+        if voters is not None:
+            voting, there, votes = _collect(model, voters, "voters")
+            head.fit(voting, votes, there)
         before = _patterns(head, features, available, labels)
         alarms = {}
         for name, estimator in head.estimators.items():
@@ -204,11 +207,19 @@ def _collect(
     available: dict[str, list[Tensor]] = {}
     labels = []
     for batch in batches:
+        if not isinstance(batch, Mapping) or not {"inputs", "label"} <= batch.keys():
+            got = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f'{argument} must be dicts of "inputs", "label" and, where something is missing, '
+                f'"available"; got {got}'
+            )
         out = model(batch["inputs"], batch.get("available"))
         for name, rows in out.features.items():
             features.setdefault(name, []).append(rows)
             available.setdefault(name, []).append(out.log_quality[name] > -torch.inf)
-        labels.append(torch.as_tensor(batch["label"]).to(out.logits.device))
+        label = torch.as_tensor(batch["label"])
+        check_labels(label, *out.logits.shape)
+        labels.append(label.to(out.logits.device))
     if not labels:
         raise ValueError(f"{argument} must hold at least one batch, got none")
     return (

@@ -69,7 +69,7 @@ class DRFClassifier(nn.Module):
         self, inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None = None
     ) -> Any:
         """Encode what is available and return the head's output."""
-        check_names(inputs, self.encoders.keys(), "inputs")
+        check_names(inputs, self.encoders, "inputs", of_samples=True)
         return self.head(*self.encode(inputs, available))
 
     def encode(
@@ -81,7 +81,7 @@ class DRFClassifier(nn.Module):
         modalities only, where ``inputs`` holds only these.
         """
         names = [name for name in self.encoders if name in inputs]
-        check_names(inputs, names or self.encoders, "inputs")
+        check_names(inputs, names or self.encoders, "inputs", of_samples=True)
         batch, device = _batch_of(inputs, available)
         present = check_available(available, names, batch, device)
         features = {}

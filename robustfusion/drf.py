@@ -12,7 +12,13 @@ from torch.nn import functional as F
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, StackedLinear
 from robustfusion._state import refuse_recompute
-from robustfusion._validation import check_between, check_dims, check_labels, check_positive
+from robustfusion._validation import (
+    check_between,
+    check_dims,
+    check_labels,
+    check_positive,
+    made_by,
+)
 from robustfusion.candidates import (
     distinct_candidates,
     enumerate_candidates,
@@ -96,7 +102,7 @@ class DRFHead(nn.Module):
 
     Raises:
         ValueError: If a modality is missing, unknown or of the wrong shape, or a label too large.
-        TypeError: If a dtype does not fit.
+        TypeError: If a dtype does not fit, or a factory makes something else.
 
     Example:
         >>> import torch
@@ -135,11 +141,16 @@ class DRFHead(nn.Module):
         self.hidden_features = hidden_features
         self.gather_distributed = gather_distributed
         self.candidates = enumerate_candidates(self.dims)
-        self.estimators = ModuleDict({name: quality(dim) for name, dim in self.dims.items()})
+        self.estimators = ModuleDict(
+            {
+                name: made_by(quality, QualityEstimator, "quality", dim)
+                for name, dim in self.dims.items()
+            }
+        )
         self.embed = ModuleDict(
             {name: nn.Linear(dim, hidden_features) for name, dim in self.dims.items()}
         )
-        self.stand_in = stand_in(self.dims, hidden_features)
+        self.stand_in = made_by(stand_in, StandIn, "stand_in", self.dims, hidden_features)
         self.trunk = nn.Linear(hidden_features, hidden_features)
         self.dropout = nn.Dropout(dropout)
         self.fusion = QualityWeightedFusion()

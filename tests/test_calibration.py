@@ -99,3 +99,28 @@ def test_samples_with_one_modality_or_none_change_nothing() -> None:
         "text": torch.arange(50) > 3,
     }
     assert calibrate(head, [batch]).doubts == pytest.approx({"image": 0.1, "text": 0.1})
+
+
+GOOD = draw(50, image_tells=True)
+
+
+@pytest.mark.parametrize("argument", ["batches", "voters"])
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ({"inputs": GOOD["inputs"]}, ValueError, r"got \['inputs'\]"),
+        ((GOOD["inputs"], GOOD["label"]), ValueError, "got tuple"),
+        ({**GOOD, "label": GOOD["label"][:3]}, ValueError, r"shape \(50,\), got \(3,\)"),
+        ({**GOOD, "label": GOOD["label"] + 1}, ValueError, r"in \[0, 3\), got 1 to 3"),
+        ({**GOOD, "label": GOOD["label"].float()}, TypeError, "dtype torch.long"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_changes(
+    argument: str, bad: Any, error: type[Exception], message: str
+) -> None:
+    head = VotingHead(DRFHead(DIMS, 3))
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    given = {"batches": [GOOD], "voters": [GOOD], argument: [GOOD, bad]}
+    with pytest.raises(error, match=message):
+        calibrate(head, **given)
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())

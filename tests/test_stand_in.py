@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustfusion import DRFHead, LearnedTokens, RecoveredFeatures, StandIn
+from robustfusion import (
+    DRFHead,
+    LearnedTokens,
+    NeighborQualityEstimator,
+    RecoveredFeatures,
+    StandIn,
+)
 from robustfusion.stand_in import StandInOutput
 
 DIMS = {
@@ -169,3 +175,21 @@ def test_a_stand_in_may_be_called_alone(kind: type[StandIn]) -> None:
         kind({"image": 3}, 16)
     with pytest.raises(TypeError, match="abstract"):
         StandIn(dims, 16)  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quality": NeighborQualityEstimator(5)}, "quality must be a factory"),
+        ({"quality": None}, "quality must be a factory, say a class, got NoneType"),
+        (
+            {"quality": lambda dim: nn.Linear(dim, 1)},
+            "quality must make a QualityEstimator, got Linear",
+        ),
+        ({"stand_in": LearnedTokens({"a": 5, "b": 4}, 8)}, "stand_in must be a factory"),
+        ({"stand_in": nn.Flatten}, "stand_in must make a StandIn, got Flatten"),
+    ],
+)
+def test_a_head_wants_factories(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        DRFHead({"a": 5, "b": 4}, 3, **options)

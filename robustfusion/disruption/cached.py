@@ -183,7 +183,10 @@ def _corrupted_rows(
 ) -> Any:
     where = f'corrupted["{modality}"]'
     if source is None:
-        raise ValueError(f"{where} is needed: {len(rows)} rows are to be corrupted")
+        raise ValueError(
+            f"{where} is needed: {len(rows)} rows are to be corrupted. Without it only "
+            '"D" can be measured'
+        )
     if isinstance(source, FeatureCorruption):
         check_source(modality, source, clean)
         return source.rows(take_rows(clean, rows), ids, seed=seed, modality=modality)

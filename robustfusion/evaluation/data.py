@@ -1,7 +1,7 @@
 """What a report is measured on: cached features, or raw samples for a model with encoders."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ Rows = NDArray[np.int64]
 Batch = Mapping[str, Any]
 
 
+@runtime_checkable
 class EvaluationData(Protocol):
     """What `robustness_report` needs of its data; write your own for another source.
 

@@ -60,6 +60,7 @@ def robustness_report(
 
     Raises:
         ValueError: if the arguments or the model's output do not fit.
+        TypeError: if an argument is of another kind.
         ImportError: for `progress=True` without tqdm; `pip install "robustfusion[report]"`.
 
     Example:
@@ -84,6 +85,14 @@ def robustness_report(
         Introduction to the Bootstrap", 1993.
     """
     # Whatever is wrong is told before the grid is run, not after.
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not isinstance(data, EvaluationData):
+        raise TypeError(
+            f"data must be CachedFeatures, RawSamples or like them, got {type(data).__name__}"
+        )
+    if not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds must be integers, one or more, got {seeds!r}")
     seeds = tuple(operator.index(seed) for seed in seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more different integers, got {seeds}")

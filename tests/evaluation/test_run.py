@@ -31,6 +31,7 @@ from robustfusion.evaluation import (
     CachedFeatures,
     RobustnessReport,
     plot_report,
+    robustness_report,
 )
 
 
@@ -223,6 +224,22 @@ def test_report_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure(head, make_data(), **options)
     assert head.calls == 0  # told before the work, not after
+
+
+def test_report_refuses_what_is_of_another_kind() -> None:
+    wrong: Any
+    for wrong, message in (
+        (
+            (lambda inputs, available: None, make_data()),
+            "model must be an nn.Module, got function",
+        ),
+        ((FakeHead(), [{"inputs": {}, "label": 0}]), "data must be CachedFeatures.*got list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            robustness_report(*wrong)
+    seeds: Any = 3
+    with pytest.raises(TypeError, match="seeds must be integers, one or more, got 3"):
+        robustness_report(FakeHead(), make_data(), seeds=seeds)
 
 
 def test_seeds_may_come_from_numpy() -> None:
