@@ -92,15 +92,14 @@ def readme_lines() -> list[str]:
 def each_cell(heads: Mapping[str, Any], rival: str) -> list[str]:
     """Accuracy in each cell, and what each head gains on the rival."""
     lines = [
-        row(["cell", *(f"{head} | Δ" if head != rival else f"*{head}*" for head in heads)]),
-        "|---|" + "---:|" * (2 * len(heads) - 1),
+        row(["cell", *(f"*{head}*" if head == rival else head for head in heads)]),
+        "|---|" + "---:|" * len(heads),
     ]
     for cell in heads[rival]:
         parts = [cell]
         for head, cells in heads.items():
-            parts.append(f"{cells[cell]['accuracy']:.1f}")
-            if head != rival:
-                parts.append(gap(cells[cell]))
+            gained = "" if head == rival else f"<br><small>{gap(cells[cell])}</small>"
+            parts.append(f"{cells[cell]['accuracy']:.1f}{gained}")
         lines.append(row(parts))
     return lines
 
@@ -126,10 +125,11 @@ def render() -> None:
         f"{record['results']['folds']} folds, near-duplicates in one fold, training and "
         "validation samples only: no test post was read. Features are frozen and standardised on "
         "the training folds; every head gets the same training. D: the modality is missing; C: "
-        "corrupted; `only`: all others missing. Differences are from a rival (*in italics*): of "
-        "`ConcatenationHead(modality_dropout=0.5)` and `LateMeanHead`, each with dropouts of 0.1, "
-        "0.5 and 0.7, the one that is best on the intact and the incomplete samples. Of each "
-        "kind of head the one that is best there is shown cell by cell, and of all others means. "
+        "corrupted; `only`: all others missing. Differences, below accuracies, are from a rival "
+        "(*in italics*): of `ConcatenationHead(modality_dropout=0.5)` and `LateMeanHead`, each "
+        "with dropouts of 0.1, 0.5 and 0.7, the one that is best on the intact and the incomplete "
+        "samples. Of each kind of head the one that is best there is shown cell by cell, and of "
+        "all others means. "
         "Behind ± is the standard error over samples (near-duplicates together); "
         "**bold** from two of them on. Weights of the default head are those of training; "
         "`DRF, calibrated` trains on 85 % of the samples and calls `calibrate` with the rest.",
