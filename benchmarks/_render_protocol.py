@@ -9,7 +9,11 @@ from _render_compare import TITLES, records, where_from
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "results" / "protocol.md"
 BEST = 10  # heads of each ranking that are shown
 
-_HOW = """# Beyond the paper's protocol
+_HOW = """---
+hide: [toc] # wide tables
+---
+
+# Beyond the paper's protocol
 
 The paper disrupts one modality at a time, all alike. Here the ten best heads of each
 [ranking](comparison.md), and `DRFHead`, `PaperDRFHead` and concatenation with modality dropout
