@@ -17,6 +17,7 @@ TITLES = {
     "fou-zer-mor": "Digits in three views",
     "thirds": "Digits in three parts",
 }
+OURS = ("VotingHead", "DRFHead")
 
 
 class Published(NamedTuple):
@@ -206,6 +207,16 @@ def standing(record: Mapping[str, Any]) -> str:
         text += f" `DRFHead` is number {place} of {len(names)}."
     clean = max(names, key=lambda name: rows[name]["accuracy"]["clean"])
     return text + f" On intact samples alone the highest accuracy is that of {clean}."
+
+
+def places() -> str:
+    """Where our two heads stand, for the README."""
+    found = []
+    for name, record in records().items():
+        order = list(record["results"]["rows"])
+        ours = ", ".join(f"`{head}` {order.index(head) + 1}" for head in OURS if head in order)
+        found.append(f"{TITLES[name]}: {ours} of {len(order)}")
+    return "; ".join(found)
 
 
 def where_from(record: Mapping[str, Any]) -> str:

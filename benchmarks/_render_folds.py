@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from _record import read_record
+from _render_compare import places
 
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "results" / "cross-validation.md"
 TITLES = {
@@ -86,7 +87,13 @@ def readme_lines() -> list[str]:
                 for head in ours
             )
             lines.append(row([first, words, rival, *gaps]))
-    return lines
+    return [
+        *lines,
+        "",
+        "Among the heads of the library and those of papers, all tuned by the same few trials,",
+        "places by the mean of the three lines ([ranking](docs/pages/results/comparison.md)):",
+        f"{places()}.",
+    ]
 
 
 def each_cell(heads: Mapping[str, Any], rival: str) -> list[str]:
