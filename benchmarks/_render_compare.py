@@ -210,13 +210,16 @@ def standing(record: Mapping[str, Any]) -> str:
 
 
 def places() -> str:
-    """Where our two heads stand, for the README."""
+    """Where our two heads stand, for the README: a line a data set."""
     found = []
     for name, record in records().items():
-        order = list(record["results"]["rows"])
+        rows = record["results"]["rows"]
+        order = list(rows)
         ours = ", ".join(f"`{head}` {order.index(head) + 1}" for head in OURS if head in order)
-        found.append(f"{TITLES[name]}: {ours} of {len(order)}")
-    return "; ".join(found)
+        close = sum(row["p_value"] >= 0.05 for row in rows.values() if row["p_value"] is not None)
+        shared = f", {close} not told apart from the first" if close else ""
+        found.append(f"{TITLES[name]}: {ours} of {len(order)}{shared}")
+    return ";\n".join(found) + "."
 
 
 def where_from(record: Mapping[str, Any]) -> str:

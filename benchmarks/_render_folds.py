@@ -103,7 +103,7 @@ def readme_lines() -> list[str]:
         "",
         "Among the heads of the library and those of papers, all tuned by the same few trials,",
         "places by the mean of the three lines ([ranking](docs/pages/results/comparison.md)):",
-        f"{places()}.",
+        places(),
     ]
 
 
