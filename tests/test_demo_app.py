@@ -147,12 +147,20 @@ def ready(browser: Any) -> dict[str, int]:
 
 
 def slide_to_the_end(browser: Any, label: str) -> None:
+    """As by keyboard, until it is there: the page may be drawn anew while a key is on its way."""
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    handle = wait(
-        browser, lambda: browser.find_elements("css selector", f"input[aria-label='{label}']")
-    )
-    handle[0].send_keys(Keys.END)
+    def at_the_end() -> bool:
+        handles = browser.find_elements("css selector", f"input[aria-label='{label}']")
+        if not handles:
+            return False
+        # The input itself is too small for the driver to send keys to.
+        browser.execute_script("arguments[0].focus()", handles[0])
+        ActionChains(browser).send_keys(Keys.END).perform()
+        return bool(handles[0].get_attribute("value") == handles[0].get_attribute("max"))
+
+    wait(browser, at_the_end)
 
 
 @needs_chromium

@@ -138,7 +138,7 @@ def test_search_works_from_disk(desktop: Any, site: Path) -> None:
     found = search(desktop, "FeatureQueue")
     assert any("reference/feature-queue.html" in link for link in found[:3])
     desktop.get(found[0].split("?")[0])
-    assert find(desktop, "h1")
+    wait(desktop, lambda: find(desktop, "h1"))
 
 
 def test_navigation_leads_from_home_to_a_class(desktop: Any, address: str) -> None:
@@ -154,12 +154,12 @@ def test_navigation_leads_from_home_to_a_class(desktop: Any, address: str) -> No
         )
         links[0].click()
     wait(desktop, lambda: desktop.current_url.endswith("/reference/feature-queue.html"))
-    assert find(desktop, "h1")[0].text.startswith("FeatureQueue")
+    wait(desktop, lambda: any(h.text.startswith("FeatureQueue") for h in find(desktop, "h1")))
 
 
 def test_reference_page_has_what_a_reader_needs(desktop: Any, address: str) -> None:
     desktop.get(f"{address}/reference/drf-head.html")
-    article = find(desktop, "article")[0].text
+    article = wait(desktop, lambda: find(desktop, "article"))[0].text
     for word in ("dims", "num_classes", "Raises", "Example", "available", "arxiv.org"):
         assert word in article, word
     assert find(desktop, "article math")
@@ -169,7 +169,7 @@ def test_reference_page_has_what_a_reader_needs(desktop: Any, address: str) -> N
         if "reference/quality-estimator.html" in link.get_attribute("href")
     ]
     desktop.get(inside[0])
-    assert "QualityEstimator" in find(desktop, "h1")[0].text
+    wait(desktop, lambda: any("QualityEstimator" in h.text for h in find(desktop, "h1")))
 
 
 def test_copy_button_copies_the_code(desktop: Any, address: str) -> None:
