@@ -1,9 +1,8 @@
 """Do today's data still look like yesterday's? A monitor whose false alarms are bounded.
 
 Two halves of a digit are two modalities; ``--features`` takes your own. After 2,000 intact samples
-a share of them is damaged, or every half is combined with that of another sample, which only the
-pairing score can see. However long the monitor runs, the probability of a
-false alarm is at most 1 %.
+some are damaged, or all halves are exchanged between samples, which only the pairing score sees.
+However long the monitor runs, the probability of a false alarm is at most 1 %.
 """
 
 import argparse
