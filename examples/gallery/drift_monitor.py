@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from _gallery import GRAY, new_figure, save
+from pairing import PairingScore
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
 from robustfusion.monitor import DriftMonitor
-from robustfusion.pairing import PairingScore
 
 GOOD, ROWS, REFERENCES = 2_000, 4_000, 400
 CHANGES = {"10 % damaged": 0.1, "30 % damaged": 0.3, "100 % damaged": 1.0, "exchanged": 1.0}
