@@ -24,7 +24,7 @@ try:
     from robustfusion.disruption.images import ImageKind
     from robustfusion.disruption.texts import TextKind
 except ImportError as error:
-    sys.exit(f'{error}. The demo needs: pip install "robustfusion[examples,demo]"')
+    sys.exit(f'{error}. The demo needs: pip install -e ".[examples,demo]"')
 
 FLAGS = (
     "--server.address=127.0.0.1",  # by default it would listen on all interfaces

@@ -17,7 +17,7 @@ try:
 
     from robustfusion import DRFClassifier, DRFHead
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples]"')
 
 WIDTH = 64
 Sample = dict[str, Tensor]

@@ -65,7 +65,7 @@ try:
     from robustfusion.datasets import FeatureCache, PostDataset, Splits
     from robustfusion.evaluation import robustness_report
 except ImportError as error:
-    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
 
 def run(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDS = 'This example needs: pip install "robustfusion[examples,onnx]"'
+NEEDS = 'This example needs: pip install -e ".[examples,onnx]"'
 try:
     import torch
     import typer

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-NEEDS = 'This example needs: pip install "robustfusion[examples,onnx]"'
+NEEDS = 'This example needs: pip install -e ".[examples,onnx]"'
 try:
     import torch
     import typer

@@ -72,7 +72,7 @@ try:
         robustness_report,
     )
 except ImportError as error:
-    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
 
 class EmbeddingName(StrEnum):

@@ -17,7 +17,7 @@ try:
     from torch.utils.data import DataLoader
     from torchmetrics.classification import MulticlassAccuracy
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,lightning]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples,lightning]"')
 
 LOSSES = (None, "upper", "lower")
 

@@ -17,7 +17,7 @@ try:
     from torch import Tensor, nn
     from transformers import EvalPrediction, Trainer, TrainingArguments
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,trainer]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples,trainer]"')
 
 
 class ForTrainer(nn.Module):

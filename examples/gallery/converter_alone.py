@@ -17,7 +17,7 @@ try:
     from robustfusion import DistributionRecoveryLoss, ModalityConverter
     from robustfusion.functional import fit_gaussian
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples]"')
 
 
 def train(

@@ -17,7 +17,7 @@ try:
 
     from robustfusion import GaussianQualityEstimator, QualityWeightedFusion
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples]"')
 
 EXPERTS = {"0-3": (0, 1, 2, 3), "3-6": (3, 4, 5, 6), "6-9": (6, 7, 8, 9)}
 

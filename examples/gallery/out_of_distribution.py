@@ -19,7 +19,7 @@ try:
 
     from robustfusion import GaussianQualityEstimator, NeighborQualityEstimator
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples]"')
 
 
 def train_encoder(x: Tensor, y: Tensor, steps: int) -> nn.Module:

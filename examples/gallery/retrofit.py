@@ -18,7 +18,7 @@ try:
     from robustfusion import NeighborQualityEstimator
     from robustfusion.disruption import FeatureCorruption
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples]"')
 
 HALVES = {"upper": slice(0, 32), "lower": slice(32, 64)}
 

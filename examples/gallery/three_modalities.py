@@ -18,7 +18,7 @@ try:
     from robustfusion.datasets import MVSA
     from robustfusion.integrations.sklearn import RobustFusionClassifier
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,sklearn]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples,sklearn]"')
 
 Features = dict[str, np.ndarray]
 

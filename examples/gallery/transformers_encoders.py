@@ -24,7 +24,7 @@ try:
     from robustfusion.datasets import MVSA
     from robustfusion.integrations.transformers import TransformersCollate, TransformersEncoder
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,hf]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples,hf]"')
 
 
 def load(folder: Path, modality: str) -> TransformersEncoder:

@@ -232,7 +232,7 @@ def from_transformers(name: str, companion: str) -> tuple[nn.Module, Any]:
         from huggingface_hub.utils import logging
     except ImportError as error:
         raise SetupError(
-            f'the encoder "{name}" needs transformers: pip install "robustfusion[hf]"'
+            f'the encoder "{name}" needs transformers: pip install -e ".[hf]"'
         ) from error
     logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

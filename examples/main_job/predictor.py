@@ -82,4 +82,4 @@ class Predictor:
     @property
     def references(self) -> int:
         """Number of reference posts behind a p-value, for the modality that has fewer."""
-        return min(int(e.held_out_count) for e in self.model.head.estimators.values())
+        return min(int(e.reference_count) for e in self.model.head.estimators.values())

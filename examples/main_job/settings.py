@@ -103,7 +103,7 @@ def make_model(
     for name, encoder in encoders.items():
         scale = Standardize(dims[name])
         if paper:  # the densities (9) vanish on features of a larger scale
-            scale = Standardize(dims[name], covariance_type="spherical", spread=0.4)
+            scale = Standardize(dims[name], covariance_type="spherical", target_std=0.4)
         if name in settings.frozen:
             own[name] = scale
         else:
