@@ -114,8 +114,8 @@ PAGES: dict[str, Callable[[], Blocks]] = {
     "results/quality.md": _render_quality.blocks,
     "results/speed.md": speed,
     "guides/monitoring.md": _render_guides.monitor,
-    "guides/token-sequences.md": _render_guides.pooling,
-    "guides/few-labels.md": _render_guides.few_labels,
+    "guides/more-inputs.md": _render_guides.pooling,
+    "guides/missing-modalities.md": _render_guides.few_labels,
 }
 
 
