@@ -118,8 +118,7 @@ class BaselineHead(nn.Module, ABC, Generic[Output]):
         self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
     ) -> Output:
         """Fuse what is there; what is missing may hold anything."""
-        inputs, present = make_safe(features, available, self.dims)
-        return self.fuse(inputs, torch.stack([present[name] for name in self.dims], dim=1))
+        return self.fuse(*make_safe(features, available, self.dims))
 
     @abstractmethod
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> Output:
