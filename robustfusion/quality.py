@@ -1,4 +1,4 @@
-"""What every quality estimator does: score how unusual the features of one modality are."""
+"""The contract of quality estimators, which score how unusual features are."""
 
 import math
 from abc import ABC, abstractmethod

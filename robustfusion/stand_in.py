@@ -1,4 +1,4 @@
-"""What replaces a modality that a candidate does not trust."""
+"""Stand-ins replace the modalities that a candidate does not trust."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from robustfusion.functional import at_least_float32, fit_gaussian, moment_match
 
 
 class StandInOutput(NamedTuple):
-    """What a stand-in returns for B samples of M modalities.
+    """The output of a stand-in for B samples of M modalities.
 
     Attributes:
         hidden: (B or 1, M, M - 1, F). Entry [b, t, s] is what the stand-in of target t adds to
