@@ -1,5 +1,7 @@
 """What heads return: the least that every head does, and what a DRF head adds."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,6 +14,7 @@ class HeadOutput(NamedTuple):
         logits: Class scores, shape ``(B, C)``.
         fused: Fused representation, shape ``(B, F)``.
         aux_loss: Sum of the training terms that need no labels, shape ``()``.
+        extras: Further tensors by name, which the head's own loss or its users read.
 
     Example:
         >>> import torch
@@ -36,6 +39,7 @@ class HeadOutput(NamedTuple):
     logits: Tensor
     fused: Tensor
     aux_loss: Tensor
+    extras: Mapping[str, Tensor] = MappingProxyType({})  # what a head adds for its own loss
 
 
 class DRFOutput(NamedTuple):
