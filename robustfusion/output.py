@@ -1,7 +1,6 @@
 """What heads return: the least that every head does, and what a DRF head adds."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -39,7 +38,8 @@ class HeadOutput(NamedTuple):
     logits: Tensor
     fused: Tensor
     aux_loss: Tensor
-    extras: Mapping[str, Tensor] = MappingProxyType({})  # what a head adds for its own loss
+    # A plain dict, since torch.export, pickle and deepcopy refuse a read-only mapping.
+    extras: Mapping[str, Tensor] = {}
 
 
 class DRFOutput(NamedTuple):
