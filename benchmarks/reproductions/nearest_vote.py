@@ -1,81 +1,72 @@
-"""A network's prediction mixed with the labels of the nearest training rows."""
+"""The prediction of a network mixed with the labels of the nearest training samples."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustfusion._validation import check_between, check_positive
-from robustfusion.baselines._neighbors import (
+from reproductions._neighbors import (
     join_rows,
     nearest_neighbor_mean,
     shared_cosine,
     split_rows,
 )
+from robustfusion._validation import check_between, check_positive
 from robustfusion.baselines.concatenation import ConcatenationHead
 from robustfusion.baselines.head import BaselineHead, cross_entropy
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import at_least_float32
+from robustfusion.output import HeadOutput
 
-CAPACITY = 4096  # ours: more than the training posts of MVSA-Single
-
-
-class NearestVoteOutput(NamedTuple):
-    """Output of :class:`NearestVoteHead`.
-
-    ``vote`` (B, C) are shares of the neighbors' labels, zero without any; ``rows`` is what
-    ``loss`` stores in training mode.
-    """
-
-    logits: Tensor
-    fused: Tensor
-    aux_loss: Tensor
-    vote: Tensor
-    rows: Tensor
+CAPACITY = 4096  # Our choice: more than the training posts of MVSA-Single.
 
 
-class NearestVoteHead(BaselineHead[NearestVoteOutput]):
-    r"""Let the nearest labels vote beside a network with modality dropout.
+class NearestVoteHead(BaselineHead):
+    r"""Mix the labels of the nearest samples with a network trained with modality dropout.
 
     .. math:: p = (1 - \lambda)\, \mathrm{softmax}(z) + \lambda\, v, \qquad
               v = \tfrac1k \textstyle\sum_{j \in N_k} \mathrm{onehot}(y_j)
 
     with :math:`z` of :class:`~robustfusion.baselines.ConcatenationHead` and :math:`N_k` the
-    :math:`k` stored training rows that are nearest by cosine, averaged over the modalities that
-    both have.
+    :math:`k` stored training samples that are nearest by cosine, averaged over the modalities
+    that both have.
 
-    - Kept: the vote of the nearest labels, from what is there alone.
-    - Replaced: the neighbors come from a queue of the last 4,096 training rows, of several epochs
-      where the training set is smaller, and count alike; the vote joins in evaluation mode only,
-      since in training a row would find itself.
-    - Unverified: nothing of one paper; the vote and its share of 0.3 are this library's own.
-    - Missing rule: a missing modality takes no part in the similarity, and the network has a
-      learned token for it. Without a usable neighbor the network decides alone.
+    - Kept: the vote of the nearest labels, from the available modalities.
+    - Replaced: the neighbors come from a queue of the last 4,096 training samples, of several
+      epochs where the training set is smaller, and all count the same; the vote enters in
+      evaluation mode only, since in training a sample would find itself.
+    - Unverified: it follows no single paper; the vote and its share of 0.3 are this library's own.
+    - Missing rule: a missing modality does not enter the similarity, and the network has a
+      learned token for it. Without a usable neighbor the prediction is the network's.
 
-    ``loss`` stores the rows and their labels in training mode. In a distributed run each rank
-    stores its own rows: wrap with ``forward_sync_buffers=False``.
+    ``loss`` stores the samples and their labels in training mode. In a distributed run each rank
+    stores its own, so wrap the model with ``forward_sync_buffers=False``.
 
-    Other arguments, shapes, errors: :class:`BaselineHead`. Modalities are hidden from the network
-    alone; ``logits`` are the network's in training mode, log p in evaluation.
+    Other arguments, shapes and errors are those of
+    :class:`~robustfusion.baselines.BaselineHead`. Modality dropout concerns the network only;
+    ``logits`` are the network's in training mode and log p in evaluation mode.
 
     Args:
         neighbors: The :math:`k` above.
         vote_weight: The :math:`\lambda` above.
 
+    Shape:
+        - ``extras["vote"]``: (B, C), shares of the neighbors' labels, zero without any neighbor
+        - ``extras["rows"]``: (B, D), what ``loss`` stores in training mode
+
     Example:
         >>> import torch
-        >>> from robustfusion.baselines import NearestVoteHead
+        >>> from reproductions import NearestVoteHead
         >>> head = NearestVoteHead({"text": 3, "image": 4}, num_classes=2, neighbors=1)
         >>> features = {"text": torch.randn(5, 3), "image": torch.randn(5, 4)}
         >>> labels = torch.tensor([0, 1, 1, 0, 1])
         >>> loss = head.loss(head(features), labels)
-        >>> head.eval()(features).vote.argmax(1)
+        >>> head.eval()(features).extras["vote"].argmax(1)
         tensor([0, 1, 1, 0, 1])
 
     Reference:
-        Neighbors beside a network: Papernot and McDaniel, "Deep k-Nearest Neighbors", 2018,
+        Neighbors next to a network: Papernot and McDaniel, "Deep k-Nearest Neighbors", 2018,
         https://arxiv.org/abs/1803.04765.
     """
 
@@ -103,31 +94,34 @@ class NearestVoteHead(BaselineHead[NearestVoteOutput]):
             dropout=dropout,
             modality_dropout=modality_dropout,
         )
-        # A stored row: features, which modalities it has, its label.
+        # A stored row has the features, flags of the available modalities, and the label.
         self.queue = FeatureQueue(sum(self.dims.values()) + len(self.dims) + 1, CAPACITY)
 
-    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> NearestVoteOutput:
-        """Predict; in evaluation mode with the vote of the nearest labels."""
-        logits, fused, aux_loss = self.network.fuse(inputs, mask)
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
+        """Predict; evaluation mode includes the vote of the nearest labels."""
+        logits, fused, aux_loss, _ = self.network.fuse(inputs, mask)
         rows = at_least_float32(join_rows(inputs, mask)).detach()
         if self.training:
-            return NearestVoteOutput(logits, fused, aux_loss, torch.zeros_like(logits), rows)
+            extras = {"vote": torch.zeros_like(logits), "rows": rows}
+            return HeadOutput(logits, fused, aux_loss, extras)
         with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
             vote = self._vote(inputs, mask)
-        return NearestVoteOutput(self._mix(logits, vote), fused, aux_loss, vote, rows)
+        extras = {"vote": vote, "rows": rows}
+        return HeadOutput(self._mix(logits, vote), fused, aux_loss, extras)
 
-    def loss(self, output: NearestVoteOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy; stores the rows and their labels in training mode."""
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Return the cross-entropy; training mode stores the samples and their labels."""
         total = cross_entropy(output.logits, labels)
         if self.training:
-            known = output.rows[:, -len(self.dims) :].any(dim=1)
-            label = labels.unsqueeze(1).to(output.rows.dtype)
-            self.queue.enqueue(torch.cat([output.rows, label], dim=1), known)
+            rows = output.extras["rows"]
+            known = rows[:, -len(self.dims) :].any(dim=1)
+            label = labels.unsqueeze(1).to(rows.dtype)
+            self.queue.enqueue(torch.cat([rows, label], dim=1), known)
         return total
 
     def _vote(self, inputs: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-        stored, held = split_rows(self.queue, self.dims)
-        similarity, shared = shared_cosine(inputs, mask, stored, held)
+        stored, flags = split_rows(self.queue, self.dims)
+        similarity, shared = shared_cosine(inputs, mask, stored, flags)
         labels = F.one_hot(self.queue.storage[:, -1].long(), self.num_classes)
         return nearest_neighbor_mean(
             similarity, labels.to(similarity.dtype), shared, self.neighbors
