@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robustfusion._inputs import LARGEST
+from robustfusion._inputs import MAX_ABS_FEATURE
 from robustfusion._modules import ModuleDict
 from robustfusion._validation import (
     check_available,
@@ -59,7 +59,7 @@ def masked_tokens(
     rows = check_available(available, dims, batch, device)
     masks = _token_masks(token_mask, tokens, dims)
     valid = {
-        name: masks[name] & rows[name].unsqueeze(1) & (x.abs().amax(dim=-1) < LARGEST)
+        name: masks[name] & rows[name].unsqueeze(1) & (x.abs().amax(dim=-1) < MAX_ABS_FEATURE)
         for name, x in tokens.items()
     }
     clean = {name: tokens[name].where(valid[name].unsqueeze(-1), 0.0) for name in dims}
