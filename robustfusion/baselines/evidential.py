@@ -55,13 +55,9 @@ class _EvidentialHead(BaselineHead):
             evidence = rule(views, view_mask)
             certainty = (1 - opinion(views)[1]).where(view_mask, 0.0)[:, : hidden.shape[1]]
             fused = weighted_sum(hidden, normalize(certainty))
-            logits, uncertainty = log_expected_probability(evidence), opinion(evidence)[1]
-        extras = {
-            "evidence": evidence,
-            "uncertainty": uncertainty,
-            "view_evidence": views,
-            "view_available": view_mask,
-        }
+            logits = log_expected_probability(evidence)
+            extras = {"evidence": evidence, "uncertainty": opinion(evidence)[1]}
+            extras |= {"view_evidence": views, "view_available": view_mask}
         return HeadOutput(logits, fused, zero_loss(logits), extras)
 
     def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:

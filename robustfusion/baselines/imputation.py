@@ -12,8 +12,6 @@ from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.moments import RunningMoments
 from robustfusion.output import HeadOutput
 
-Strategy = Literal["zero", "mean"]
-
 _NO_FADING = 2**53  # More samples than any run has: the running mean is that of all of them.
 
 
@@ -69,14 +67,14 @@ class ImputationHead(BaselineHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
-        strategy: Strategy = "mean",
+        strategy: Literal["zero", "mean"] = "mean",
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
         super().__init__(dims, num_classes)
         if strategy not in ("zero", "mean"):
             raise ValueError(f'strategy must be "zero" or "mean", got {strategy!r}')
-        self.strategy: Strategy = strategy
+        self.strategy = strategy
         width = sum(self.dims.values())
         self.network = mlp(
             width, hidden_features, hidden_features, dropout=dropout, activate_last=True

@@ -9,7 +9,7 @@ from torch import Tensor
 from robustfusion._validation import check_positive
 from robustfusion.baselines._branches import Branches, column_means, fuse_late, unimodal_losses
 from robustfusion.baselines.head import BaselineHead, cross_entropy
-from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
 
 
@@ -22,12 +22,12 @@ def ranking_loss(confidence: Tensor, difficulty: Tensor, valid: Tensor) -> Tenso
     """Ask the easier of two neighboring samples to be more confident by the gap in difficulty.
 
     The loss of a pair is ``max(0, sign(g) (c_i - c_j) + |g|)`` with ``g = κ_i - κ_j`` and ``j``
-    the sample before ``i``. It is averaged over the pairs with both samples ``valid``;
-    (B,), (B,), (B,) -> ().
+    the sample before ``i``. It is averaged over the pairs with both samples ``valid`` and summed
+    over the modalities; (B, M), (B, M), (B, M) -> ().
     """
-    gap = difficulty - difficulty.roll(1)
-    losses = F.relu(gap.sign() * (confidence - confidence.roll(1)) + gap.abs())
-    return masked_mean(losses, valid & valid.roll(1))
+    gap = difficulty - difficulty.roll(1, 0)
+    losses = F.relu(gap.sign() * (confidence - confidence.roll(1, 0)) + gap.abs())
+    return column_means(losses, valid & valid.roll(1, 0)).sum()
 
 
 class QMFHead(BaselineHead):
@@ -65,9 +65,6 @@ class QMFHead(BaselineHead):
         - ``indices``: (B,) int64, positions in the training set, or None
         - ``extras["weights"]``: (B, M); ``extras["unimodal_logits"]``: (B, M, C)
         - ``extras["available"]``: (B, M) bool; ``extras["indices"]``: (B,), if they were passed
-
-    Raises:
-        ValueError: If ``indices`` come to a head without ``num_samples``.
 
     Example:
         >>> import torch
@@ -135,10 +132,12 @@ class QMFHead(BaselineHead):
         indices = output.extras.get("indices")
         if indices is None:
             return total
-        total = total + self.rank_weight * self._ranking(unimodal, available, indices)
+        confidence = energy_confidence(unimodal, self.temperature)
+        valid = available & (self.times_seen[indices] > 0)
+        ranking = ranking_loss(confidence, self.difficulty()[indices], valid)
         if self.training:
             self._record(losses, available, indices)
-        return total
+        return total + self.rank_weight * ranking
 
     def difficulty(self) -> Tensor:
         """Return the mean past loss per sample and modality in [0, 1], (num_samples, M)."""
@@ -148,16 +147,6 @@ class QMFHead(BaselineHead):
         high = torch.where(seen, mean, -torch.inf).amax(dim=0)
         scaled = (mean - low) / (high - low).clamp(min=torch.finfo(mean.dtype).tiny)
         return torch.where(seen, scaled, torch.zeros_like(scaled))
-
-    def _ranking(self, unimodal: Tensor, available: Tensor, indices: Tensor) -> Tensor:
-        confidence = energy_confidence(unimodal, self.temperature)
-        difficulty = self.difficulty()[indices]
-        valid = available & (self.times_seen[indices] > 0)
-        terms = [
-            ranking_loss(confidence[:, index], difficulty[:, index], valid[:, index])
-            for index in range(len(self.dims))
-        ]
-        return torch.stack(terms).sum()
 
     @torch.no_grad()
     def _record(self, losses: Tensor, available: Tensor, indices: Tensor) -> None:

@@ -65,14 +65,15 @@ def test_ranking_loss_against_a_loop() -> None:
             terms.append(
                 max(0.0, math.copysign(1, gap) * float(confidence[i] - confidence[j]) + abs(gap))
             )
-    got = ranking_loss(confidence, difficulty, valid)
-    assert got.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    expected = sum(terms) / len(terms)
+    columns = [x.unsqueeze(1).expand(8, 2) for x in (confidence, difficulty, valid)]
+    assert ranking_loss(*columns).item() == pytest.approx(2 * expected, rel=1e-5)
 
 
 def test_ranking_loss_is_zero_when_the_easier_row_is_surer_by_the_gap() -> None:
-    difficulty, valid = torch.tensor([0.0, 1.0]), torch.ones(2).bool()
-    assert ranking_loss(torch.tensor([2.0, 0.5]), difficulty, valid) == 0
-    assert ranking_loss(torch.tensor([0.5, 2.0]), difficulty, valid) > 0
+    difficulty, valid = torch.tensor([[0.0], [1.0]]), torch.ones(2, 1).bool()
+    assert ranking_loss(torch.tensor([[2.0], [0.5]]), difficulty, valid) == 0
+    assert ranking_loss(torch.tensor([[0.5], [2.0]]), difficulty, valid) > 0
 
 
 def test_qmf_history_is_the_mean_loss_of_each_sample() -> None:
