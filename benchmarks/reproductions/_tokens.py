@@ -129,6 +129,7 @@ class TokenHead(nn.Module, ABC):
         super().__init__()
         self.dims = check_dims(dims, at_least=min_modalities)
         check_positive(num_classes, "num_classes")
+        self.num_classes = num_classes
 
     def forward(
         self,

@@ -84,7 +84,6 @@ class NearestVoteHead(BaselineHead):
         super().__init__(dims, num_classes, modality_dropout=modality_dropout)
         check_positive(neighbors, "neighbors")
         check_between(vote_weight, 0.0, 1.0, "vote_weight")
-        self.num_classes = num_classes
         self.neighbors = neighbors
         self.vote_weight = vote_weight
         self.network = ConcatenationHead(

@@ -96,6 +96,7 @@ class BaselineHead(nn.Module, ABC):
         super().__init__()
         self.dims = check_dims(dims, at_least=min_modalities)
         check_positive(num_classes, "num_classes")
+        self.num_classes = num_classes
         check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
         self.modality_dropout = modality_dropout
 
