@@ -89,18 +89,22 @@ class InputSource:
 
     def intact(self) -> Iterator[Part]:
         """Yield all rows undisrupted, and note their labels and what was observed."""
-        names = self.data.modalities
-        clean = Disruption(names, strategy="clean")
-        for rows, inputs, available in self._batches(clean, np.arange(len(self.data.ids)), True):
-            for column, name in enumerate(names):
+        clean = Disruption(self.data.modalities, strategy="clean")
+        parts = self._read_intact(clean, np.arange(len(self.data.ids)))
+        if not self.keeps:
+            yield from parts
+            return
+        rows = np.concatenate([rows for rows, *_ in parts])
+        yield from self.disrupted(clean, np.full(self.observed.shape, INTACT, np.int8), rows)
+
+    def _read_intact(self, clean: Disruption, every_row: Rows) -> Iterator[Part]:
+        for rows, inputs, available in self._batches(clean, every_row, are_labels_new=True):
+            for column, name in enumerate(self.data.modalities):
                 seen = available[name].cpu().numpy()
                 self.observed[rows, column] = seen
                 self._hash(name, inputs[name])
                 if self.keeps:
                     self._store(rows, name, INTACT, inputs[name], seen)
-            if self.keeps:
-                intact = np.full((len(rows), len(names)), INTACT, np.int8)
-                inputs, available = self._assembled(rows, intact)
             yield rows, inputs, available
 
     def prepare(self, seed: int, states: Mapping[Disruption, States], *, first: bool) -> None:
@@ -220,7 +224,7 @@ class InputSource:
             mask = self.observed[rows, column] & (states[:, column] != MISSING)
             tables = {state: x for (m, state), x in self._features.items() if m == name}
             if not tables:
-                raise ValueError(f"{name} was observed in no row before row {rows[-1]}")
+                raise ValueError(f"data must hold {name} in some row, got it in none")
             first = next(iter(tables.values()))
             features = first.new_zeros((len(rows), *first.shape[1:]))
             for state, table in tables.items():
