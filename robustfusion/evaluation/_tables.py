@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustfusion._markdown import table
 from robustfusion.evaluation.measurements import Measurements
 from robustfusion.evaluation.results import rate_curve
 from robustfusion.evaluation.statistics import Estimate
@@ -36,13 +37,6 @@ def percent(value: Estimate | float, form: str = ".1f") -> str:
 def p_text(p: float) -> str:
     """Format a p-value."""
     return "< 0.001" if p < 0.001 else number(p)
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; bars inside cells are escaped."""
-    rows = [[cell.replace("|", "\\|") for cell in line] for line in (head, *body)]
-    lines = [f"| {' | '.join(line)} |" for line in rows]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
 
 
 def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robustfusion._markdown import table
 from robustfusion.evaluation import statistics as stats
-from robustfusion.evaluation._tables import p_text, percent, table
+from robustfusion.evaluation._tables import p_text, percent
 from robustfusion.evaluation.report import RobustnessReport
 from robustfusion.evaluation.statistics import UNKNOWN, Estimate
 
