@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion._fields import field, logits_of, p_values_of
+from robustfusion._outputs import logits_of, p_values_of, read_output
 from robustfusion.candidates import candidate_names
 from robustfusion.disruption import Disruption, canonical_id
 from robustfusion.disruption.cached import take_rows
@@ -65,7 +65,7 @@ class Evaluator:
             if not parts:
                 logits = logits_of(out, len(rows))
                 self.num_classes = logits.shape[1]
-                weights = field(out, "weights")
+                weights = read_output(out, "weights")
                 width = 0 if weights is None else weights.shape[1]
                 self.candidates = candidate_names(self.source.model, width)
                 if count := min(len(rows) // 2, CHECKED_ROWS):
@@ -180,7 +180,7 @@ class Evaluator:
         records["predictions"] = torch.where(finite, predictions, -1).cpu().numpy()
         records["confidence"] = torch.where(finite, confidence, 0.0).cpu().numpy()
         records["log_likelihood"] = torch.where(finite, likelihood, -torch.inf).cpu().numpy()
-        scores = {"quality": field(out, "log_quality") or {}}
+        scores = {"quality": read_output(out, "log_quality") or {}}
         scores["p_values"] = p_values_of(self.source.model, out)
         for kind, values in scores.items():
             records[kind] = np.nan
@@ -189,15 +189,15 @@ class Evaluator:
                     seen = torch.where(available[name], values[name].float(), torch.nan)
                     records[kind][:, column] = seen.cpu().numpy()
         if self.candidates:
-            records["weights"] = field(out, "weights").float().cpu().numpy()
+            records["weights"] = read_output(out, "weights").float().cpu().numpy()
         return records
 
     def _keep_recovered(
         self, out: Any, available: Mapping[str, Tensor], rows: Rows, is_drawn: NDArray[np.bool_]
     ) -> None:
         """Keep true and recovered features of the rows that have both modalities."""
-        features = field(out, "features") or {}
-        for target, sources in (field(out, "recovered") or {}).items():
+        features = read_output(out, "features") or {}
+        for target, sources in (read_output(out, "recovered") or {}).items():
             for source, recovered in sources.items():
                 true = features.get(target)
                 if true is None or true.shape != recovered.shape:
