@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustfusion._fields import field, logits_of, p_values_of
 from robustfusion._modules import evaluating
+from robustfusion._outputs import logits_of, p_values_of, read_output
 from robustfusion._recoverability import Recoverability, recoverability
 from robustfusion._tree import leaves, map_leaves, tensors
 from robustfusion._validation import check_available, check_positive
@@ -275,9 +275,11 @@ def diagnose(
 
 def _said(model: nn.Module, out: Any, rows: int) -> dict[str, Any]:
     """What an output holds, on the CPU."""
-    made = {name: field(out, name) or {} for name in ("log_quality", "features", "recovered")}
+    made = {
+        name: read_output(out, name) or {} for name in ("log_quality", "features", "recovered")
+    }
     made |= {"logits": logits_of(out, rows), "p_values": p_values_of(model, out)}
-    weights = field(out, "weights")
+    weights = read_output(out, "weights")
     if weights is not None:
         made["weights"] = weights
     plain: dict[str, Any] = map_leaves(lambda x: x.detach().float().cpu(), made)

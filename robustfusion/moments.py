@@ -11,8 +11,10 @@ from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
 
-_LEAST = 1e-3  # deviation
-_SHARED = 0.01  # of the mean deviation, added to each: some coordinates hardly vary
+_MIN_STD = 1e-3
+_SHARED_STD = (
+    0.01  # share of the mean std that is added to every std: some coordinates hardly vary
+)
 
 
 class RunningMoments(nn.Module):
@@ -27,7 +29,7 @@ class RunningMoments(nn.Module):
 
     Up to N rows these are exactly the moments of all rows; beyond, old rows fade. Each moment is
     taken about the mean, so features far from zero lose no digits, and rounding errors fade like
-    the rows. :class:`~robustfusion.FeatureQueue` owns one when built with ``track_moments=True``.
+    the rows. Every :class:`~robustfusion.QualityEstimator` owns one.
 
     Args:
         dim: Width D of one row.
@@ -35,8 +37,8 @@ class RunningMoments(nn.Module):
 
     Attributes:
         moments: (3, D), mean, variance and third central moment.
-        diagonal: (2, D), mean and deviation as ``gaussian("diag")`` has them.
-        count: (), how many rows were seen, at most N.
+        diagonal: (2, D), mean and standard deviation of ``gaussian("diag")``.
+        count: (), the number of rows seen, at most N.
 
     Raises:
         ValueError: If a size is not positive.
@@ -75,7 +77,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def observe(self, rows: Tensor, available: Tensor | None = None) -> None:
-        """Take in the available rows of (B, D); the others may hold anything."""
+        """Update the moments with the available rows of (B, D); other rows may hold anything."""
         if available is None:
             available = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
         with torch.autocast(rows.device.type, enabled=False):
@@ -93,27 +95,27 @@ class RunningMoments(nn.Module):
             step = share * shift
             mean = mean + step
             variance = variance.lerp((weight @ square)[0], share).addcmul(step, shift - step)
-            # Exact where the mean does not move, as when the stream is steady.
+            # This is exact while the mean does not move, as in a steady stream.
             third = third.lerp((weight @ (square * centered))[0], share)
             self.moments.copy_(torch.stack([mean, variance, third]))
-            deviation = variance.sqrt()
-            deviation = torch.add(deviation, deviation.mean(), alpha=_SHARED)
-            deviation = deviation.masked_fill(self.count < 2, 1.0)
-            self.diagonal.copy_(torch.stack([mean, deviation.clamp_min(_LEAST)]))
+            std = variance.sqrt()
+            std = torch.add(std, std.mean(), alpha=_SHARED_STD)
+            std = std.masked_fill(self.count < 2, 1.0)
+            self.diagonal.copy_(torch.stack([mean, std.clamp_min(_MIN_STD)]))
 
     def gaussian(self, covariance_type: CovarianceType = "diag") -> Gaussian:
-        """Return the spherical or diagonal Gaussian; of fewer than two rows its deviations are 1.
+        """Return the spherical or diagonal Gaussian; below two rows its standard deviations are 1.
 
-        A hundredth of the mean deviation is added to each of a diagonal one, for coordinates that
-        hardly vary.
+        A diagonal one adds a hundredth of the mean standard deviation to each coordinate, because
+        some coordinates hardly vary.
         """
-        mean, deviation = at_least_float32(snapshot(self.diagonal, training=self.training))
+        mean, std = at_least_float32(snapshot(self.diagonal, training=self.training))
         if covariance_type == "diag":
-            return Gaussian(mean, deviation)
+            return Gaussian(mean, std)
         if covariance_type == "spherical":
             variance = at_least_float32(snapshot(self.moments, training=self.training))[1].sum()
             return Gaussian(
-                mean, torch.where(self.count > 1, variance, self.dim).sqrt().clamp_min(_LEAST)
+                mean, torch.where(self.count > 1, variance, self.dim).sqrt().clamp_min(_MIN_STD)
             )
         raise ValueError(
             'covariance_type must be "spherical" or "diag" for running moments, got '

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import robustfusion as rf
 from robustfusion import baselines
 from robustfusion.functional import Gaussian
+from robustfusion.paper import CrossModalRecovery
 
 Inputs = dict[str, Any]  # keyword arguments of forward
 CLASSES = 3
@@ -164,7 +165,7 @@ def classifier(head: Callable[[dict[str, int], int], nn.Module]) -> nn.Module:
 
 
 def voting(dims: dict[str, int], classes: int) -> nn.Module:
-    head = rf.VotingHead(rf.DRFHead(dims, classes), capacity=40, neighbors=3)
+    head = rf.NeighborVoteHead(rf.DRFHead(dims, classes), capacity=40, neighbors=3)
     features = {name: torch.randn(20, dim) for name, dim in dims.items()}
     return head.fit(features, torch.arange(20) % classes, masks(dims, 20))
 
@@ -211,7 +212,7 @@ PARTS = {
         partial(rf.QualityWeightedFusion, normalize=False, temperature=2.0), fusion_inputs
     ),
     "CrossModalRecovery": part(
-        lambda: rf.CrossModalRecovery(DIMS[3], detach=False),
+        lambda: CrossModalRecovery(DIMS[3], detach=False),
         lambda batch: {"features": head_inputs(DIMS[3], batch)["features"]},
         masked=False,
     ),
@@ -259,7 +260,7 @@ DRF = {
     },
     **COMBINATIONS,
     **{
-        f"VotingHead-{size}": Case(
+        f"NeighborVoteHead-{size}": Case(
             partial(voting, DIMS[size], CLASSES),
             partial(head_inputs, DIMS[size]),
             head=True,

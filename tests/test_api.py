@@ -37,7 +37,7 @@ NAMES = [
     "RecoveredFeatures",
     "StandIn",
     "Standardize",
-    "VotingHead",
+    "NeighborVoteHead",
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",

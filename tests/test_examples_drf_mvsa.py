@@ -234,7 +234,7 @@ def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: P
     model = parts.make_model("drf", own, len(config["class_names"]), settings)
     assert load_model(model, folder) == config
     assert config["certainty"] == sorted(config["certainty"])
-    assert len(config["certainty"]) == int(model.head.estimators["text"].held_out_count)
+    assert len(config["certainty"]) == int(model.head.estimators["text"].reference_count)
     calibration = (folder.parents[1] / "calibration.md").read_text()
     assert "| image + text |" in calibration
     assert calibration.strip() in result.stdout

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustfusion import FeatureQueue
 from robustfusion.moments import RunningMoments
 
 
@@ -122,13 +121,12 @@ def test_a_batch_without_a_row_writes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(running.buffers(), before, strict=True))
 
 
-def test_reset_forgets_and_so_does_that_of_a_queue() -> None:
-    queue = FeatureQueue(2, 4, track_moments=True)
-    queue.enqueue(torch.randn(3, 2))
-    queue.reset()
-    queue.enqueue(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    assert queue.moments is not None
-    mean, scale = queue.moments.gaussian("diag")
+def test_reset_forgets() -> None:
+    running = RunningMoments(2, window=4)
+    running.observe(torch.randn(3, 2))
+    running.reset()
+    running.observe(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    mean, scale = running.gaussian("diag")
     assert mean.tolist() == [2.0, 3.0]
     assert scale.tolist() == pytest.approx([1.01, 1.01])
 

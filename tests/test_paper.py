@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from robustfusion import (
-    CrossModalRecovery,
     DistributionConstraintLoss,
     DistributionRecoveryLoss,
     DRFOutput,
@@ -28,6 +27,7 @@ from robustfusion.functional import (
     moment_matching_loss,
     sample_recovery_loss,
 )
+from robustfusion.paper import CrossModalRecovery
 
 DIMS = {"v": 3, "t": 4}
 SWITCHES = (

@@ -287,7 +287,7 @@ def small_paper_head(modalities: int) -> PaperDRFHead:
     head = PaperDRFHead(dims, 3)
     head.network = mlp(sum(dims.values()), 32, 32, 768)
     for m, dim in dims.items():
-        head.estimators[m].queue = FeatureQueue(dim, 24, track_moments=True)
+        head.estimators[m].queue = FeatureQueue(dim, 24)
     return head
 
 

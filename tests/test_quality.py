@@ -112,11 +112,11 @@ def test_what_calibrate_was_told_is_forgotten_when_training_goes_on(kind: str) -
     estimator = ESTIMATORS[kind](DIM).fit(world.draw(200))
     probe = world.draw(50)
     estimator.calibrate(world.draw(19))
-    assert int(estimator.held_out_count) == 19
+    assert int(estimator.reference_count) == 19
     p = estimator.p_value(probe)
     assert_close(p * 20, (p * 20).round())
     estimator.observe(world.draw(10))
-    assert int(estimator.held_out_count) == 0
+    assert int(estimator.reference_count) == 0
     p = estimator.p_value(probe)
     assert_close(p * 211, (p * 211).round())  # beside the rows of training again
 
@@ -140,7 +140,7 @@ def test_calibration_takes_an_even_choice_of_many_rows_and_refuses_too_few(kind:
     world = World()
     estimator = ESTIMATORS[kind](DIM).fit(world.draw(100))
     estimator.calibrate(world.draw(3000))
-    assert int(estimator.held_out_count) == 2048
+    assert int(estimator.reference_count) == 2048
     with pytest.raises(ValueError, match="held_out must have at least 2 available rows, got 1"):
         estimator.calibrate(world.draw(3), torch.tensor([False, True, False]))
 
@@ -281,8 +281,8 @@ def test_no_estimator_is_ever_constant(kind: str, epochs: int) -> None:
 
 def test_an_estimator_of_one_s_own_works_in_the_head() -> None:
     class Largest(QualityEstimator):
-        def measure(self, features: Tensor) -> Tensor:
-            return self.queue.standardize(features).abs().amax(1)
+        def distance(self, features: Tensor) -> Tensor:
+            return self.standardize(features).abs().amax(1)
 
     world = World()
     head = DRFHead({"image": DIM, "text": DIM}, 3, quality=Largest, hidden_features=8)
@@ -359,9 +359,9 @@ def test_a_stored_row_is_measured_by_the_gaussian_of_the_others(kind: Covariance
         for k in range(30)
     ])  # fmt: skip
     # To a constant factor, which the deviation of scores divides out: n / (n - 1).
-    difference = estimator.measure_stored(x) - 0.5 * (refitted * 29 / 30).log()
+    difference = estimator.leave_one_out_distance(x) - 0.5 * (refitted * 29 / 30).log()
     assert difference.abs().max() < (0.15 if kind == "diag" else 1e-6)
-    assert (estimator.measure_stored(x) > estimator.measure(x)).all()
+    assert (estimator.leave_one_out_distance(x) > estimator.distance(x)).all()
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion._fields import field, logits_of, p_values_of
+from robustfusion._outputs import logits_of, p_values_of, read_output
 from robustfusion.candidates import candidate_names
 from robustfusion.disruption import Condition, canonical_id
 from robustfusion.disruption.cached import take_rows
@@ -56,7 +56,7 @@ class Measuring:
             if not parts:
                 logits = logits_of(out, len(rows))
                 self.num_classes = logits.shape[1]
-                weights = field(out, "weights")
+                weights = read_output(out, "weights")
                 width = 0 if weights is None else weights.shape[1]
                 self.candidates = candidate_names(self.source.model, width)
                 if self.reuse and (few := min(len(rows) // 2, _sources.CHECKED_ROWS)):
@@ -172,7 +172,7 @@ class Measuring:
         made["log_likelihood"] = (
             torch.where(finite, true.clamp_min(_LOWEST), -torch.inf).cpu().numpy()
         )
-        scored = {"quality": field(out, "log_quality") or {}}
+        scored = {"quality": read_output(out, "log_quality") or {}}
         scored["p_values"] = p_values_of(self.source.model, out)
         for kind, values in scored.items():
             made[kind] = np.nan
@@ -181,15 +181,15 @@ class Measuring:
                     seen = torch.where(available[name], values[name].float(), torch.nan)
                     made[kind][:, column] = seen.cpu().numpy()
         if self.candidates:
-            made["weights"] = field(out, "weights").float().cpu().numpy()
+            made["weights"] = read_output(out, "weights").float().cpu().numpy()
         return made
 
     def _keep_recovered(
         self, out: Any, available: Mapping[str, Tensor], rows: Rows, shown: NDArray[np.bool_]
     ) -> None:
         """Keep real features beside the recovered ones, of rows that have both modalities."""
-        features = field(out, "features") or {}
-        for target, sources in (field(out, "recovered") or {}).items():
+        features = read_output(out, "features") or {}
+        for target, sources in (read_output(out, "recovered") or {}).items():
             for source, made in sources.items():
                 real = features.get(target)
                 if real is None or real.shape != made.shape:
