@@ -17,7 +17,7 @@ _MEANING = (
 # Ridge penalties, times the mean eigenvalue of the source's Gram matrix and rows / 1000. The
 # largest shrinks every weight to nearly nothing.
 _PENALTIES = 10.0 ** torch.arange(-3, 8, dtype=torch.float64)
-_INNER_FOLDS = 3
+_INNER_FOLDS = 2
 
 
 class Recoverability(NamedTuple):
