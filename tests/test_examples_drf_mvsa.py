@@ -22,12 +22,13 @@ pytest.importorskip("tqdm")
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
+from main_job.checkpoints import load_checkpoint, save_checkpoint
 from main_job.posts import make_posts
 from typer import Typer
 from typer.testing import CliRunner
 
 from robustfusion import DRFClassifier, DRFHead
-from robustfusion.checkpoint import load_checkpoint, load_model, read_config, save_checkpoint
+from robustfusion.checkpoint import load_model, read_config
 from robustfusion.datasets import MVSA, FeatureCache, encode
 from robustfusion.disruption import ImageCorruption, TextCorruption, robustness_grid
 from robustfusion.evaluation import RawSamples, robustness_report

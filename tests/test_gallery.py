@@ -47,6 +47,12 @@ def test_drift_monitor(run: Run) -> None:
     assert 0 <= waits["100 % damaged"] < 60 <= waits["30 % damaged"] < 400
 
 
+def test_pairing(run: Run) -> None:
+    alarms = run("pairing")
+    assert alarms["own half"] < 0.1
+    assert alarms["half of another"] > 0.3
+
+
 def test_out_of_distribution(run: Run) -> None:
     table = run("out_of_distribution", steps=200)
     assert table["NeighborQualityEstimator"]["digits 7-9"] > 0.8

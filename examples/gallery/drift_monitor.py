@@ -2,7 +2,7 @@
 
 Two halves of a digit are two modalities (or take features of your own: ``--features``). After
 2,000 good samples some are damaged, or each gets the other half of another sample, which only the
-pairing shows. The chance that it alarms before that is at most 1 %, however long it runs.
+score of the pair shows. A false alarm before that has a chance of 1 %, however long it runs.
 """
 
 import argparse
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from _gallery import GREY, new_figure, save
+from pairing import PairingScore
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
 from robustfusion.monitor import DriftMonitor
-from robustfusion.pairing import PairingScore
 
 GOOD, ROWS, REFERENCES = 2_000, 4_000, 400
 CHANGES = {"10 % damaged": 0.1, "30 % damaged": 0.3, "100 % damaged": 1.0, "exchanged": 1.0}
@@ -35,7 +35,7 @@ def load(path: Path | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Watch:
-    """Learn what is usual from a third of the rows; draw streams from the others."""
+    """Learn from a third of the samples; draw streams from the others."""
 
     def __init__(self, image: Tensor, text: Tensor, damaged: Tensor) -> None:
         self.features, self.generator = (image, text, damaged), torch.Generator().manual_seed(0)
@@ -56,14 +56,14 @@ class Watch:
             x[rows] + 0.1 * x.std(0) * torch.randn(count, x.shape[1], generator=self.generator)
             for x in self.features
         )
-        here = torch.rand(count, 1, generator=self.generator) < share
-        exchanged = image, text.roll(1, 0).where(here, text)
-        return exchanged if change == "exchanged" else (damaged.where(here, image), text)
+        changed = torch.rand(count, 1, generator=self.generator) < share
+        exchanged = image, text.roll(1, 0).where(changed, text)
+        return exchanged if change == "exchanged" else (damaged.where(changed, image), text)
 
     def p_values(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """P-values of the modalities and of the pairing."""
-        alone = {"image": self.image.p_value(image), "text": self.text.p_value(text)}
-        return {**alone, "pairing": self.pairing.p_value(image, text)}
+        """Return the p-values of the modalities and of the pair."""
+        p = {"image": self.image.p_value(image), "text": self.text.p_value(text)}
+        return {**p, "pairing": self.pairing.p_value(image, text)}
 
 
 def main(folder: Path, features: Path | None = None, good_rows: int = 10_000) -> dict[str, int]:
