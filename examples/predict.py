@@ -246,7 +246,7 @@ def main(
     print(", ".join(f"{count} {label}" for label, count in counts.most_common()))
     told = ", ".join(f"{alarms[name]} for the {name}" for name in columns)
     print(f"alarms at {alarm_rate:.0%}: {told}")
-    if predictor.made_up:
+    if predictor.generated:
         print(MADE_UP)
     if done < len(rows):
         print(f"\nInterrupted: {done} of {len(rows)} rows are in {output}", file=sys.stderr)
