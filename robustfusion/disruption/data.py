@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
 from robustfusion.disruption.features import PARTIAL
-from robustfusion.disruption.images import ImageCorruption, import_pillow, is_pillow
+from robustfusion._optional import import_pillow, is_pillow
+from robustfusion.disruption.images import ImageCorruption
 from robustfusion.disruption.protocol import Disruption, DisruptionPlan
 from robustfusion.disruption.texts import TextCorruption
 

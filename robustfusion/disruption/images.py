@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion._optional import optional
+from robustfusion._optional import import_pillow, is_pillow
 from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
 ImageKind: TypeAlias = Literal["mask", "occlusion", "noise", "low_light", "blur", "jpeg"]
@@ -19,17 +19,6 @@ Array: TypeAlias = NDArray[Any]
 
 NOISE_STD = 0.5  # of full scale, at severity 1
 BLUR_STD = 0.05  # of the shorter side, at severity 1
-
-
-def import_pillow() -> Any:
-    """Return ``PIL.Image``."""
-    return optional("PIL.Image", "images need Pillow", "data")
-
-
-def is_pillow(value: object) -> bool:
-    """Whether this is an image of Pillow, which is not imported to find out."""
-    of_pillow = any(base.__module__.startswith("PIL.") for base in type(value).__mro__)
-    return of_pillow and isinstance(value, import_pillow().Image)
 
 
 def _full_scale(pixels: Array) -> float:
