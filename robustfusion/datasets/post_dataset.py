@@ -229,7 +229,9 @@ class PostDataset(Dataset[Sample]):
             The modalities that can be read, without ``image_transform``, and an error for each
             other one.
         """
-        post = self.posts[index]
+        return self._read(self.posts[index])
+
+    def _read(self, post: PostRow) -> tuple[dict[str, Any], dict[str, BadFileError]]:
         values, errors = {}, {}
         for name in MODALITIES:
             known = self._inspected[post.id].get(name)

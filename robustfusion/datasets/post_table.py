@@ -98,11 +98,33 @@ class PostTable(PostDataset):
             allow_outside=allow_outside,
         )
         self.name = f"PostTable {self.path.name}"
+        self._table = [(row, posts.get(str(number))) for number, row in rows]
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
         """The rows behind the posts, with all their columns."""
         return [post.cells for post in self.posts]
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows of the table, those included that are no posts."""
+        return len(self._table)
+
+    def read_row(self, number: int) -> tuple[Mapping[str, Any], dict[str, Any], str]:
+        """Read a row of a table without labels, numbered from 1, whether it is a post or not.
+
+        Returns:
+            Its cells by column, the modalities that can be read, and what is wrong with it, "" for
+            nothing. An empty cell is not wrong, but a row without image and text is.
+        """
+        row, post = self._table[number - 1]
+        if isinstance(row, str) or post is None:
+            return {}, {}, str(row)
+        values, errors = self._read(post)
+        if not values:
+            return row, {}, f"neither image nor text: {'; '.join(map(str, errors.values()))}"
+        reasons = [str(e) for name, e in errors.items() if getattr(post, name) is not None]
+        return row, values, "; ".join(reasons)
 
     @property
     def splits(self) -> Splits | None:
