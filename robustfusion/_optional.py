@@ -1,4 +1,4 @@
-"""Optional dependencies: they are imported when needed, and the error names the extra to install."""
+"""Optional dependencies, imported when needed; the error names the extra to install."""
 
 from importlib import import_module
 from typing import Any
