@@ -11,29 +11,30 @@ from typing import Any
 
 from reproductions import (
     CLMLFHead,
+    DyMoHead,
     HSANHead,
+    LateTransformerHead,
     MGNNSHead,
     MissingPromptsHead,
+    MMINHead,
     MVANHead,
     MVCNHead,
+    NearestImputationHead,
+    NearestVoteHead,
+    StackingHead,
 )
 from torch import nn
 
 from robustfusion import DRFHead, PaperDRFHead, VotingHead
 from robustfusion.baselines import (
     ConcatenationHead,
-    DyMoHead,
     ECMLHead,
     EmbraceNetHead,
     ImputationHead,
     LateMeanHead,
-    LateTransformerHead,
     MajorityHead,
-    MMINHead,
-    NearestVoteHead,
     PDFHead,
     QMFHead,
-    StackingHead,
     TMCHead,
     UnimodalHead,
 )
@@ -68,7 +69,7 @@ MAKERS: dict[str, Maker] = {
     "EmbraceNet": EmbraceNetHead,
     "Zero imputation": ImputationHead,
     "Mean imputation": ImputationHead,
-    "Nearest imputation": ImputationHead,
+    "Nearest imputation": NearestImputationHead,
     "MMIN": MMINHead,
     "Missing prompts": MissingPromptsHead,
     "HSAN": HSANHead,
@@ -82,7 +83,6 @@ FIXED: dict[str, dict[str, Any]] = {
     "ETMC": {"pseudo_view": True},
     "Zero imputation": {"strategy": "zero"},
     "Mean imputation": {"strategy": "mean"},
-    "Nearest imputation": {"strategy": "nearest"},
     "Concatenation + modality dropout": {"modality_dropout": 0.3},
 }
 TUNED = ("hidden_features", "dropout", "modality_dropout")  # if the head has them

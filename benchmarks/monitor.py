@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from _record import write_record
+from robustfusion.pairing import PairingScore
 from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
 from robustfusion.monitor import _BETS, DriftMonitor, wager
-from robustfusion.pairing import PairingScore
 
 NAMES = ("image", "text", "pairing")
 DELTA = 0.01

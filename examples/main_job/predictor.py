@@ -18,6 +18,7 @@ class Predictor:
 
     Attributes:
         class_names: names of the classes, in the order of the logits.
+        settings: settings of the run.
         generated: whether it was trained on generated posts, so that real posts look unusual.
         certainty: the largest probability of each validation post, sorted.
     """
@@ -27,7 +28,7 @@ class Predictor:
         try:
             config = read_config(folder)
             self.class_names = tuple(config["class_names"])
-            settings = Settings(**config["settings"])
+            self.settings = settings = Settings(**config["settings"])
             self.generated, self.certainty = settings.data is None, config["certainty"]
             self.frozen = tuple(settings.frozen)
             self.encoders = {

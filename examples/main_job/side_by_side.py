@@ -57,7 +57,7 @@ def table(first: RobustnessReport, second: RobustnessReport) -> str:
             "",
             f"Mean difference over the disrupted conditions: {100 * overall.value:+.1f} "
             f"[{100 * overall.low:+.1f}, {100 * overall.high:+.1f}].",
-            *(f"\n**{remark}**" for remark in comparison.remarks),
+            *(f"\n**{warning}**" for warning in comparison.warnings),
             "",
             WHY_THEY_DIFFER,
         ]
@@ -66,7 +66,7 @@ def table(first: RobustnessReport, second: RobustnessReport) -> str:
 
 def console(first: RobustnessReport, second: RobustnessReport) -> str:
     """Return a table of the conditions that disrupt one modality of every post."""
-    keys = [key for key in first.cells if not key.startswith("random")]
+    keys = [key for key in first.scores if not key.startswith("random")]
     wide = max(len(report.name) for report in (first, second))
     wide = max(wide, 14)
     lines = [f"{'':12}{first.name:>{wide}}{second.name:>{wide + 2}}   accuracy % (macro-F1 %)"]
@@ -79,7 +79,7 @@ def console(first: RobustnessReport, second: RobustnessReport) -> str:
         lines.append(f"{title:12}{cells[0]:>{wide}}{cells[1]:>{wide + 2}}")
     line = f"{100 * first.majority.accuracy:.1f} ({100 * first.majority.macro_f1:.1f})"
     lines.append(f"{'majority':12}{line:>{wide}}{line:>{wide + 2}}   always {first.majority.name}")
-    lines += [f"Note: {remark}" for report in (first, second) for remark in report.remarks]
+    lines += [f"Note: {warning}" for report in (first, second) for warning in report.warnings]
     return "\n".join(lines)
 
 
@@ -89,8 +89,8 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1), sharey=True)
-    fixed = [key for key in first.cells if not key.startswith("random")]
-    conditions = [cell.condition for cell in first.cells.values()]
+    fixed = [key for key in first.scores if not key.startswith("random")]
+    conditions = [cell.condition for cell in first.scores.values()]
     settings = [c.setting for c in conditions if c.strategy == "random"]
     setting = "C+D" if "C+D" in settings else settings[0]
     curve = [c for c in conditions if c.strategy == "clean" or c.strategy == "random"]
@@ -109,7 +109,7 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
         panel.set_axisbelow(True)
     disrupted = [first[key].condition for key in fixed]
     ticks = [
-        f"{c.place}\n{WORDS[c.setting].replace(' or ', chr(10) + 'or ')}" if c.setting else c.place
+        f"{c.where}\n{WORDS[c.setting].replace(' or ', chr(10) + 'or ')}" if c.setting else c.where
         for c in disrupted
     ]
     left.set_xticks(range(len(fixed)), ticks, fontsize=8)
