@@ -2,6 +2,7 @@
 
 import re
 import sys
+from inspect import isroutine
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(torch|numpy|collections|pathlib|os|sklearn|transformers|huggingface_hub|PIL|matplotlib)\..*|robustfusion\.disruption\.protocol\.Draws|robustfusion\.baselines\.head\.Output|robustfusion\._modules\..*|(Path|ndarray|Setting|Rate|Image\.Image|type|ValueError|int|str|bool|float|dict|list|tuple|None|Any|Tensor)",
+        r"(torch|numpy|collections|pathlib|os|sklearn|transformers|huggingface_hub|PIL|matplotlib)\..*|robustfusion\.disruption\.plan\.Draws|robustfusion\.baselines\.head\.Output|robustfusion\._modules\..*|(Path|ndarray|Setting|Rate|Image\.Image|type|ValueError|int|str|bool|float|dict|list|tuple|None|Any|Tensor)",
     )
 ]
 default_role = "code"
@@ -66,10 +67,10 @@ def _open_with_a_comment(
 def _skip_foreign(
     app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
 ) -> bool | None:
-    """Leave out members of other libraries, and the fields of named tuples, which the class has."""
+    """Leave out methods of other libraries, and the aliases of named tuples."""
     function = getattr(obj, "fget", None) or obj
-    module = getattr(function, "__module__", None) or "robustfusion"
-    foreign = not module.startswith("robustfusion")
+    module = getattr(function, "__module__", None) or ""
+    foreign = isroutine(function) and not module.startswith("robustfusion")
     alias = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
     return True if foreign or alias else None
 
