@@ -42,11 +42,10 @@ def main_job() -> list[str]:
     """Return the accuracy of both models of the main job, and their difference."""
     results = read_record(NAME)["results"]
     (ours, first), (theirs, second) = results["accuracy"].items()
-    body = [
-        [words, *(f"{cells[key][0]:.1f}" for cells in (first, second))]
-        + [f"{first[key][0] - second[key][0]:+.1f}"]
-        for key, words in ROWS.items()
-    ]
+    body = []
+    for key, words in ROWS.items():
+        own, other = first[key][0], second[key][0]
+        body.append([words, f"{own:.1f}", f"{other:.1f}", f"{own - other:+.1f}"])
     head = [f"accuracy (%) on {results['test_posts']} generated posts", ours, theirs, "difference"]
     reach = max(c[2] - c[1] for cells in (first, second) for c in map(cells.get, ROWS)) / 2
     return [

@@ -99,8 +99,12 @@ def _title(text: str) -> str:
 
 
 def _best(worth: dict[Path, int], count: int = 4) -> list[Path]:
-    """Return the pages of highest worth, without those of none."""
-    pages = sorted((path for path in worth if worth[path]), key=lambda p: (-worth[p], p.name))
+    """Return the pages of highest worth, without those of none; ties are in navigation order."""
+    order = (_ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = sorted(
+        (path for path in worth if worth[path]),
+        key=lambda path: (-worth[path], order.find(path.name), path.name),
+    )
     return pages[:count]
 
 
@@ -142,8 +146,11 @@ class MaterialBuilder(StandaloneHTMLBuilder):
 
         def guides(names: str) -> list[str]:
             pages = {p: p.read_text(encoding="utf-8") for p in (_ROOT / "docs/pages").glob(names)}
-            # A link counts more than a mention of the name.
-            worth = {p: 5 * len(link.findall(t)) + len(words.findall(t)) for p, t in pages.items()}
+            # A link counts more than mentions, of which many are no better than a few.
+            worth = {
+                p: 5 * min(len(link.findall(t)), 2) + min(len(words.findall(t)), 3)
+                for p, t in pages.items()
+            }
             return [
                 f"[{_title(pages[p])}](../{p.relative_to(_ROOT / 'docs/pages').as_posix()})"
                 for p in _best(worth)

@@ -27,6 +27,9 @@ PAGES = (
     "index.html",
     "getting-started.html",
     "choosing-parts.html",
+    "guides/damaged-inputs.html",
+    "guides/from-csv.html",
+    "guides/train-well.html",
     "guides/missing-modalities.html",
     "guides/your-encoders.html",
     "reference/index.html",
@@ -37,8 +40,10 @@ PAGES = (
     "results/comparison.html",
     "results/mvsa.html",
     "about/method.html",
+    "about/coming-from.html",
     "about/comparison.html",
     "about/faq.html",
+    "about/glossary.html",
 )
 
 
@@ -126,6 +131,9 @@ def test_search_finds(desktop: Any, address: str, words: str, page: str) -> None
         ("GPU", "guides/scale-and-save.html"),
         ("notebook", "reference/examples.html"),  # it begins with the notebook
         ("missing image", "guides/missing-modalities.html"),
+        ("corrupted image", "guides/damaged-inputs.html"),
+        ("black image", "guides/damaged-inputs.html"),
+        ("imbalance", "guides/train-well.html"),
     ],
 )
 def test_search_finds_first(desktop: Any, address: str, words: str, page: str) -> None:
