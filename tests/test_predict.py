@@ -201,7 +201,7 @@ def test_the_exported_model_gives_the_same_predictions(
     rows = [("turned.png", "so happy"), ("turned.png", ""), ("", "what a day")]
     table, out = write(tmp_path / "posts.csv", rows), tmp_path / "out.csv"
     assert invoke(example, run, table, "--output", out).exit_code == 0
-    example("export_run").main(run, tmp_path / "model.onnx")
+    example("export_run").main(run, output=tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     classes = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
     opened = example("main_job.predictor").Predictor(run)
