@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -139,9 +141,11 @@ def _member(maker: Callable[..., Mapping[str, nn.Module]], key: str) -> Maker:
 
 
 def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
+    name = f"own_{path.stem}_{zlib.crc32(str(path.resolve()).encode())}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that the file of a class is known
     spec.loader.exec_module(module)
     return module

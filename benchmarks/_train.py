@@ -69,8 +69,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     features: Mapping[str, Tensor] = split.features
-    everything = {name: torch.ones(len(split), dtype=torch.bool) for name in features}
-    available: Mapping[str, Tensor] = everything
+    available: Mapping[str, Tensor] = split.masks()
     for epoch in range(training.epochs):
         if disruption is not None:
             drawn = replace(disruption, seed=1000 * (seed + 1) + epoch)

@@ -9,8 +9,8 @@ a margin for the error of the references (Dvoretzky, Kiefer and Wolfowitz).
 `posts`: a neighbor estimator for each modality and a pairing score learn from 2,048 of the
 training posts. Streams and their reference rows are drawn anew for each seed from the 901 held-out
 posts: with replacement, and with normal noise of a tenth of each coordinate's deviation, so that
-all are independent draws from one distribution. Good streams have 10,000 posts; others change after
-2,000.
+all are independent draws from one distribution. Good streams have 10,000 posts; others change
+after 2,000.
 """
 
 from __future__ import annotations

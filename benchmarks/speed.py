@@ -302,7 +302,7 @@ def bare(head: Any, features: dict[str, Tensor]) -> None:
         recovered @ head.embed[name].weight.T
     hidden = torch.empty(len(x), len(head.candidates), head.hidden_features)
     hidden @ head.trunk.weight.T
-    second = head.alone[2].weight  # of the networks that judge each modality by itself
+    second = head.alone[2].weight  # the second layer of each late branch
     torch.empty(len(second), len(x), second.shape[1]) @ second
 
 

@@ -40,7 +40,7 @@ class Watch:
         self.traced = 0
 
     def checks_drift(self, step: int) -> bool:
-        """Whether the running statistics are compared after this step."""
+        """Compare the running statistics after this step?"""
         return step % (self.count // 100) == 0 and step > 0
 
     def observe(self, step: int) -> None:
