@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustfusion import Standardize, calibrate
-from robustfusion.disruption import Condition, disrupt_features
+from robustfusion._files import replace_file
+from robustfusion.disruption import Disruption, disrupt_features
 
 Floats = NDArray[np.float64]
 Head = Callable[[Split, int], nn.Module]  # takes the training samples and the seed
@@ -76,21 +77,21 @@ def cells_of(split: Split, *, corrupted: bool = True) -> list[str]:
     return ["clean", *missing, *([f"{m} C" for m in split.corrupted] if corrupted else [])]
 
 
-def protocol_of(split: Split) -> dict[str, Condition | None]:
+def protocol_of(split: Split) -> dict[str, Disruption | None]:
     """Conditions of several modalities at once, uneven rates and parts; None is the conflict."""
-    count = len(split.features)
+    names, count = tuple(split.features), len(split.features)
+    each = partial(Disruption, names, strategy="independent")
     uneven = tuple(float(rate) for rate in np.linspace(0.1, 0.9, count))
-    conditions: dict[str, Condition | None] = {
-        f"each missing, {rate:g}": Condition("independent", "D", None, rate)
-        for rate in (0.2, 0.5, 0.8)
+    conditions: dict[str, Disruption | None] = {
+        f"each missing, {rate:g}": each(setting="D", rate=rate) for rate in (0.2, 0.5, 0.8)
     }
-    conditions["missing, 0.1 to 0.9"] = Condition("independent", "D", None, uneven)
-    conditions["missing, 0.9 to 0.1"] = Condition("independent", "D", None, uneven[::-1])
+    conditions["missing, 0.1 to 0.9"] = each(setting="D", rate=uneven)
+    conditions["missing, 0.9 to 0.1"] = each(setting="D", rate=uneven[::-1])
     if len(split.corrupted) == count:
-        conditions["all corrupted"] = Condition("independent", "C", None, 1.0)
-        conditions["each corrupted or missing, 0.5"] = Condition("independent", "C+D", None, 0.5)
-    conditions["a part of one missing"] = Condition("random", "P", None, 1.0)
-    conditions["a part of each missing"] = Condition("independent", "P", None, 1.0)
+        conditions["all corrupted"] = each(setting="C", rate=1.0)
+        conditions["each corrupted or missing, 0.5"] = each(setting="C+D", rate=0.5)
+    conditions["a part of one missing"] = Disruption(names, setting="P", strategy="random")
+    conditions["a part of each missing"] = each(setting="P", rate=1.0)
     if count > 2 and not split.available:
         conditions["conflict"] = None
     return conditions
@@ -111,9 +112,8 @@ def inputs_of(split: Split, cell: str) -> tuple[Mapping[str, Tensor], Mapping[st
     elif cell != "clean":
         condition = protocol_of(split)[cell]
         assert condition is not None
-        disruption = condition.disruption(tuple(features), seed=0)
         disrupted = disrupt_features(
-            disruption, split.ids, features, split.corrupted, available=available
+            condition, split.ids, features, split.corrupted, available=available
         )
         return disrupted.inputs, disrupted.available
     return features, available
@@ -185,12 +185,9 @@ def run(
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a file under another name first, so that a stopped run leaves no half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(part, path)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    replace_file(path, buffer.getvalue())
 
 
 def measures(log_prob: Floats, labels: NDArray[np.int64]) -> dict[str, Floats]:

@@ -13,29 +13,30 @@ from typing import Any
 
 from reproductions import (
     CLMLFHead,
+    DyMoHead,
     HSANHead,
+    LateTransformerHead,
     MGNNSHead,
     MissingPromptsHead,
+    MMINHead,
     MVANHead,
     MVCNHead,
+    NearestImputationHead,
+    NearestVoteHead,
+    StackingHead,
 )
 from torch import nn
 
-from robustfusion import DRFHead, PaperDRFHead, VotingHead
+from robustfusion import DRFHead, NeighborVoteHead, PaperDRFHead
 from robustfusion.baselines import (
     ConcatenationHead,
-    DyMoHead,
     ECMLHead,
     EmbraceNetHead,
     ImputationHead,
     LateMeanHead,
-    LateTransformerHead,
     MajorityHead,
-    MMINHead,
-    NearestVoteHead,
     PDFHead,
     QMFHead,
-    StackingHead,
     TMCHead,
     UnimodalHead,
 )
@@ -45,15 +46,15 @@ Maker = Callable[..., nn.Module]  # (dims, num_classes, **options)
 
 def voting(
     dims: Mapping[str, int], num_classes: int, *, hidden_features: int = 256, dropout: float = 0.5
-) -> VotingHead:
+) -> NeighborVoteHead:
     """The default head with the votes of the nearest training samples."""
     head = DRFHead(dims, num_classes, hidden_features=hidden_features, dropout=dropout)
-    return VotingHead(head)
+    return NeighborVoteHead(head)
 
 
 MAKERS: dict[str, Maker] = {
     "DRFHead": DRFHead,
-    "VotingHead": voting,
+    "NeighborVoteHead": voting,
     "PaperDRFHead": PaperDRFHead,
     "Concatenation + modality dropout": ConcatenationHead,
     "Concatenation": ConcatenationHead,
@@ -70,7 +71,7 @@ MAKERS: dict[str, Maker] = {
     "EmbraceNet": EmbraceNetHead,
     "Zero imputation": ImputationHead,
     "Mean imputation": ImputationHead,
-    "Nearest imputation": ImputationHead,
+    "Nearest imputation": NearestImputationHead,
     "MMIN": MMINHead,
     "Missing prompts": MissingPromptsHead,
     "HSAN": HSANHead,
@@ -84,7 +85,6 @@ FIXED: dict[str, dict[str, Any]] = {
     "ETMC": {"pseudo_view": True},
     "Zero imputation": {"strategy": "zero"},
     "Mean imputation": {"strategy": "mean"},
-    "Nearest imputation": {"strategy": "nearest"},
     "Concatenation + modality dropout": {"modality_dropout": 0.3},
 }
 TUNED = ("hidden_features", "dropout", "modality_dropout")  # if the head has them

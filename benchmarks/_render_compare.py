@@ -17,7 +17,7 @@ TITLES = {
     "fou-zer-mor": "Digits in three views",
     "thirds": "Digits in three parts",
 }
-OURS = ("VotingHead", "DRFHead")
+OURS = ("NeighborVoteHead", "DRFHead")
 BEST = 10  # heads of each ranking in the table of further conditions
 ALWAYS = ("DRFHead", "PaperDRFHead", "Concatenation + modality dropout")
 _CODE = "an earlier run of ECML's code, three seeds; not run again here"

@@ -31,7 +31,7 @@ from robustfusion.baselines import MajorityHead, QMFHead, UnimodalHead
 REFERENCE = "Concatenation"
 # With unit variance in each dimension the paper's weights are near zero, and it learns slowly.
 SCALES: dict[str, dict[str, Any]] = {
-    "PaperDRFHead": {"covariance_type": "spherical", "spread": 0.4}
+    "PaperDRFHead": {"covariance_type": "spherical", "target_std": 0.4}
 }
 
 

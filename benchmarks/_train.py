@@ -10,7 +10,7 @@ import torch
 from _data import Split, batches
 from torch import Tensor, nn
 
-from robustfusion import DRFClassifier, Standardize, VotingHead
+from robustfusion import DRFClassifier, NeighborVoteHead, Standardize
 from robustfusion.disruption import Disruption, disrupt_features
 
 
@@ -86,6 +86,6 @@ def train(
             optimizer.step()
             schedule.step()
     head.eval()
-    if isinstance(head, VotingHead):
+    if isinstance(head, NeighborVoteHead):
         head.fit(split.features, split.labels)
     return head

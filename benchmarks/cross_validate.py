@@ -48,7 +48,7 @@ def _head(maker: Callable[..., nn.Module], **options: Any) -> Head:
 def _paper(split: Split, seed: int) -> nn.Module:
     """The paper's head on features of deviation 0.4: at 1 its weights (12) are near zero."""
     head = PaperDRFHead(split.dims, split.num_classes)
-    return scaled(head, split.features, covariance_type="spherical", spread=0.4)
+    return scaled(head, split.features, covariance_type="spherical", target_std=0.4)
 
 
 def _gaussian(**options: Any) -> Head:

@@ -52,7 +52,7 @@ def summarize(ours: list[RobustnessReport], theirs: list[RobustnessReport]) -> d
     accuracy: dict[str, np.ndarray] = {  # in %, shape (2, seeds)
         cell.condition.title: 100
         * np.asarray([[r[key].accuracy.value for r in side] for side in (ours, theirs)])
-        for key, cell in ours[0].cells.items()
+        for key, cell in ours[0].scores.items()
         if cell.condition.strategy != "random"
     }
     gaps = {title: first - second for title, (first, second) in accuracy.items()}

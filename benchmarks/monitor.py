@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
 from robustfusion.monitor import _BETS, DriftMonitor, wager
-from robustfusion.pairing import PairingScore
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "gallery"))
+from pairing import PairingScore
 
 NAMES = ("image", "text", "pairing")
 DELTA = 0.01

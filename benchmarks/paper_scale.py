@@ -38,7 +38,7 @@ PATIENCE = 6  # epochs that are no better
 TESTED = (0, 1, 2, 3)  # seeds of the disruptions of the test posts
 
 SCALES: dict[str, Callable[[int], nn.Module]] = {
-    "spherical": partial(Standardize, covariance_type="spherical", spread=0.4),
+    "spherical": partial(Standardize, covariance_type="spherical", target_std=0.4),
     "none": lambda dim: nn.Identity(),
     "diag": partial(Standardize, covariance_type="diag"),
 }
@@ -57,7 +57,7 @@ def accuracies(model: nn.Module, split: Split, seeds: tuple[int, ...]) -> dict[s
     """Accuracy by condition: clean, and either modality corrupted, missing, or half of each."""
     grid = robustness_grid(tuple(split.dims), rates=())
     report = robustness_report(model, split.evaluation(), grid, seeds=seeds)
-    cells = report.with_intervals(replicates=0).cells
+    cells = report.with_intervals(replicates=0).scores
     return {key: round(100 * cell.accuracy.value, 2) for key, cell in cells.items()}
 
 

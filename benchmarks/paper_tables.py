@@ -59,7 +59,10 @@ ABLATIONS = {
     "without pair expansion": "expansion",
     "without distribution constraint": "distribution_constraint",
 }
-SCALE: dict[str, Any] = {"covariance_type": "spherical", "spread": 0.4}  # before the paper's head
+SCALE: dict[str, Any] = {
+    "covariance_type": "spherical",
+    "target_std": 0.4,
+}  # before the paper's head
 DISRUPTION_SEEDS = (0, 1, 2)
 BINS = 24
 POINTS = 120  # posts in the figure of recovered features
@@ -114,9 +117,7 @@ def measure(
     split, test = splits["train"], splits["test"]
     disruption = None
     if job.rate:
-        disruption = Disruption(
-            tuple(split.dims), "C+D", strategy="random", disruption_rate=job.rate
-        )
+        disruption = Disruption(tuple(split.dims), setting="C+D", strategy="random", rate=job.rate)
     scale = SCALE if job.row == PAPER or job.row in ABLATIONS else {}
     begun = time.process_time()
     model = train(
@@ -159,7 +160,7 @@ def scores(reports: Sequence[RobustnessReport]) -> dict[str, Any]:
     metrics = ("accuracy", "macro_f1", "weighted_f1")
     return {
         key: {m: [round(getattr(r[key], m).value, 5) for r in reports] for m in metrics}
-        for key in reports[0].cells
+        for key in reports[0].scores
     }
 
 
@@ -237,7 +238,7 @@ def collect(
             clean.setdefault(job.row, []).append(report)
             seeds.setdefault(job.row, []).append(job.seed)
             continue
-        for key, cell in report.cells.items():
+        for key, cell in report.scores.items():
             if key.startswith("random"):
                 points = curves.setdefault(job.row, {}).setdefault(
                     key, {"seeds": [], "accuracy": []}

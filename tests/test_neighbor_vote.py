@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from robustfusion import DRFClassifier, DRFHead, VotingHead, calibrate
+from robustfusion import DRFClassifier, DRFHead, NeighborVoteHead, calibrate
+from robustfusion.baselines import ConcatenationHead
 
 DIMS = {"image": 6, "text": 4, "audio": 5}
 Features = dict[str, Tensor]
@@ -26,19 +27,22 @@ def masks(rows: int) -> Features:
     return {name: torch.rand(rows) < 0.7 for name in DIMS}
 
 
-def trained(capacity: int = 64, neighbors: int = 5) -> VotingHead:
+def trained(capacity: int = 64, neighbors: int = 5) -> NeighborVoteHead:
     torch.manual_seed(0)
-    head = VotingHead(DRFHead(DIMS, 3, hidden_features=8), capacity=capacity, neighbors=neighbors)
+    head = NeighborVoteHead(
+        DRFHead(DIMS, 3, hidden_features=8), capacity=capacity, neighbors=neighbors
+    )
     with torch.no_grad():
         for _ in range(4):
             head(draw(32))
     return head
 
 
-def plain_vote(head: VotingHead, name: str, x: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+def plain_vote(head: NeighborVoteHead, x: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
     """The share of each class among the nearest rows, (B, 3)."""
-    queue = head.head.queues[name]
-    query, known = (F.normalize(queue.standardize(part), dim=1) for part in (x, rows))
+    std = rows.std(0, unbiased=False)
+    std = std + 0.01 * std.mean()
+    query, known = (F.normalize((part - rows.mean(0)) / std, dim=1) for part in (x, rows))
     votes = []
     for row in query:
         cosine = known @ row
@@ -61,7 +65,7 @@ def test_votes_are_those_of_a_plain_formula() -> None:
         for weight, candidate in zip(own.weights.T, head.candidates, strict=True):
             size = sum(here[m] for m in candidate)
             trust += torch.where(here[name] & (name in candidate), weight / size, 0)
-        vote = plain_vote(head, name, x[name], rows[name][mask[name]], labels[mask[name]])
+        vote = plain_vote(head, x[name], rows[name][mask[name]], labels[mask[name]])
         expected = expected + 0.5 * trust[:, None] * (0.7 * vote + 0.3 * prior).log()
     assert_close(out.logits, expected)
     assert all(torch.equal(a, b) for a, b in zip(out.weights, own.weights, strict=True))
@@ -77,7 +81,7 @@ def test_the_nearest_labels_decide_what_the_head_does_not() -> None:
     assert right[0] < 0.6 < 0.8 < right[1]
 
 
-def test_training_and_a_head_without_voters_are_the_head() -> None:
+def test_training_and_a_head_that_was_not_fitted_are_the_head() -> None:
     head = trained()
     x = draw(8)
     torch.manual_seed(1)
@@ -98,18 +102,27 @@ def test_of_many_rows_an_even_choice_is_kept_and_few_are_enough() -> None:
     assert len(few.rows["image"]) == 2
 
 
-def test_calibrate_takes_voters_and_fits_temperatures_with_them() -> None:
+def test_calibrate_fits_temperatures_with_the_votes() -> None:
     head = trained()
     model = DRFClassifier({name: torch.nn.Identity() for name in DIMS}, head)
     labels = torch.randint(3, (40,))
-    voters = [{"inputs": draw(40, labels), "label": labels}]
+    head.fit(draw(40, labels), labels)
     held_out = [{"inputs": draw(60), "label": torch.randint(3, (60,))}]
-    report = calibrate(model, held_out, voters=voters)
-    assert len(head.rows["text"]) == 40
-    assert report.patterns[0].temperature > 1  # labels at random: votes are far too sure
+    report = calibrate(model, held_out)
+    assert report.patterns[0].temperature > 1  # labels are random, so the votes are far too sure
     assert (head.head.temperature == 1).all()
     assert_close(head.temperature[0], torch.tensor(report.patterns[0].temperature))
-    with pytest.raises(ValueError, match="voters are for a VotingHead, got DRFHead"):
-        calibrate(head.head, held_out, voters=voters)
-    with pytest.raises(ValueError, match="voters must hold at least one batch"):
-        calibrate(model, held_out, voters=[])
+
+
+def test_any_head_with_logits_can_have_votes() -> None:
+    torch.manual_seed(0)
+    head = NeighborVoteHead(ConcatenationHead(DIMS, 3), neighbors=5)
+    labels = torch.randint(3, (60,))
+    head.fit(draw(60, labels), labels).eval()
+    expected = torch.randint(3, (200,))
+    x = draw(200, expected)
+    right = [float((m(x).logits.argmax(1) == expected).float().mean()) for m in (head.head, head)]
+    assert right[0] < 0.6 < 0.8 < right[1]
+    assert head.p_values(head(x)) == {}
+    with pytest.raises(TypeError, match="got Linear"):
+        NeighborVoteHead(torch.nn.Linear(3, 3))
