@@ -1,7 +1,6 @@
 """examples/report.py: a saved run and a model of one's own give whole reports, or a reason."""
 
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -182,21 +181,3 @@ def test_it_starts_as_a_script(own: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "# Robustness of MyModel" in done.stdout
     assert (tmp_path / "runs" / "report" / "report.json").exists()
-
-
-def test_every_cell_of_the_page_of_tables_is_from_its_record(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    root = EXAMPLES.parent
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    module = importlib.import_module("_render_mvsa")
-    record, drawn = (
-        json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("mvsa", "mvsa_figures")
-    )
-    files = module.figure_files(module.ASSETS, drawn["results"])
-    folder = root / "benchmarks" / "results"
-    text = module.text(record, drawn["results"], files, "../assets", folder)
-    assert module.PAGE.read_text(encoding="utf-8") == module.dated(text, record)
-    assert all(path.exists() for path in files.values())
-    assert text.count("Always positive: accuracy") == text.count("\n## ") - 2
