@@ -59,7 +59,10 @@ ABLATIONS = {
     "without pair expansion": "expansion",
     "without distribution constraint": "distribution_constraint",
 }
-SCALE: dict[str, Any] = {"covariance_type": "spherical", "spread": 0.4}  # before the paper's head
+SCALE: dict[str, Any] = {
+    "covariance_type": "spherical",
+    "target_std": 0.4,
+}  # before the paper's head
 DISRUPTION_SEEDS = (0, 1, 2)
 BINS = 24
 POINTS = 120  # posts in the figure of recovered features

@@ -1,6 +1,7 @@
 """The comparison on a tiny made-up data set."""
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,46 +28,57 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
+def search(compare: ModuleType) -> ModuleType:
+    return importlib.import_module("_search")
+
+
+def training(*arguments: Any) -> Any:
+    return importlib.import_module("_train").Training(*arguments)
+
+
+@pytest.fixture
 def task(compare: ModuleType, tmp_path: Path) -> Any:
-    """Posts of three classes that either modality tells apart."""
+    """Posts of three classes that either modality separates."""
     rng = np.random.default_rng(0)
     count = 72
     label = rng.integers(0, 3, count)
-    centres = {"image": rng.normal(size=(3, 6)), "text": rng.normal(size=(3, 4))}
+    centers = {"image": rng.normal(size=(3, 6)), "text": rng.normal(size=(3, 4))}
     arrays: dict[str, Any] = {
         "label": label,
         "split": np.array(["train"] * 36 + ["val"] * 24 + ["test"] * 12),
     }
-    for name, centre in centres.items():
-        clean = 3 * centre[label] + rng.normal(size=(count, centre.shape[1]))
+    for name, center in centers.items():
+        clean = 3 * center[label] + rng.normal(size=(count, center.shape[1]))
         arrays[f"{name}_clean"] = clean.astype(np.float16)
         arrays[f"{name}_corrupt"] = rng.normal(size=(2, *clean.shape)).astype(np.float16)
     np.savez(tmp_path / "features.npz", **arrays)
-    pool = compare.load_own(tmp_path / "features.npz", compare.Training(2, 1e-2, 0.01, 12))
+    pool = compare.load_own(tmp_path / "features.npz", training(2, 1e-2, 0.01, 12))
     return compare.Task("made", "made up", pool)
 
 
-def test_every_head_makes_a_row(compare: ModuleType, task: Any) -> None:
-    folds = importlib.import_module("_folds")
+def test_every_head_makes_a_row(compare: ModuleType, search: ModuleType, task: Any) -> None:
+    folds = importlib.import_module("_cross_validation")
     inside, outside, _ = folds.fold_data(task.pool, 3, 0, 0)
     cells = [*folds.cells_of(outside), *folds.protocol_of(outside)]
     for name in task.rows():
-        setting = compare.settings(name, task, 1)[0]
-        make = partial(compare.make_head, name, task, setting, inside, 0)
+        setting = search.settings(name, task, 1)[0]
+        make = partial(search.make_head, name, task, setting, inside, 0)
         head = folds.train(make, inside, setting.training, 0)
         for cell, found in folds.predict(head, outside, cells).items():
             assert found.shape == (20, 3), (name, cell)
             assert np.isfinite(found).all(), (name, cell)
 
 
-def test_a_row_is_what_its_trials_say(compare: ModuleType, task: Any, tmp_path: Path) -> None:
+def test_a_row_is_what_its_trials_say(
+    compare: ModuleType, search: ModuleType, task: Any, tmp_path: Path
+) -> None:
     kept = tmp_path / "kept"
-    row = compare.run_row("Concatenation", task, 2, 3, [0, 1], kept)
+    row = search.run_row("Concatenation", task, 2, 3, [0, 1], kept)
     assert len(list(kept.rglob("*.npz"))) == 2 * 3 * 2
-    again = compare.run_row("Concatenation", task, 2, 3, [0, 1], kept)
+    again = search.run_row("Concatenation", task, 2, 3, [0, 1], kept)
     assert row["picked"] == again["picked"]
     labels = task.pool.split.labels.numpy()
-    right = (row["found"]["clean"].argmax(-1) == labels).mean()
+    right = (row["log_prob"]["clean"].argmax(-1) == labels).mean()
     made = compare.ranked({"Concatenation": row}, task.pool)["Concatenation"]
     assert made["accuracy"]["clean"] == pytest.approx(100 * right, abs=0.01)
     assert made["accuracy"]["mean"] == pytest.approx(
@@ -76,8 +88,10 @@ def test_a_row_is_what_its_trials_say(compare: ModuleType, task: Any, tmp_path: 
     assert made["accuracy"]["clean"] > 60
 
 
-def test_a_fold_has_no_say_in_its_own_setting(compare: ModuleType, task: Any) -> None:
-    folds = importlib.import_module("_folds")
+def test_a_fold_has_no_say_in_its_own_setting(
+    compare: ModuleType, search: ModuleType, task: Any
+) -> None:
+    folds = importlib.import_module("_cross_validation")
     labels = task.pool.split.labels
     where = folds.fold_of(task.pool, 3, 0)
     right = torch.nn.functional.one_hot(labels, 3).float()[None].numpy()
@@ -88,7 +102,7 @@ def test_a_fold_has_no_say_in_its_own_setting(compare: ModuleType, task: Any) ->
         dict.fromkeys(folds.cells_of(task.pool.split), np.where(here, *pair))
         for pair in ((right, wrong), (wrong, right))
     ]
-    found, picked = compare.choose(trials, task.pool, 3, [0])
+    found, picked = search.choose(trials, task.pool, 3, [0])
     assert picked[0, 0] == 1
     assert (found["clean"][0, where == 0].argmax(-1) != labels.numpy()[where == 0]).all()
 
@@ -97,21 +111,25 @@ def test_test_samples_are_left_out(task: Any) -> None:
     assert len(task.pool.split) == 60
 
 
-def test_trials_are_the_same_for_all_heads(compare: ModuleType, task: Any) -> None:
+def test_trials_are_the_same_for_all_heads(
+    compare: ModuleType, search: ModuleType, task: Any
+) -> None:
     names = task.rows()
-    for trials in zip(*(compare.settings(name, task, 4) for name in names), strict=True):
+    for trials in zip(*(search.settings(name, task, 4) for name in names), strict=True):
         assert len({trial.training for trial in trials}) == 1
 
 
-def test_qmf_is_given_the_rows_of_its_batch(compare: ModuleType, task: Any) -> None:
-    folds = importlib.import_module("_folds")
+def test_qmf_is_given_the_rows_of_its_batch(
+    compare: ModuleType, search: ModuleType, task: Any
+) -> None:
+    folds = importlib.import_module("_cross_validation")
     split, training = task.pool.split, task.pool.training
-    make = partial(compare.make_head, "QMF", task, compare.Setting(training), split, 3)
+    make = partial(search.make_head, "QMF", task, search.Setting(training), split, 3)
     head = folds.train(make, split, training, 3)
     counts = [b for b in head.head.buffers() if b.shape[:1] == (len(split),)]
     assert counts
     assert any(bool((b > 0).any()) for b in counts)
-    wrong = compare.RowOrder(head.head, split, 12, 4).train()
+    wrong = search.RowOrder(head.head, split, 12, 4).train()
     with pytest.raises(RuntimeError, match="does not hold the rows"):
         wrong({name: values[:12] for name, values in split.features.items()})
 
@@ -121,7 +139,7 @@ def test_rows_are_ranked_and_tested_against_the_best(compare: ModuleType, task: 
     right = np.eye(3)[labels][None]
     half = right.copy()
     half[:, ::2] = np.roll(half[:, ::2], 1, axis=-1)
-    rows = {name: {"found": {"clean": found}} for name, found in (("b", half), ("a", right))}
+    rows = {name: {"log_prob": {"clean": values}} for name, values in (("b", half), ("a", right))}
     made = compare.ranked(rows | {"c": rows["a"]}, task.pool)
     assert list(made) == ["a", "c", "b"]
     assert [row["p_value"] for row in made.values()][:2] == [None, 1.0]
@@ -131,28 +149,46 @@ def test_rows_are_ranked_and_tested_against_the_best(compare: ModuleType, task: 
 
 
 def test_the_pages(
-    compare: ModuleType, task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compare: ModuleType,
+    search: ModuleType,
+    task: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    page, more = (
-        importlib.import_module("_render_compare"),
-        importlib.import_module("_render_protocol"),
-    )
+    page = importlib.import_module("_render_compare")
     monkeypatch.setattr(page, "RESULTS", tmp_path)
-    monkeypatch.setattr(more, "PAGE", tmp_path / "protocol.md")
     names = ("Concatenation", "Majority class", "HSAN")
-    rows = {name: compare.run_row(name, task, 1, 3, [0], tmp_path) for name in names}
+    rows = {name: search.run_row(name, task, 1, 3, [0], tmp_path) for name in names}
     compare.finish(replace(task, name="mvsa"), rows, 1, 3, [0], tmp_path)
-    text = page.render()
-    made = compare.ranked(rows, task.pool)
-    places = [text.index(f"| {name} |") for name in made]
-    assert places == sorted(places)
-    assert f"| HSAN | 69.9 | {made['HSAN']['accuracy']['clean']:.1f} |" in text
+    text = "\n".join(page.comparison()["mvsa"])
+    ranking = compare.ranked(rows, task.pool)
+    order = [text.index(f"| {name} |") for name in ranking]
+    assert order == sorted(order)
+    assert f"| HSAN | 69.9 | {ranking['HSAN']['accuracy']['clean']:.1f} |" in text
     assert "| best |" in text
-    more.render()
-    shown = (tmp_path / "protocol.md").read_text()
-    assert f"| HSAN | {made['HSAN']['accuracy']['clean']:.1f} |" in shown
-    assert "| all poor |" in shown
-    assert "conflict |" not in shown
+    text = "\n".join(page.protocol()["mvsa"])
+    assert f"| HSAN | {ranking['HSAN']['accuracy']['clean']:.1f} |" in text
+    assert "| all corrupted |" in text
+    assert "conflict |" not in text
+
+
+def test_every_page_is_what_its_records_make(compare: ModuleType) -> None:
+    render = importlib.import_module("render")
+    pages = render.pages()
+    assert len(pages) == len(render.PAGES) >= 12
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, path.name
+        for picture in re.findall(r"!\[[^]]*\]\((\S+\.png)\)", text):
+            assert (path.parent / picture).is_file(), picture
+
+
+def test_a_page_without_a_table_s_comments_is_refused(compare: ModuleType) -> None:
+    filled = importlib.import_module("_pages").filled
+    text = filled("a\n<!-- x -->\nold\n<!-- /x -->\nb", {"x": ["new"]})
+    assert text == "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb"
+    for page in ("a", "<!-- x -->", "<!-- x --><!-- /x --><!-- x -->"):
+        with pytest.raises(ValueError, match="must hold <!-- x -->"):
+            filled(page, {"x": ["new"]})
 
 
 # ----------------------------------------------------------------------------- what users bring
@@ -194,15 +230,17 @@ def own(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_heads_of_ones_own_are_tuned_like_all(compare: ModuleType, task: Any, own: str) -> None:
+def test_heads_of_ones_own_are_tuned_like_all(
+    compare: ModuleType, search: ModuleType, task: Any, own: str
+) -> None:
     task = replace(task, models=(f"{own}:Mine", f"{own}:several"))
     assert task.rows()[:3] == ["Mine", "first", "second"]
-    trials = compare.settings("Mine", task, 6)
+    trials = search.settings("Mine", task, 6)
     assert {key for trial in trials for key in trial.head} == {"hidden_features"}
-    assert all(trial.head == {} for trial in compare.settings("first", task, 6))
+    assert all(trial.head == {} for trial in search.settings("first", task, 6))
     for name, width in (("Mine", trials[1].head["hidden_features"]), ("second", 8)):
-        setting = compare.settings(name, task, 2)[1]
-        head = compare.make_head(name, task, setting, task.pool.split, 0)
+        setting = search.settings(name, task, 2)[1]
+        head = search.make_head(name, task, setting, task.pool.split, 0)
         assert head.hidden.out_features == width
 
 
@@ -224,7 +262,7 @@ def test_two_rows_of_one_name(compare: ModuleType, task: Any, own: str) -> None:
 
 
 def test_a_features_file_of_any_modalities(compare: ModuleType, tmp_path: Path) -> None:
-    folds = importlib.import_module("_folds")
+    folds = importlib.import_module("_cross_validation")
     arrays: dict[str, Any] = {
         "label": np.arange(50) % 3,
         "split": np.array(["train"] * 40 + ["val"] * 10),
@@ -234,16 +272,16 @@ def test_a_features_file_of_any_modalities(compare: ModuleType, tmp_path: Path) 
         "lidar_corrupt": np.zeros((2, 50, 5)),
     }
     np.savez(tmp_path / "sensors.npz", **arrays)
-    pool = compare.load_own(tmp_path / "sensors.npz", compare.Training())
+    pool = compare.load_own(tmp_path / "sensors.npz", training())
     assert len(pool.split) == 50
     assert pool.split.dims == {"audio": 4, "lidar": 5}
     assert folds.cells_of(pool.split) == ["clean", "audio D", "lidar D", "lidar C"]
-    assert "all poor" not in folds.protocol_of(pool.split)
+    assert "all corrupted" not in folds.protocol_of(pool.split)
     where = folds.fold_of(pool, 3, 0)
     assert (where[::2] == where[1::2]).all()
     np.savez(tmp_path / "bare.npz", label=arrays["label"])
     with pytest.raises(ValueError, match="has no split"):
-        compare.load_own(tmp_path / "bare.npz", compare.Training())
+        compare.load_own(tmp_path / "bare.npz", training())
 
 
 def test_one_command_writes_record_table_and_figure(
