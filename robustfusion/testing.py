@@ -1,4 +1,4 @@
-"""A check for any model with the head contract: what is missing must not be looked at."""
+"""Check that a model with the head contract does not use inputs that are declared missing."""
 
 import copy
 import math
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 _GARBAGE_TEXT = "poison: this text was declared missing"
 _NEXT_LOSS = "loss of the next step (stored state)"
-_SEED = 20_251_118  # any; the day of the paper
+_SEED = 20_251_118  # an arbitrary number, the date of the paper
 
 
 class _Pass(NamedTuple):
-    results: dict[str, Tensor]  # what must be bit-identical, by the name to report
-    reached: dict[str, list[str]]  # by modality: where missing rows got a gradient
+    results: dict[str, Tensor]  # everything that must be bit-identical, by its name in messages
+    reached: dict[str, list[str]]  # by modality: the inputs whose missing rows got a gradient
 
 
 def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -83,23 +83,23 @@ def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
         for name, mask in available.items():
             if bool(mask.all()):
                 continue
-            place = f'inputs["{name}"]'
+            argument = f'inputs["{name}"]'
             tried = {
                 label: _put(poison, inputs[name], ~mask) for label, poison in _POISONS.items()
             }
             poisoned = {label: value for label, value in tried.items() if value is not None}
             if not poisoned:
                 raise ValueError(
-                    f"{place} has nothing to put into its missing rows: all its rows are "
+                    f"{argument} has nothing to put into its missing rows: all its rows are "
                     "alike, so give the missing ones some content"
                 )
             for label, value in poisoned.items():
                 result = run({**inputs, name: value})
-                found = _changes(reference.results, result.results)
-                found += [f"a gradient reached missing rows of {p}" for p in result.reached[name]]
-                if found:
-                    where = f"{place}, missing rows {label}, {mode} mode"
-                    leaks.append(f"- {where}: {'; '.join(found)}")
+                seen = _changes(reference.results, result.results)
+                seen += [f"a gradient reached missing rows of {p}" for p in result.reached[name]]
+                if seen:
+                    where = f"{argument}, missing rows {label}, {mode} mode"
+                    leaks.append(f"- {where}: {'; '.join(seen)}")
     if leaks:
         raise AssertionError("\n".join(["the model looks at what is declared missing:", *leaks]))
 
@@ -122,13 +122,13 @@ def _read(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], 
     return inputs, available, labels
 
 
-def _map(change: Callable[[Any, str], Any], value: Any, place: str) -> Any:
-    """The same nesting, of the same kinds of mapping, each leaf changed; told its place."""
+def _map(change: Callable[[Any, str], Any], value: Any, path: str) -> Any:
+    """Change each leaf of nested mappings, which stay of their kinds; ``change`` gets its path."""
     if not isinstance(value, Mapping):
-        return change(value, place)
+        return change(value, path)
     result: Any = copy.copy(value)
     for key, entry in value.items():
-        result[key] = _map(change, entry, f'{place}["{key}"]')
+        result[key] = _map(change, entry, f'{path}["{key}"]')
     return result
 
 
@@ -143,17 +143,17 @@ def _run(
     model.zero_grad(set_to_none=True)
     leaves: dict[tuple[str, str], Tensor] = {}
 
-    def fresh(name: str, value: Any, place: str) -> Any:
+    def fresh(name: str, value: Any, path: str) -> Any:
         if not isinstance(value, Tensor):
             return list(value)
         copied = value.detach().clone()
         if copied.is_floating_point():
-            leaves[name, place] = copied.requires_grad_(torch.is_grad_enabled())
+            leaves[name, path] = copied.requires_grad_(torch.is_grad_enabled())
         return copied
 
     def step() -> tuple[Any, Tensor]:
-        given = {m: _map(partial(fresh, m), x, f'inputs["{m}"]') for m, x in inputs.items()}
-        output = model(given, dict(available))
+        batch = {m: _map(partial(fresh, m), x, f'inputs["{m}"]') for m, x in inputs.items()}
+        output = model(batch, dict(available))
         return output, model.loss(output, labels)  # type: ignore[operator]
 
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
@@ -167,15 +167,15 @@ def _run(
             loss.backward()  # type: ignore[no-untyped-call]
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         reached: dict[str, list[str]] = {name: [] for name in available}
-        for (name, place), leaf in leaves.items():
+        for (name, path), leaf in leaves.items():
             if leaf.grad is not None:
-                gradients[place] = leaf.grad[available[name]]
+                gradients[path] = leaf.grad[available[name]]
                 if bool((leaf.grad[~available[name]] != 0).any()):
-                    reached[name].append(place)
+                    reached[name].append(path)
         results |= {f"gradient of {name}": x.clone() for name, x in gradients.items()}
         if mode == "train":
-            # Shows what the step stored (queue, running statistics), whatever it is called, and
-            # whether training or evaluation reads it.
+            # These passes reveal anything that the step stored (a queue, running statistics),
+            # whatever its name, and whether training or evaluation reads it.
             with torch.no_grad():
                 results[_NEXT_LOSS] = step()[1].clone()
                 model.eval()
@@ -185,7 +185,7 @@ def _run(
 
 
 def _put(poison: Callable[[Any], Any], value: Any, missing: Tensor) -> Any:
-    """The value with the poison in its missing rows, or None if that changes nothing."""
+    """Return the value with the poison in its missing rows, or None if that changes nothing."""
     touched = []
 
     def change(leaf: Any, _: str) -> Any:
@@ -220,14 +220,14 @@ def _other_rows(value: Any) -> Any:
 
 
 def _other_values(value: Any) -> Any:
-    """Another text, or ids that an embedding table that knows the batch's ids knows too."""
+    """Return another text, or other ids within the range of the batch's ids."""
     if not isinstance(value, Tensor):
         text = all(isinstance(entry, str) for entry in value)
         return [_GARBAGE_TEXT] * len(value) if text else value
     if value.dtype == torch.bool or value.is_floating_point() or not value.numel():
         return value
     low, high = int(value.min()), int(value.max())
-    if low >= 0 and high <= 1:  # an attention mask: all zeros may be NaN in an honest encoder
+    if low >= 0 and high <= 1:  # an attention mask, of which all zeros may rightly give NaN
         return value
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randint(low, high + 1, value.shape, generator=generator).to(value)
@@ -251,8 +251,8 @@ def _equal(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """What differs, in words; nothing where all is the same to the bit."""
-    found, gradients = [], []
+    """Describe the differences; the list is empty if everything is the same to the bit."""
+    changed, gradients = [], []
     for name in {**before, **after}:
         old, new = before.get(name), after.get(name)
         if old is not None and new is not None and _same(old, new):
@@ -261,10 +261,10 @@ def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[
             gradients.append(name.removeprefix("gradient of "))
         elif old is not None and new is not None and old.ndim and old.shape == new.shape:
             rows = (~_equal(old, new)).reshape(len(old), -1).any(dim=1)
-            found.append(f"{name} ({int(rows.sum())} of {len(rows)} rows)")
-        elif name != _NEXT_LOSS or "loss" not in found:  # else it says nothing more
-            found.append(name)
+            changed.append(f"{name} ({int(rows.sum())} of {len(rows)} rows)")
+        elif name != _NEXT_LOSS or "loss" not in changed:  # after "loss" it adds nothing
+            changed.append(name)
     if gradients:
         more = f" and {len(gradients) - 3} more" if len(gradients) > 3 else ""
-        found.append(f"gradients of {', '.join(gradients[:3])}{more}")
-    return [f"changed {', '.join(found)}"] if found else []
+        changed.append(f"gradients of {', '.join(gradients[:3])}{more}")
+    return [f"changed {', '.join(changed)}"] if changed else []

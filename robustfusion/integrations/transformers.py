@@ -1,4 +1,4 @@
-"""Models of transformers as encoders, and batches for them in which a modality may be missing."""
+"""Use models of transformers as encoders, and make batches for them with missing modalities."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from robustfusion.disruption.images import import_pillow, is_pillow
 
 Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
 TOKENIZER = "PreTrainedTokenizerBase"
-BATCHED = (TOKENIZER, "ImageProcessingMixin")  # take a batch at a time
+BATCHED = (TOKENIZER, "ImageProcessingMixin")  # these process a whole batch at once
 
 
 class TransformersEncoder(nn.Module):
@@ -29,18 +29,19 @@ class TransformersEncoder(nn.Module):
     - "pooler": the model's ``pooler_output``: the towers of CLIP and SigLIP;
     - "projection": ``image_embeds`` or ``text_embeds``: ``CLIPVisionModelWithProjection``.
 
-    The pooling has no default, because the wrong one costs accuracy without a word: the first
-    token of a CLIP text tower, say, has seen no other. A model that carries both modalities
+    The pooling has no default, because a wrong one costs accuracy silently: the first token of a
+    CLIP text tower, for example, has attended to no other. A model that carries both modalities
     (``CLIPModel``) is two encoders: give ``model.vision_model`` and ``model.text_model``.
 
-    To freeze it, ``encoder.requires_grad_(False)``, and ``encoder.eval()`` after each ``train()``
-    of what holds it, which switches its dropout on. With "cls" or "mean" a BERT's pooler gets no
-    gradient: load it with ``add_pooling_layer=False`` under ``DistributedDataParallel``.
+    To freeze it, call ``encoder.requires_grad_(False)``, and ``encoder.eval()`` after each
+    ``train()`` of the whole model, which switches its dropout on. With "cls" or "mean" a BERT's
+    pooler gets no gradient: load it with ``add_pooling_layer=False`` under
+    ``DistributedDataParallel``.
 
     Args:
         model: What ``AutoModel.from_pretrained`` returns, for images or texts.
         pooling: One of the above.
-        dim: Width D, for a model whose config does not tell, such as MobileNetV2.
+        dim: Width D, for a model whose config does not state it, such as MobileNetV2.
 
     Attributes:
         dim: Width D of the vectors.
@@ -86,7 +87,7 @@ class TransformersEncoder(nn.Module):
             )
         self.model = model
         self.pooling: Pooling = pooling
-        # Before transformers 5 the towers of CLIP did not name it.
+        # Before transformers 5, the towers of CLIP did not name their main input.
         first = next(iter(inspect.signature(model.forward).parameters))
         self.main_input: str = getattr(model, "main_input_name", first)
         if dim is not None:
@@ -136,28 +137,29 @@ class TransformersEncoder(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Return what decides the output."""
+        """Return the options that decide the output."""
         return f"pooling={self.pooling!r}, dim={self.dim}"
 
 
 class TransformersCollate:
-    """A collate function for inputs of any modality that may be missing: tensors and masks out.
+    """Collate samples in which any modality may be missing into tensors and masks.
 
-    What is missing, :func:`robustfusion.disruption.collate` says. In its place comes a placeholder
-    that keeps every model finite: zeros, a black image, or a lone mask token (a transformer that
-    attends to nothing returns NaN). Pillow images are brought to RGB before any processor.
+    An input counts as missing as in :func:`robustfusion.disruption.collate`. It is replaced by a
+    placeholder that keeps every model finite: zeros, a black image, or a single mask token (a
+    transformer that attends to nothing returns NaN). Pillow images become RGB before any
+    processor.
 
     Args:
         processors: For each modality that needs one, a tokenizer or an image processor of
             transformers, or any function of one input, such as a transform of torchvision, that
             returns a tensor (or a mapping of tensors) of always the same shape. Other inputs are
             stacked if they are tensors.
-        placeholders: For each modality that may be missing in a whole batch, one row of what its
-            function returns. Without it a row that was seen before serves for its shape.
-        max_length: Most tokens of a text.
+        placeholders: For each modality that may be missing in a whole batch, one result of its
+            function. Without it, an earlier result is used for its shape.
+        max_length: Largest number of tokens of a text.
 
     Raises:
-        TypeError: If a processor is neither; ``CLIPProcessor`` has both inside.
+        TypeError: If a processor is none of these; a ``CLIPProcessor``, say, holds two of them.
 
     Example:
         >>> from transformers import ViTImageProcessor
@@ -197,10 +199,7 @@ class TransformersCollate:
         self.max_length = max_length
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch of samples as :func:`robustfusion.disruption.collate` takes and returns.
-
-        Its ``inputs[name]`` are what the processor made.
-        """
+        """Make a batch like :func:`robustfusion.disruption.collate`, with processed inputs."""
         bare = [self._prepared(sample) for sample in samples]
         batch = collate(bare, placeholders=self.placeholders)
         for name, processor in self.processors.items():
@@ -212,26 +211,26 @@ class TransformersCollate:
         return batch
 
     def _prepared(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a sample as tensors, but for what is processed a batch at a time."""
+        """Return a sample as tensors, except for inputs that are processed as a batch."""
         inputs = {**sample["inputs"]}
         for name in self.processors:
             inputs.setdefault(name, None)
         available = {name: is_there(sample, name) for name in inputs}
         for name, processor in self.processors.items():
             if _is_a(processor, *BATCHED):
-                inputs[name] = torch.zeros(())  # holds the place
+                inputs[name] = torch.zeros(())  # is replaced when the batch is processed
             elif not available[name]:
                 inputs[name] = None
             else:
-                inputs[name] = processor(_shown(inputs[name]))
-                # For a batch without any: its shape is known from here on.
+                inputs[name] = processor(_as_rgb(inputs[name]))
+                # Its shape serves a later batch in which the modality is missing altogether.
                 self.placeholders.setdefault(name, placeholder(inputs[name]))
         return {**sample, "inputs": inputs, "available": available}
 
     def _tokenize(self, tokenizer: Any, texts: list[Any], present: list[bool]) -> Any:
         lone = tokenizer.mask_token or tokenizer.unk_token or tokenizer.eos_token or "."
         return tokenizer(
-            [text if here else lone for text, here in zip(texts, present, strict=True)],
+            [text if seen else lone for text, seen in zip(texts, present, strict=True)],
             padding=True,
             truncation=True,
             max_length=min(self.max_length, tokenizer.model_max_length),
@@ -240,22 +239,22 @@ class TransformersCollate:
 
 
 def _process_images(processor: Any, images: list[Any], present: list[bool]) -> Any:
-    black = next((x for x, here in zip(images, present, strict=True) if here), None)
-    if isinstance(black, Tensor):  # beside tensors goes a tensor: no processor takes a mixture
+    black = next((x for x, seen in zip(images, present, strict=True) if seen), None)
+    if isinstance(black, Tensor):  # processors do not take tensors and pictures in one batch
         black = torch.zeros_like(black)
     else:
-        black = import_pillow().new("RGB", (64, 64))  # of any size: processors resize
-    shown = [_shown(x) if here else black for x, here in zip(images, present, strict=True)]
-    return processor(shown, return_tensors="pt")
+        black = import_pillow().new("RGB", (64, 64))  # processors resize it
+    batch = [_as_rgb(x) if seen else black for x, seen in zip(images, present, strict=True)]
+    return processor(batch, return_tensors="pt")
 
 
-def _shown(value: Any) -> Any:
-    """Gray and palette images are common in the wild, and processors stumble over them."""
+def _as_rgb(value: Any) -> Any:
+    """Convert a Pillow image to RGB; gray and palette images break many processors."""
     return to_rgb(value) if is_pillow(value) else value
 
 
 def _is_a(value: Any, *names: str) -> bool:
-    """Whether a value is of a class of transformers, which a function does not need."""
+    """Return whether a value is an instance of a class of transformers, without importing it."""
     bases = (base for base in type(value).__mro__ if base.__module__.startswith("transformers"))
     return any(base.__name__ in names for base in bases)
 
