@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from robustfusion._modules import keep_rows
 from robustfusion._validation import check_available, check_features
 
 MAX_ABS_FEATURE = 1e9  # squares and cubes of larger values overflow float32
@@ -14,13 +14,18 @@ def make_safe(
     features: Mapping[str, Tensor],
     available: Mapping[str, Tensor] | None,
     dims: Mapping[str, int],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return features with unavailable rows set to zero, and the final masks.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return features with unavailable rows set to zero, and the final mask, (B, M).
 
     A row with NaN, inf or a value beyond ``MAX_ABS_FEATURE`` counts as unavailable.
     """
     batch = check_features(features, dims)
     device = next(iter(features.values())).device
     masks = check_available(available, dims, batch, device)
-    finite = {m: masks[m] & (features[m].abs().amax(-1) < MAX_ABS_FEATURE) for m in dims}
-    return {m: keep_rows(features[m], finite[m]) for m in dims}, finite
+    largest = [torch.linalg.vector_norm(features[m].detach(), torch.inf, dim=-1) for m in dims]
+    dtype = max((x.dtype for x in largest), key=lambda dtype: dtype.itemsize)
+    finite = torch.stack([x.to(dtype) for x in largest], dim=1) < MAX_ABS_FEATURE
+    observed = torch.stack([masks[m] for m in dims], dim=1) & finite
+    hidden = (~observed)[..., None].unbind(1)
+    x = {m: features[m].masked_fill(mask, 0) for m, mask in zip(dims, hidden, strict=True)}
+    return x, observed

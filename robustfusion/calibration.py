@@ -24,7 +24,7 @@ _PRIOR_STEPS, _PRIOR_ROUNDS = 8, 3  # grid search over one modality after the ot
 
 
 class PatternCalibration(NamedTuple):
-    """What calibration did for samples with exactly these modalities.
+    """The calibration of samples with exactly these modalities.
 
     Attributes:
         modalities: Names of the modalities.
@@ -42,7 +42,7 @@ class PatternCalibration(NamedTuple):
 
 
 class CalibrationReport(NamedTuple):
-    """What :func:`~robustfusion.calibrate` did.
+    """The report of :func:`~robustfusion.calibrate`.
 
     Attributes:
         patterns: One :class:`PatternCalibration` for each of the head's candidates; empty for a

@@ -20,7 +20,7 @@ class Candidates(nn.Module):
 
     Attributes:
         subsets: The K tuples of names.
-        mask: (K, M), 1 where a candidate trusts a modality. It is not saved.
+        mask: (K, M), 1 where a candidate trusts a modality.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ class Candidates(nn.Module):
         self.subsets = tuple(subsets)
         # A float, because packages that average buffers cannot subtract bools.
         mask = torch.tensor([[float(m in subset) for m in self.names] for subset in self.subsets])
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", mask)
 
     def restrict(self, available: Tensor) -> tuple[Tensor, Tensor]:
         """Restrict the candidates to the available modalities and drop duplicates.

@@ -21,12 +21,18 @@ from robustfusion._validation import (
 from robustfusion.candidates import Candidates
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue
-from robustfusion.functional import Gaussian, destandardize, masked_mean, standardize
+from robustfusion.functional import (
+    Gaussian,
+    at_least_float32,
+    destandardize,
+    masked_mean,
+    standardize,
+)
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput
 from robustfusion.quality import QualityEstimator
-from robustfusion.stand_in import RecoveredFeatures, StandIn
+from robustfusion.stand_in import RecoveredFeatures, StandIn, off_diagonal
 
 # Standardized coordinates are clipped here. Damaged features lie far out, where a network can be
 # sure of anything; cross-validated, 3 was as good as 10 on intact samples and better on damaged
@@ -37,6 +43,8 @@ _MAX_COORDINATE = 3.0
 _MAX_HIDDEN_SHARE = 0.8
 # Prior probability that one modality of a sample is damaged; 0.01 to 0.4 were tried in sketches.
 _PRIOR_DAMAGED = 0.2
+# Training scores no feature: each counts as a typical intact one, half of which score higher.
+_TYPICAL_LOG_QUALITY = math.log(0.5)
 
 
 def initial_log_prior(modalities: int) -> float:
@@ -197,11 +205,14 @@ class DRFHead(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
     ) -> DRFOutput:
-        """Predict, and in training mode update the queues."""
+        """Predict, and in training mode store the features in the queues.
+
+        Training scores no feature. Its ``log_quality`` is log ½ wherever a modality is present, so
+        ``weights``, ``trust`` and ``logits`` are those of a sample with typical intact features.
+        """
         if self.training:
             refuse_recompute("DRFHead")
-        x, present = make_safe(features, available, self.dims)
-        observed = torch.stack(list(present.values()), dim=1)
+        x, observed = make_safe(features, available, self.dims)
         used = self._hide_modalities(observed) if self.training else observed
         trusted, usable = self.candidates.restrict(used)
 
@@ -209,25 +220,27 @@ class DRFHead(nn.Module):
             name: estimator.moments.gaussian() for name, estimator in self.estimators.items()
         }
         z = self._standardize(x, scales)
-        log_quality = self._log_quality(x, present).where(observed, -torch.inf)
+        log_quality = self._log_quality(x, observed).where(observed, -torch.inf)
         stand_in = self.stand_in(z, observed, self.embed)
-        hidden = self._early(z, stand_in.hidden, trusted)
-        late_logits = self._late(z, trusted)
+        mask = trusted.to(z[next(iter(z))].dtype)
+        share = mask / mask.sum(-1, keepdim=True).clamp_min(1)  # equal for all that are trusted
+        hidden = self._early(z, stand_in.hidden, mask, share)
+        late_logits = self._late(z, share)
         half_logits = torch.stack([self.classifier(hidden), late_logits], dim=2)
         candidate_logits = half_logits.mean(2)
         weights = self._weights(log_quality, candidate_logits, trusted, used, usable)
-        share = weights.to(hidden.dtype)
-        logits = einsum(share, candidate_logits, "b k, b k c -> b c")
+        weight = weights.to(hidden.dtype)
+        logits = einsum(weight, candidate_logits, "b k, b k c -> b c")
         if not self.training:
             logits = logits / self.temperature[self.candidates.pattern(observed), None]
         return DRFOutput(
             logits=logits,
-            fused=einsum(share, hidden, "b k, b k f -> b f"),
+            fused=einsum(weight, hidden, "b k, b k f -> b f"),
             aux_loss=stand_in.loss,
             features=x,
             candidate_logits=candidate_logits,
             weights=weights,
-            trust=self._by_name((weights[..., None] * _mean_over(trusted, weights)).sum(1)),
+            trust=self._by_name(einsum(weight, share, "b k, b k m -> b m")),
             log_quality=self._by_name(log_quality),
             recovered=self._in_feature_units(stand_in.recovered, scales),
             extras={"half_logits": half_logits, "usable": usable},
@@ -241,9 +254,9 @@ class DRFHead(nn.Module):
         """
         logits, usable = output.extras["half_logits"], output.extras["usable"]
         check_labels(labels, usable.shape[0], self.num_classes)
-        target = labels[:, None, None].expand(logits.shape[:3])
-        loss = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
-        loss = loss.view(target.shape).mean(2).where(usable, 0.0)
+        index = labels[:, None, None, None].expand(*logits.shape[:3], 1)
+        log_prob = at_least_float32(logits).log_softmax(-1).gather(-1, index)
+        loss = -log_prob.squeeze(-1).mean(2).where(usable, 0.0)
         per_sample = loss.sum(1) / usable.sum(1).clamp_min(1)
         return masked_mean(per_sample, usable.any(1)) + output.aux_loss
 
@@ -277,36 +290,39 @@ class DRFHead(nn.Module):
         bound = _MAX_COORDINATE
         return {m: standardize(x[m], scales[m]).clamp(-bound, bound).to(dtype) for m in self.dims}
 
-    def _log_quality(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """Return the log-quality of each feature, (B, M), computed before its queue stores it."""
-        log_quality = []
-        for name, estimator in self.estimators.items():
-            rows, mask = x[name].detach(), present[name]
-            log_quality.append(estimator(rows))
-            if self.training:
-                if self.gather_distributed:
-                    rows, mask = gather_rows(rows, mask)
-                estimator.observe(rows, mask)
-        return torch.stack(log_quality, dim=1)
+    def _log_quality(self, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
+        """Return the log-quality of each feature, (B or 1, M); in training, store the rows."""
+        if not self.training:
+            scores = [estimator(x[name]) for name, estimator in self.estimators.items()]
+            return torch.stack(scores, dim=1)
+        for (name, estimator), mask in zip(
+            self.estimators.items(), observed.unbind(1), strict=True
+        ):
+            rows = x[name].detach()
+            if self.gather_distributed:
+                rows, mask = gather_rows(rows, mask)
+            estimator.store(rows, mask)
+        return torch.full((1, len(self.dims)), _TYPICAL_LOG_QUALITY, device=rows.device)
 
-    def _early(self, z: Mapping[str, Tensor], stand_in: Tensor, trusted: Tensor) -> Tensor:
+    def _early(
+        self, z: Mapping[str, Tensor], stand_in: Tensor, mask: Tensor, share: Tensor
+    ) -> Tensor:
         """Return the hidden units of each candidate, (B, K, F)."""
         own = torch.stack([embed(z[m]) for m, embed in self.embed.items()], dim=1)
-        mask = trusted.to(own.dtype)
         # The stand-in of a target is averaged over the sources that the candidate trusts.
-        replaced = einsum(1 - mask, _mean_over(trusted, own), "b k t, b k s -> b k t s")
+        replaced = einsum(1 - mask, share, "b k t, b k s -> b k t s")
         # Two matrix products serve all candidates at once.
-        replaced = rearrange(replaced, "b k t s -> b k (t s)")
+        replaced = rearrange(off_diagonal(replaced), "b k t s -> b k (t s)")
         stand_in = rearrange(stand_in, "b t s f -> b (t s) f").to(own.dtype)
         hidden = self.dropout(F.relu(mask @ own + replaced @ stand_in))
         hidden = self.trunk(hidden)
         return self.dropout(F.relu(hidden))  # type: ignore[no-any-return]
 
-    def _late(self, z: Mapping[str, Tensor], trusted: Tensor) -> Tensor:
+    def _late(self, z: Mapping[str, Tensor], share: Tensor) -> Tensor:
         """Return the mean logits of the trusted modalities' own networks, (B, K, C)."""
         branches = torch.stack([layer(z[m]) for m, layer in self.branch_in.items()])
         logits: Tensor = self.branches(branches)
-        return _mean_over(trusted, logits) @ rearrange(logits, "m b c -> b m c")
+        return share.to(logits.dtype) @ rearrange(logits, "m b c -> b m c")
 
     def _weights(
         self,
@@ -351,12 +367,7 @@ class DRFHead(nn.Module):
         """Undo the standardization of what was recovered, by target and source."""
         outcome = {}
         for target, standardized in recovered.items():
-            by_source = self._by_name(destandardize(standardized, scales[target]))
-            outcome[target] = {s: rows for s, rows in by_source.items() if s != target}
+            sources = [source for source in self.dims if source != target]
+            rows = destandardize(standardized, scales[target]).unbind(1)
+            outcome[target] = dict(zip(sources, rows, strict=True))
         return outcome
-
-
-def _mean_over(trusted: Tensor, like: Tensor) -> Tensor:
-    """Return weights that average over the trusted modalities, (B, K, M), or zeros."""
-    mask = trusted.to(like.dtype)
-    return mask / mask.sum(-1, keepdim=True).clamp_min(1)

@@ -1,4 +1,4 @@
-"""Mean, variance and skew of a stream of rows, at a cost that does not grow with its length."""
+"""Mean and variance of a stream of rows, at a cost that does not grow with its length."""
 
 from collections.abc import Callable
 from typing import Self, cast
@@ -18,7 +18,7 @@ _SHARED_STD = (
 
 
 class RunningMoments(nn.Module):
-    r"""Track the first three moments of about the last ``window`` rows.
+    r"""Track mean and variance of about the last ``window`` rows.
 
     A batch of n rows moves each moment by the share :math:`a = n / \min(t, N)` towards its own,
     with t rows seen in all and the window N:
@@ -36,7 +36,7 @@ class RunningMoments(nn.Module):
         window: Number of rows N.
 
     Attributes:
-        moments: (3, D), mean, variance and third central moment.
+        moments: (2, D), mean and variance.
         diagonal: (2, D), mean and standard deviation of ``gaussian("diag")``.
         count: (), the number of rows seen, at most N.
 
@@ -67,7 +67,7 @@ class RunningMoments(nn.Module):
         check_positive(window, "window")
         self.dim = dim
         self.window = window
-        self.register_buffer("moments", torch.zeros(3, dim))
+        self.register_buffer("moments", torch.zeros(2, dim))
         self.register_buffer("diagonal", torch.stack([torch.zeros(dim), torch.ones(dim)]))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
@@ -83,25 +83,19 @@ class RunningMoments(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):
             number = available.sum()
             self.count.add_(number).clamp_max_(self.window)
-            x = keep_rows(at_least_float32(rows), available)
-            x = x.to(torch.promote_types(x.dtype, self.moments.dtype))
+            x = keep_rows(at_least_float32(rows), available).to(self.moments.dtype)
             share = (number / self.count.clamp_min(1)).clamp_max(1).to(x.dtype)
             weight = (available / number.clamp_min(1)).to(x.dtype)[None]
-            mean, variance, third = self.moments.to(x.dtype)
             batch_mean = (weight @ x)[0]
-            centered = x - batch_mean
-            square = centered.square()
+            batch_variance = (weight @ (x - batch_mean).square())[0]
+            mean, variance = self.moments
             shift = batch_mean - mean
-            step = share * shift
-            mean = mean + step
-            variance = variance.lerp((weight @ square)[0], share).addcmul(step, shift - step)
-            # This is exact while the mean does not move, as in a steady stream.
-            third = third.lerp((weight @ (square * centered))[0], share)
-            self.moments.copy_(torch.stack([mean, variance, third]))
+            variance.lerp_(batch_variance, share).addcmul_(shift.square(), share * (1 - share))
+            mean.addcmul_(shift, share)
             std = variance.sqrt()
-            std = torch.add(std, std.mean(), alpha=_SHARED_STD)
-            std = std.masked_fill(self.count < 2, 1.0)
-            self.diagonal.copy_(torch.stack([mean, std.clamp_min(_MIN_STD)]))
+            std = torch.add(std, std.mean(), alpha=_SHARED_STD).clamp_min_(_MIN_STD)
+            self.diagonal[0].copy_(mean)
+            self.diagonal[1].copy_(std.masked_fill_(self.count < 2, 1.0))
 
     def gaussian(self, covariance_type: CovarianceType = "diag") -> Gaussian:
         """Return the spherical or diagonal Gaussian; below two rows its standard deviations are 1.

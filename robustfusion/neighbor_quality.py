@@ -90,7 +90,9 @@ class NeighborQualityEstimator(QualityEstimator):
     def update(self, features: Tensor, available: Tensor, slots: Tensor) -> None:
         """Move the origin and store the lengths of the new rows."""
         mean, scale = self.moments.gaussian()
-        skew = at_least_float32(self.moments.moments)[2] / scale**3
+        valid = self.queue.valid
+        share = (valid / self.queue.count.clamp_min(1)).to(scale.dtype)
+        skew = share @ self.standardize(self.queue.storage).pow(3)
         origin = mean - _ORIGIN_OFFSET * (10 * skew).clamp(-1, 1) * scale
         self.origin.copy_(origin)
         length = torch.linalg.vector_norm((at_least_float32(features) - origin) / scale, dim=-1)

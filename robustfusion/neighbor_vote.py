@@ -125,13 +125,13 @@ class NeighborVoteHead(nn.Module):
         available: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Store the features of training samples, as the trained encoders return them."""
-        x, present = make_safe(features, available, self.dims)
-        check_labels(labels, len(next(iter(x.values()))), self.num_classes)
+        x, observed = make_safe(features, available, self.dims)
+        check_labels(labels, len(observed), self.num_classes)
         for number, (name, queue) in enumerate(self.rows.items()):
-            rows = present[name].nonzero().squeeze(1)
+            rows = observed[:, number].nonzero().squeeze(1)
             index = torch.linspace(0, len(rows) - 1, min(len(rows), self.capacity))
             chosen = rows[index.round().long()]
-            self.scales[name].fit(x[name], present[name])
+            self.scales[name].fit(x[name], observed[:, number])
             queue.reset()
             queue.enqueue(self._direction(name, x[name][chosen]))
             self.labels[number, : len(chosen)] = labels[chosen].to(self.labels.device)
@@ -147,8 +147,7 @@ class NeighborVoteHead(nn.Module):
         output: Any = self.head(features, available)
         if self.training:
             return output
-        x, present = make_safe(features, available, self.dims)
-        observed = torch.stack(list(present.values()), dim=1)
+        x, observed = make_safe(features, available, self.dims)
         trust = read_output(output, "trust")
         share = observed if trust is None else torch.stack(list(trust.values()), dim=1)
         share = share.float() / share.float().sum(1, keepdim=True).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""What heads return: the fields that every head shares, and what a DRF head adds."""
+"""The outputs of heads: the fields that all of them share, and those of a DRF head."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

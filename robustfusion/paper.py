@@ -183,7 +183,8 @@ class PaperDRFHead(nn.Module):
         """Predict, and in training mode update the queues."""
         if self.training:
             refuse_recompute("PaperDRFHead")
-        x, present = make_safe(features, available, self.dims)
+        x, observed = make_safe(features, available, self.dims)
+        present = dict(zip(self.dims, observed.unbind(1), strict=True))
         x = {name: rows.to(self.classifier.weight.dtype) for name, rows in x.items()}
         recovered = self.recovery(x)
 

@@ -1,4 +1,4 @@
-"""What every quality estimator does: score how unusual the features of one modality are."""
+"""The contract of quality estimators, which score how unusual features are."""
 
 import math
 from abc import ABC, abstractmethod
@@ -95,6 +95,7 @@ class QualityEstimator(nn.Module, ABC):
     score_stats: Tensor
     references: Tensor
     reference_count: Tensor
+    unscored: Tensor
 
     def __init__(self, dim: int, capacity: int = 2048) -> None:
         super().__init__()
@@ -112,6 +113,8 @@ class QualityEstimator(nn.Module, ABC):
         # Scores of features that were never observed.
         self.register_buffer("references", torch.zeros(_REFERENCES))
         self.register_buffer("reference_count", torch.zeros((), dtype=torch.long))
+        # Number of rows stored since scores were last computed from the queue.
+        self.register_buffer("unscored", torch.zeros((), dtype=torch.long))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         change = keep_float32(fn, self.score_stats, self.references, self.recent_scores.slots)
@@ -164,28 +167,52 @@ class QualityEstimator(nn.Module, ABC):
         """Give each coordinate mean 0 and standard deviation 1 by the moments of the queue."""
         return standardize(features, self.moments.gaussian())
 
-    @torch.no_grad()
-    def observe(self, features: Tensor, available: Tensor | None = None) -> None:
-        """Learn from training features.
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; the switch to evaluation scores the rows that were stored in training."""
+        super().train(mode)
+        if not mode and not self.unscored.is_meta and int(self.unscored):
+            self._score_queue()
+        return self
 
-        Rows that are not available may hold anything and change nothing. The references of
-        :meth:`calibrate` are dropped, because they belong to earlier features.
+    @torch.no_grad()
+    def store(self, features: Tensor, available: Tensor) -> None:
+        """Store finite training features without scoring them, as heads do in training.
+
+        Scores are computed once, at the switch to evaluation, so a training step searches nothing.
+        The references of :meth:`calibrate` are dropped, because they belong to earlier features.
+        """
+        self.queue.enqueue(features, available)
+        self.moments.observe(features, available)
+        self.unscored.add_(available.sum())
+        self.reference_count.zero_()
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, available: Tensor | None = None) -> Tensor:
+        """Return the log-quality of each feature as ``forward`` does, then learn from the rows.
+
+        Use it for an estimator outside a head, one batch after the other. Rows that are not
+        available may hold anything and change nothing. The references of :meth:`calibrate` are
+        dropped, because they belong to earlier features.
         """
         features, available = self._checked(features, available)
         statistics = self._statistics(features, self.distance(features))
         score = self._score(statistics)
+        log_quality = self._log_quality(score)
         known = available & (self.queue.count > 1)  # an empty queue makes every row unusual
-        self._store(features, available)
+        slots = self.queue.enqueue(features, available)
+        self.moments.observe(features, available)
+        self.update(features, available, slots)
         self.recent_scores.enqueue(torch.cat([statistics, score[:, None]], dim=1), known)
         self._update_stats()
         self.reference_count.zero_()
+        return log_quality
 
     @torch.no_grad()
     def fit(self, features: Tensor, available: Tensor | None = None) -> Self:
         """Learn from the newest N features alone, each scored without itself."""
         features, available = self._checked(features, available)
         self.reset()
-        self._store(features, available)
+        self.store(features, available)
         self._score_queue()
         return self
 
@@ -199,10 +226,9 @@ class QualityEstimator(nn.Module, ABC):
         rows = features[available]
         if len(rows) < 2:
             raise ValueError(f"features must have at least 2 available rows, got {len(rows)}")
-        # State that was computed for each row when it was stored follows today's moments.
-        every_slot = torch.arange(self.capacity, device=rows.device)
-        self.update(self.queue.storage, self.queue.valid, every_slot)
-        if len(self.recent_scores) < 2:  # a single training batch found the queue empty
+        # State of each row that was computed when it came follows today's moments.
+        self._follow_queue()
+        if int(self.unscored) or len(self.recent_scores) < 2:
             self._score_queue()
         scores = torch.cat([self.score(part) for part in torch.split(rows, _RECENT)])
         index = torch.linspace(0, len(scores) - 1, min(len(scores), _REFERENCES))
@@ -220,24 +246,28 @@ class QualityEstimator(nn.Module, ABC):
         self.moments.reset()
         self.recent_scores.reset()
         self.reference_count.zero_()
+        self.unscored.zero_()
         self.score_stats.copy_(_NO_STATS)
 
-    def _store(self, features: Tensor, available: Tensor) -> None:
-        slots = self.queue.enqueue(features, available)
-        self.moments.observe(features, available)
-        self.update(features, available, slots)
+    def _follow_queue(self) -> None:
+        every_slot = torch.arange(self.capacity, device=self.queue.count.device)
+        self.update(self.queue.storage, self.queue.valid, every_slot)
 
+    @torch.no_grad()
     def _score_queue(self) -> None:
-        """Compute the score statistics from the rows of the queue, each scored without itself."""
-        rows = self.queue.storage[: len(self.queue)]
-        if len(rows) < 2:
+        """Compute score statistics from the newest queued rows, each scored without itself."""
+        self._follow_queue()
+        self.unscored.zero_()
+        number = min(len(self.queue), _RECENT)
+        if number < 2:
             return
-        parts = torch.split(rows, _RECENT)
-        distance = torch.cat([self.leave_one_out_distance(part) for part in parts])
-        statistics = self._statistics(rows, distance)
+        age = torch.arange(number, device=self.queue.count.device)
+        rows = self.queue.storage[(self.queue.cursor - 1 - age) % self.capacity]
+        statistics = self._statistics(rows, self.leave_one_out_distance(rows))
         self.score_stats[0, :3] = statistics.mean(0)
         self.score_stats[1, :3] = statistics.std(0) + _MIN_STD
         score = self._score(statistics)
+        self.recent_scores.reset()
         self.recent_scores.enqueue(torch.cat([statistics, score[:, None]], dim=1))
         self._update_stats()
 

@@ -1,4 +1,4 @@
-"""What replaces a modality that a candidate does not trust."""
+"""Stand-ins replace the modalities that a candidate does not trust."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,19 +12,18 @@ from torch.nn import functional as F
 from robustfusion._modules import ModuleDict, arguments_of
 from robustfusion._validation import check_dims, check_positive
 from robustfusion.conversion import ModalityConverter
-from robustfusion.functional import fit_gaussian
-from robustfusion.losses import DistributionRecoveryLoss
+from robustfusion.functional import at_least_float32, fit_gaussian, moment_matching_loss
 
 
 class StandInOutput(NamedTuple):
-    """What a stand-in returns for B samples of M modalities.
+    """The output of a stand-in for B samples of M modalities.
 
     Attributes:
-        hidden: (B or 1, M, M, F). Entry [b, t, s] is what the stand-in of target t adds to the
-            fused vector, made from source s; each candidate averages it over the sources it
-            trusts.
-        recovered: (B, M, D_target) for each target, standardized features recovered from each
-            source; empty if the stand-in recovers nothing.
+        hidden: (B or 1, M, M - 1, F). Entry [b, t, s] is what the stand-in of target t adds to
+            the fused vector, made from its s-th source; each candidate averages it over the
+            sources that it trusts. The sources of a target are the other modalities in order.
+        recovered: (B, M - 1, D_target) for each target, standardized features recovered from each
+            of its sources; empty if the stand-in recovers nothing.
         loss: (), a training loss that needs no labels; 0 in evaluation.
     """
 
@@ -50,7 +49,7 @@ class StandIn(nn.Module, ABC):
         >>> from robustfusion.stand_in import StandInOutput
         >>> class Nothing(StandIn):  # a stand-in of your own: an untrusted modality adds nothing
         ...     def forward(self, features, available, embed):
-        ...         hidden = torch.zeros(1, len(self.dims), len(self.dims), self.out_features)
+        ...         hidden = torch.zeros(1, 2, 1, self.out_features)
         ...         return StandInOutput(hidden, {}, torch.zeros(()))
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3, stand_in=Nothing)
         >>> head({"image": torch.randn(5, 8), "text": torch.randn(5, 4)}).logits.shape
@@ -105,7 +104,7 @@ class LearnedTokens(StandIn):
         self, features: Mapping[str, Tensor], available: Tensor, embed: Mapping[str, nn.Module]
     ) -> StandInOutput:
         """Return the tokens, the same for every sample and source."""
-        hidden = self.tokens[None, :, None].expand(1, -1, len(self.dims), -1)
+        hidden = self.tokens[None, :, None].expand(1, -1, len(self.dims) - 1, -1)
         return StandInOutput(hidden, {}, self.tokens.new_zeros(()))
 
 
@@ -151,6 +150,8 @@ class RecoveredFeatures(LearnedTokens):
         Section 3.3 of https://arxiv.org/abs/2511.18751.
     """
 
+    loss_scale: Tensor
+
     def __init__(
         self,
         dims: Mapping[str, int],
@@ -166,19 +167,23 @@ class RecoveredFeatures(LearnedTokens):
                 for name, dim in self.dims.items()
             }
         )
-        self.recovery_loss = DistributionRecoveryLoss(distribution_weight=distribution_weight)
+        self.hidden_features = hidden_features
+        self.distribution_weight = distribution_weight
+        scale = torch.tensor([(len(self.dims) - 1) / math.sqrt(dim) for dim in self.dims.values()])
+        self.register_buffer("loss_scale", scale)
 
     def forward(
         self, features: Mapping[str, Tensor], available: Tensor, embed: Mapping[str, nn.Module]
     ) -> StandInOutput:
         """Recover every modality from every other."""
         z = {name: values.detach() for name, values in features.items()}
-        codes = torch.stack([c.encode(z[name]) for name, c in self.converters.items()], dim=1)
+        codes = {name: c.encode(z[name]) for name, c in self.converters.items()}
         hidden, recovered = [], {}
         for token, (target, converter) in zip(self.tokens, self.converters.items(), strict=True):
-            recovered[target] = converter.decode(codes)  # (B, M, D_target), one per source
+            sources = [code for source, code in codes.items() if source != target]
+            recovered[target] = converter.decode(torch.stack(sources, dim=1))
             weight = cast("Tensor", embed[target].weight)  # the token takes the place of its bias
-            hidden.append(F.linear(recovered[target].detach(), weight, token))
+            hidden.append(F.linear(recovered[target].detach(), weight.detach(), token))
         loss = self._loss(recovered, z, available) if self.training else self.tokens.new_zeros(())
         return StandInOutput(torch.stack(hidden, dim=1), recovered, loss)
 
@@ -186,18 +191,45 @@ class RecoveredFeatures(LearnedTokens):
         self, recovered: Mapping[str, Tensor], z: Mapping[str, Tensor], available: Tensor
     ) -> Tensor:
         """Return (4) and (7), summed over all targets and their sources."""
-        sources = available.shape[1]
-        others = ~torch.eye(sources, dtype=torch.bool, device=available.device)
-        pairs = available.T[:, :, None] & available & others[:, None]  # target, row, source
-        losses = []
-        for paired, (target, by_source) in zip(pairs.flatten(1), recovered.items(), strict=True):
-            rows = by_source.flatten(0, 1)
-            wanted = z[target][:, None].expand_as(by_source).flatten(0, 1)
-            moments = []
-            if self.recovery_loss.distribution_weight:
-                moments = [
-                    fit_gaussian(part, paired, covariance_type="diag") for part in (rows, wanted)
-                ]
-            loss = self.recovery_loss(rows, wanted, *moments, paired=paired)
-            losses.append(loss * ((sources - 1) / math.sqrt(by_source.shape[-1])))
-        return torch.stack(losses).sum()
+        paired = off_diagonal(available[:, :, None] & available[:, None])  # (B, M, M - 1)
+        with torch.autocast(available.device.type, enabled=False):
+            difference = {
+                target: at_least_float32(rows) - at_least_float32(z[target])[:, None]
+                for target, rows in recovered.items()
+            }
+            distance = torch.stack(
+                [torch.linalg.vector_norm(rows, dim=-1) for rows in difference.values()], dim=1
+            )
+            distance = distance.masked_fill(~paired, 0)
+            total = distance.sum((0, 2)) / paired.sum((0, 2)).clamp_min(1)
+            if self.distribution_weight:
+                total = total + self.distribution_weight * self._moment_gaps(recovered, z, paired)
+            return total @ self.loss_scale.to(total.dtype)
+
+    def _moment_gaps(
+        self, recovered: Mapping[str, Tensor], z: Mapping[str, Tensor], paired: Tensor
+    ) -> Tensor:
+        """Return (7) of each target over this batch, (M,)."""
+        gaps = []
+        for (target, by_source), mask in zip(recovered.items(), paired.unbind(1), strict=True):
+            observed = z[target][:, None].expand_as(by_source)
+            generated, reference = (
+                fit_gaussian(rows.flatten(0, 1), mask.flatten(), covariance_type="diag")
+                for rows in (by_source, observed)
+            )
+            gaps.append(moment_matching_loss(generated, reference))
+        return torch.stack(gaps)
+
+
+def off_diagonal(pairs: Tensor) -> Tensor:
+    """Drop the entries [..., m, m], (..., M, M) -> (..., M, M - 1).
+
+    >>> off_diagonal(torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8]]))
+    tensor([[1, 2],
+            [3, 5],
+            [6, 7]])
+    """
+    size = pairs.shape[-1]
+    # Without its first entry, each row of M + 1 entries ends in an entry of the diagonal.
+    rows = pairs.flatten(-2)[..., 1:].unflatten(-1, (size - 1, size + 1))
+    return rows[..., :-1].flatten(-2).unflatten(-1, (size, size - 1))

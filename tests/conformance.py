@@ -12,11 +12,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from reproductions import (
     CLMLFHead,
+    DyMoHead,
     HSANHead,
+    LateTransformerHead,
     MGNNSHead,
     MissingPromptsHead,
+    MMINHead,
     MVANHead,
     MVCNHead,
+    NearestImputationHead,
+    NearestVoteHead,
+    StackingHead,
 )
 from torch import Tensor, nn
 
@@ -329,7 +335,6 @@ BASELINES = {
         compiled=TRAIN,
     ),
     **heads("ecml", baselines.ECMLHead, options=SMALL, writes="loss", clock=("steps",)),
-    **heads("mmin", baselines.MMINHead, options=SMALL, own_evaluation=True, compiled=TRAIN),
     **heads(
         "embracenet", baselines.EmbraceNetHead, options=SMALL, own_evaluation=True, compiled=TRAIN
     ),
@@ -341,18 +346,23 @@ BASELINES = {
         writes="forward",
         compiled=TRAIN,
     ),
+}
+
+_token_heads = partial(heads, tokens=True, exported=True)
+REPRODUCTIONS = {
+    **heads("mmin", MMINHead, options=SMALL, own_evaluation=True, compiled=TRAIN),
     **heads(
-        "nearest",
-        baselines.ImputationHead,
-        options={**SMALL, "strategy": "nearest", "capacity": 16},
+        "nearest imputation",
+        NearestImputationHead,
+        options={**SMALL, "capacity": 16},
         writes="forward",
         compiled=TRAIN,
         exported=True,
     ),
-    **heads("stacking", baselines.StackingHead, options=SMALL, own_evaluation=True),
+    **heads("stacking", StackingHead, options=SMALL, own_evaluation=True),
     **heads(
         "nearest vote",
-        baselines.NearestVoteHead,
+        NearestVoteHead,
         options={**SMALL, "neighbors": 3},
         writes="loss",
         own_evaluation=True,
@@ -361,7 +371,7 @@ BASELINES = {
     ),
     **heads(
         "late transformer",
-        baselines.LateTransformerHead,
+        LateTransformerHead,
         options=SMALL,
         own_evaluation=True,
         compiled=TRAIN,
@@ -369,17 +379,13 @@ BASELINES = {
     ),
     **heads(
         "dymo",
-        baselines.DyMoHead,
+        DyMoHead,
         options=SMALL,
         writes="loss",
         own_evaluation=True,
         compiled=BOTH,
         exported=True,
     ),
-}
-
-_token_heads = partial(heads, tokens=True, exported=True)
-REPRODUCTIONS = {
     **_token_heads("missing prompts", MissingPromptsHead, options=SMALL, own_evaluation=True),
     **_token_heads("hsan", HSANHead, options=SMALL),
     **_token_heads("mvan", MVANHead, options=SMALL),

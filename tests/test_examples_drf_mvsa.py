@@ -275,8 +275,8 @@ def test_encoded_posts_say_what_raw_samples_say(example: Any, tmp_path: Path) ->
     grid = robustness_grid(("image", "text"), rates=(0.5,))
     ours, theirs = (robustness_report(model, data, grid, seeds=(0, 1)) for data in (made, raw))
     assert ours.fingerprint.disruptions == theirs.fingerprint.disruptions
-    for key, cell in ours.cells.items():
-        expected = theirs[key]
+    for key, cell in ours.answers.items():
+        expected = theirs.answers[key]
         assert (cell.predictions == expected.predictions).all(), key
         assert cell.confidence == pytest.approx(expected.confidence, abs=2e-3)
 

@@ -79,7 +79,7 @@ def test_three_modalities(run: Run) -> None:
 def test_tabular(run: Run) -> None:
     accuracy = run("tabular", n=600, epochs=10)
     half = {way: by_share[0.5] for way, by_share in accuracy.items()}
-    assert half["imputed, with indicators"] > half["a hole makes the row missing"] + 0.02
+    assert half["imputed, with indicators"] > half["an empty cell makes the row missing"] + 0.02
 
 
 def test_retrofit(run: Run) -> None:

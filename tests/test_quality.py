@@ -141,7 +141,7 @@ def test_calibration_takes_an_even_choice_of_many_rows_and_refuses_too_few(kind:
     estimator = ESTIMATORS[kind](DIM).fit(world.draw(100))
     estimator.calibrate(world.draw(3000))
     assert int(estimator.reference_count) == 2048
-    with pytest.raises(ValueError, match="held_out must have at least 2 available rows, got 1"):
+    with pytest.raises(ValueError, match="features must have at least 2 available rows, got 1"):
         estimator.calibrate(world.draw(3), torch.tensor([False, True, False]))
 
 
@@ -456,13 +456,13 @@ def test_errors_name_the_argument(kind: str) -> None:
     estimator, x = ESTIMATORS[kind](3), torch.randn(5, 3)
     with pytest.raises(ValueError, match=r"features must have shape \(B, 3\), got \(5, 4\)"):
         estimator(torch.randn(5, 4))
-    with pytest.raises(ValueError, match=r"samples must have shape \(B, 3\), got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"features must have shape \(B, 3\), got \(5, 4\)"):
         estimator.fit(torch.randn(5, 4))
-    with pytest.raises(ValueError, match=r"held_out must have shape \(B, 3\), got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"features must have shape \(B, 3\), got \(5, 4\)"):
         estimator.calibrate(torch.randn(5, 4))
     with pytest.raises(TypeError, match=r"features must have a floating dtype, got torch.int64"):
         estimator.observe(x.long())
-    with pytest.raises(TypeError, match=r"valid must have dtype torch.bool, got torch.int64"):
+    with pytest.raises(TypeError, match=r"available must have dtype torch.bool, got torch.int64"):
         estimator.fit(x, torch.ones(5).long())
     with pytest.raises(ValueError, match=r"available must have shape \(5,\), got \(4,\)"):
         estimator.observe(x, torch.ones(4).bool())
@@ -476,4 +476,4 @@ def test_a_share_of_alarms_of_too_few_rows_is_not_a_number() -> None:
     here = {"image": torch.ones(60, dtype=torch.bool), "text": torch.arange(60) < 30}
     batch = {"inputs": rows, "available": here, "label": torch.arange(60) % 3}
     told = calibrate(head, [batch]).to_markdown()
-    assert re.search(r"Alarms at 5 %: image \d+\.\d %, text not known \(too few rows\)\.", told)
+    assert re.search(r"Alarms at 5 %: image \d+\.\d %, text unknown \(too few rows\)\.", told)

@@ -166,7 +166,7 @@ def test_a_stand_in_may_be_called_alone(kind: type[StandIn]) -> None:
     features = {m: torch.randn(5, d) for m, d in dims.items()}
     out = part(features, torch.ones(5, 3, dtype=torch.bool), embed)
     assert isinstance(out, StandInOutput)
-    assert out.hidden.shape[1:] == (3, 3, 16)
+    assert out.hidden.shape[1:] == (3, 2, 16)
     assert out.loss.shape == ()
     assert part.eval()(features, torch.ones(5, 3, dtype=torch.bool), embed).loss == 0
     with pytest.raises(ValueError, match="out_features must be at least 1, got 0"):

@@ -106,7 +106,7 @@ def test_it_makes_the_paper_s_head_weigh_frozen_features() -> None:
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r'covariance_type must be "diag" or "spherical", got'):
         Standardize(5, covariance_type="full")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="spread must be positive, got 0"):
+    with pytest.raises(ValueError, match="target_std must be positive, got 0"):
         Standardize(5, target_std=0)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         Standardize(5, window=0)

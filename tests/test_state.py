@@ -252,28 +252,3 @@ def test_averaged_weights_go_with_the_state_of_the_latest(kind: str, average: st
         pairs = zip(averaged.module.parameters(), head.parameters(), strict=True)
         assert any(not torch.equal(p, q) for p, q in pairs)
     assert averaged.eval()(features).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["default", "paper"])
-@pytest.mark.parametrize("average", AVERAGES)
-def test_an_average_over_the_slots_of_a_queue_is_refused(kind: str, average: str) -> None:
-    head = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
-    averaged = AveragedModel(head, **AVERAGES[average], use_buffers=True).eval()
-    features = train(head, averaged, steps=1)
-    averaged(features)  # the first update copies
-    features = train(head, averaged)
-    for use in (
-        lambda: averaged(features),  # it was in evaluation mode before, and stays so
-        averaged.eval,
-        averaged.train,
-        lambda: copy.deepcopy(averaged).train(),
-    ):
-        with pytest.raises(RuntimeError, match=r"slots .* were averaged.* use_buffers=False"):
-            use()
-    again = copy.deepcopy(head)
-    again.load_state_dict(averaged.module.state_dict())  # the last step of many recipes
-    with pytest.raises(RuntimeError, match="were averaged"):
-        again.eval()
-    for own, latest in zip(averaged.module.buffers(), head.buffers(), strict=True):
-        own.copy_(latest)
-    assert averaged.eval()(features).logits.isfinite().all()

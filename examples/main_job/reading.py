@@ -1,4 +1,4 @@
-"""The posts of a run: made or read, split, and prepared."""
+"""The posts of a run: generate or read them, split them, and encode them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,12 +25,14 @@ from robustfusion.datasets import (
 from robustfusion.disruption import ImageCorruption, TextCorruption
 from robustfusion.evaluation import CachedFeatures
 
-LEAST = 10  # one post in ten for validation, and one for the test
-WHERE = "--image-root names the folder of all pictures; --allow-outside follows links out of it"
+MIN_POSTS = 10  # validation and test get a tenth each, which must be a post at least
+ROOT_HINT = (
+    "--image-root names the folder of all pictures; --allow-outside follows links out of it"
+)
 
 
 def generate_posts(settings: Settings, output_dir: Path) -> Path:
-    """Make the small data set, unless it is there."""
+    """Generate the small data set, unless it exists already."""
     count = settings.limit or 1500
     root = output_dir / f"posts-{count}-seed{settings.seed}"
     with tqdm(total=count, desc="make posts", unit="post", leave=False, disable=None) as bar:
@@ -44,14 +46,14 @@ def generate_posts(settings: Settings, output_dir: Path) -> Path:
         try:
             return make()
         except OSError:
-            # Another run may have made the same posts meanwhile; if not, this says what is wrong.
+            # Another run may have generated the same posts meanwhile; if not, this raises again.
             return make()
 
 
 def open_data(
     root: Path, settings: Settings, encoders: Mapping[str, Any]
 ) -> tuple[PostDataset, Splits]:
-    """Open a table or a folder like MVSA-Single; of a post with a bad side the other counts."""
+    """Open a table or a folder like MVSA-Single; an unreadable image or text counts as missing."""
     if not root.exists():
         raise SetupError(f"--data {root} does not exist")
     print(f"reading {root}, checking every file ...", flush=True)
@@ -89,27 +91,27 @@ def open_data(
             )
         if not splits.val:
             raise ValueError("no post is in the split val, by which the epoch is chosen")
-        for name, here in dataset.available.items():
-            if not here.any():
+        for name, available in dataset.available.items():
+            if not available.any():
                 reasons = [p.reason for p in dataset.report().problems if p.kind.endswith(name)]
-                hint = f" ({WHERE})" if name == "image" else ""
+                hint = f" ({ROOT_HINT})" if name == "image" else ""
                 raise ValueError(f"no post has the {name}: {reasons[0]}{hint}")
             parts = [splits.split_of(post_id) for post_id in dataset.ids]
             for part in ("train", "val", "test"):
-                if not here[torch.tensor([other == part for other in parts])].any():
+                if not available[torch.tensor([other == part for other in parts])].any():
                     raise ValueError(f"no post in the split {part} has the {name}")
     except (OSError, ValueError, ImportError) as error:
         what = "a table" if root.is_file() else "MVSA-Single"
-        hint = "" if root.is_file() else "; of a table give the file, such as posts.csv"
+        hint = "" if root.is_file() else "; for a table name the file, such as posts.csv"
         raise SetupError(f"--data {root} cannot be read as {what}: {error}{hint}") from error
     return dataset, splits
 
 
 def check_labels(dataset: PostDataset) -> None:
-    """Raise ValueError where there is nothing to tell apart, or too little to be split."""
-    if len(dataset) < LEAST:
+    """Raise ValueError where all posts are of one class, or too few to be split."""
+    if len(dataset) < MIN_POSTS:
         reasons = [f" ({problem.reason})" for problem in dataset.report().problems[:1]]
-        count = f"it has {len(dataset)} usable posts, at least {LEAST} are needed"
+        count = f"it has {len(dataset)} usable posts, at least {MIN_POSTS} are needed"
         raise ValueError("".join([count, *reasons]))
     if len(set(dataset.labels)) < 2:
         only = dataset.class_names[dataset.labels[0]]
@@ -117,10 +119,8 @@ def check_labels(dataset: PostDataset) -> None:
 
 
 def labels_file(dataset: PostDataset) -> Path:
-    """Return the file with the labels."""
-    if isinstance(dataset, PostTable):
-        return dataset.path
-    return dataset.root / "labelResultAll.txt"
+    """Return the file with the labels: the table, or the label file of the folder."""
+    return dataset.path or dataset.root
 
 
 def prepare_split(
@@ -132,16 +132,16 @@ def prepare_split(
     seeds: tuple[int, ...] = (),
     cache: FeatureCache | None = None,
 ) -> CachedFeatures:
-    """Make tensors of one split, or of the share of it that --limit leaves."""
+    """Encode one split, or the share of it that --limit leaves."""
     known = set(dataset.ids)
-    kept = [post_id for post_id in ids if post_id in known]
+    chosen = [post_id for post_id in ids if post_id in known]
     if settings.data and settings.limit and settings.limit < len(dataset):
-        # By a draw of its own for each id: the ids of published splits are sorted by class.
+        # Draw by a hash of each id, because the ids of published splits are sorted by class.
         seed, share = settings.seed, settings.limit / len(dataset)
-        kept.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
-        kept = kept[: max(8, round(share * len(kept)))]
+        chosen.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
+        chosen = chosen[: max(8, round(share * len(chosen)))]
     return encode(
-        dataset.select(kept),
+        dataset.select(chosen),
         {name: encoding(e, frozen=name in settings.frozen) for name, e in encoders.items()},
         corruptions={
             "image": ImageCorruption(),

@@ -4,8 +4,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ _KEY = re.compile(r"[A-Za-z0-9_\-]+")
 class FeatureCache:
     """Feature vectors on disk, one for each content, encoder and preprocessing.
 
-    A row is found again by the SHA-256 of the file it was made from, whatever the file's name,
-    the data set or the split. Each call of ``store`` writes an ``.npz`` of NumPy under another
-    name and renames it: an interrupted run leaves whole files only, and any number of processes
-    may fill and read one cache. Rows of a file that was damaged later, which its checksums tell,
-    count as absent, and so does one that has another width than the others or is not finite.
+    The SHA-256 of a file's content identifies its row, whatever the file's name, the data set or
+    the split. Each call of ``store`` writes an ``.npz`` of NumPy under another name and renames
+    it: an interrupted run leaves whole files only, and any number of processes may fill and read
+    one cache. Rows of a file that was damaged later, as its checksums show, count as absent, and
+    so do rows that are not finite or have another width than most.
 
     Args:
-        directory: where the files lie; made when needed.
+        directory: folder of the files, created when needed.
 
     Raises:
         ValueError: for a key that is not made of letters, digits, '_' and '-', or ``features``
@@ -56,45 +55,32 @@ class FeatureCache:
         Args:
             modality: "image", "text" ...
             encoder: a name with its version, or a module, whose weights then count.
-            preprocessing: what happens to the file before the encoder, in words.
+            preprocessing: description of the steps before the encoder, in words.
         """
         name = module_fingerprint(encoder) if isinstance(encoder, nn.Module) else encoder
         parts = "\0".join((modality, name, preprocessing))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def lookup(self, key: str, digests: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Return the rows ``(D,)`` that are there, by digest."""
+        """Return the stored rows ``(D,)`` by digest."""
         blocks = self.stream(key, digests)
         return {name: row for names, rows in blocks for name, row in zip(names, rows, strict=True)}
 
     def stream(self, key: str, digests: Iterable[str]) -> Iterator[tuple[list[str], NDArray[Any]]]:
-        """Yield the rows that are there in blocks, digests and ``(n, D)``, one file at a time.
+        """Yield the stored rows in blocks, digests and ``(n, D)``, one file at a time.
 
-        For more rows than should be in memory twice.
+        It serves where the rows are too many to be in memory twice.
         """
-        wanted = {_name(digest): digest for digest in digests}
-        held: dict[Path, dict[int, str]] = {}
-        kinds: Counter[str] = Counter()
-        for path in sorted(self._folder(key).glob("*.npz")) if wanted else ():
-            # Of a damaged file anything may be raised.
-            with suppress(Exception), path.open("rb") as opened:
-                file = np.load(opened, allow_pickle=False)
-                names, kind = file["names"].tobytes(), str(file["kind"])
-                each = ((row, names[16 * row : 16 * row + 16]) for row in range(len(names) // 16))
-                if found := {row: wanted[name] for row, name in each if name in wanted}:
-                    held[path] = found
-                    kinds[kind] += len(found)
-        for path, found in held.items():
-            whole: NDArray[np.bool_] = np.zeros(0, np.bool_)
-            with suppress(Exception), path.open("rb") as opened:
-                file = np.load(opened, allow_pickle=False)
-                rows, usual = file["rows"], kinds.most_common(1)[0][0] == str(file["kind"])
-                fits = len(rows) == len(file["names"]) and _kind(rows) == str(file["kind"])
-                if usual and fits and rows.dtype.kind == "f":
-                    rows = rows[list(found)]
-                    whole = np.isfinite(rows).all(1)
-            if whole.any():
-                yield np.array(list(found.values()), object)[whole].tolist(), rows[whole]
+        wanted = {digest.encode("utf-8", "surrogatepass"): digest for digest in digests}
+        shape = None
+        # The largest file decides which width counts.
+        paths = self._folder(key).glob("*.npz") if wanted else ()
+        for path in sorted(paths, key=lambda path: (-path.stat().st_size, path)):
+            block = _load(path, wanted)
+            if block is None or shape not in (None, block[1].shape[1:]):
+                continue
+            shape = block[1].shape[1:]
+            yield block
 
     def store(self, key: str, digests: Sequence[str], features: NDArray[Any]) -> None:
         """Write rows ``(N, D)``."""
@@ -108,14 +94,13 @@ class FeatureCache:
         if not digests:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        names = b"".join(_name(digest) for digest in digests)
-        path = folder / f"{hashlib.sha256(names).hexdigest()[:16]}.npz"
-        index = np.frombuffer(names, np.uint8).reshape(-1, 16)
+        names = np.array([digest.encode("utf-8", "surrogatepass") for digest in digests])
+        path = folder / f"{hashlib.sha256(names.tobytes()).hexdigest()[:16]}.npz"
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            # Made by open(), not by tempfile: what may be read by others, the umask says.
+            # open() respects the umask, tempfile would not.
             with temporary.open("xb") as file:
-                np.savez(file, names=index, kind=np.array(_kind(features)), rows=features)
+                np.savez(file, names=names, rows=features)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -152,10 +137,15 @@ def module_fingerprint(module: nn.Module) -> str:
     return state.hexdigest()
 
 
-def _name(digest: str) -> bytes:
-    # 16 bytes: that two of a million digests agree has a chance of 1 in 10^27.
-    return hashlib.blake2b(digest.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _kind(rows: NDArray[Any]) -> str:
-    return f"{rows.shape[1:]} {rows.dtype.str}"
+def _load(path: Path, wanted: Mapping[bytes, str]) -> tuple[list[str], NDArray[Any]] | None:
+    """Return the wanted rows of a file, None where there are none or the file is damaged."""
+    with suppress(Exception), path.open("rb") as opened:  # a damaged file may raise anything
+        file = np.load(opened, allow_pickle=False)
+        names = file["names"].tolist()
+        chosen = [row for row, name in enumerate(names) if name in wanted]
+        if chosen:
+            rows = file["rows"]
+            if rows.ndim == 2 and len(rows) == len(names) and rows.dtype.kind == "f":
+                chosen = [row for row in chosen if np.isfinite(rows[row]).all()]
+                return [wanted[names[row]] for row in chosen], rows[chosen]
+    return None

@@ -1,4 +1,4 @@
-"""Posts that share a text or an image: the leak between splits that file names do not show."""
+"""Posts that share a text or an image and would leak between splits, whatever their names."""
 
 import re
 from collections import defaultdict
@@ -42,7 +42,7 @@ def near_groups(
 ) -> list[tuple[str, ...]]:
     """Group the ids whose fingerprints differ in at most ``tolerance`` bits, chains included.
 
-    None is near to nothing. Of 256 bits, two pictures that are not akin differ in 128 on average.
+    None is near to nothing. Two unrelated pictures differ in 128 of 256 bits on average.
     """
     ids = [post_id for post_id, bits in fingerprints.items() if bits is not None]
     if len(ids) < 2:
@@ -51,7 +51,7 @@ def near_groups(
     bits = np.stack([bits for bits in fingerprints.values() if bits is not None])
     signs = np.where(bits, np.float32(1), np.float32(-1))
     pairs: list[tuple[str, str]] = []
-    for start in range(0, len(ids), 1024):  # 80 MB of products for 20,000 pictures
+    for start in range(0, len(ids), 1024):  # in blocks: 80 MB of products for 20,000 pictures
         products = signs[start : start + 1024] @ signs.T
         rows, columns = np.nonzero(products >= signs.shape[1] - 2 * tolerance)
         pairs += [(ids[start + i], ids[j]) for i, j in zip(rows, columns, strict=True)]

@@ -1,4 +1,4 @@
-"""Posts as tensors, made once: clean and corrupted, through frozen encoders or only prepared."""
+"""Posts as tensors, computed once: clean and corrupted, by frozen encoders or only prepared."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from robustfusion._validation import check_keys, check_positive
 from robustfusion.datasets.cache import FeatureCache
 from robustfusion.disruption import placeholder, sample_generator
 from robustfusion.disruption.cached import shape_of
+from robustfusion.disruption.cached_features import CachedFeatures
 from robustfusion.disruption.data import Corruption
-from robustfusion.evaluation.data import CachedFeatures
 
 Encoder = Callable[[list[Any]], Any]
 
-# Part of each cache key: another number where the readers make other pixels of the same file.
+# Part of each cache key. Raise it whenever the readers return other pixels for the same file.
 _READING = 2
-# Rows kept back before they are written: what an interrupted run has to repeat, at most.
+# Rows collected before they are written: an interrupted run repeats at most so many.
 _PIECE = 1024
 
 
 class Encoding(NamedTuple):
-    """How the inputs of one modality become tensors.
+    """The way from inputs of one modality to tensors: a preparation and an optional network.
 
     Args:
-        prepare: from a list of B inputs to a batch, a tensor (B, ...) or a mapping of tensors:
-            an image transform and a stack, a tokenizer, any function.
+        prepare: function from a list of B inputs to a batch, a tensor (B, ...) or a mapping of
+            tensors: an image transform and a stack, a tokenizer, any function.
         network: a frozen encoder, from that batch to features (B, D), run in evaluation mode
-            where its parameters are. Without one the prepared batch itself is kept, for an
+            where its parameters are. Without one the prepared batch itself is the result, for an
             encoder that is to be trained; its rows must have one shape.
-        name: what ``prepare`` does, in words, with versions. With a ``cache`` the features are
-            found again by it and by the network's weights.
+        name: description of ``prepare`` in words, with versions. With a ``cache``, the name and
+            the network's weights identify the features.
 
     Example:
         >>> import torch
@@ -75,34 +75,33 @@ def encode(
 ) -> CachedFeatures:
     """Make tensors of posts once, clean and under disruption seeds.
 
-    Each post is read and decoded once; its inputs are corrupted after that, under every seed, as
-    :class:`~robustfusion.disruption.DisruptedDataset` would, and encoded. An encoder sees
-    available inputs only; in the place of a missing one is a placeholder. Equal files are encoded
-    once. With a cache, so are files of any earlier run, and an interrupted run goes on where it
-    was; where torch.distributed is initialised, as under ``torchrun`` or accelerate, each rank
-    then encodes its share of the posts into the cache and reads all of them.
+    Each post is read and decoded once. Its inputs are then corrupted under every seed, as by
+    :class:`~robustfusion.disruption.DisruptedDataset`, and encoded. An encoder sees available
+    inputs only; a missing one has a row of zeros. Equal files are encoded once. With a cache,
+    files that an earlier run encoded are not encoded again, and an interrupted run resumes. Where
+    torch.distributed is initialized, as under ``torchrun`` or accelerate, each rank then encodes
+    its share of the posts into the cache and reads all of them.
 
     Args:
-        dataset: a :class:`PostDataset`, whose ``image_transform``, say to one size, comes before
-            the corruption, or anything with ``ids``, ``labels``, ``class_names``, a length and
-            mappings with "inputs" as items.
+        dataset: a :class:`PostDataset`, whose ``image_transform``, say to one size, is applied
+            before the corruption, or anything with ``ids``, ``labels``, ``class_names``, a length
+            and mappings with "inputs" as items.
         encoders: for each modality an :class:`Encoding`, or a function from a list of B inputs
             to (B, D) features or another batch of tensors.
         corruptions: for each modality that may be corrupted, a function of (input, generator),
             such as ``ImageCorruption()``.
-        seeds: disruption seeds under which corrupted versions are wanted.
-        cache: where to look features up and keep them: those of every modality whose
-            :class:`Encoding` has a ``name``.
+        seeds: disruption seeds; each gives one corrupted version.
+        cache: stores the features of every modality whose :class:`Encoding` has a ``name``.
         batch_size: inputs for one call of an encoder.
         progress: show a progress bar (tqdm) on a terminal.
 
     Returns:
-        What :func:`~robustfusion.evaluation.robustness_report` is measured on, in the order of
-        the data set; ``features`` and ``available`` are also what to train on.
+        The data for :func:`~robustfusion.evaluation.robustness_report`, in the order of the data
+        set; train on its ``features`` and ``available``.
 
     Raises:
-        ValueError: for an encoder in training mode, one with a network and no name beside a
-            cache, or one that returns something else than a row for each input.
+        ValueError: for an encoder in training mode, one with a network and no name where a cache
+            is given, or one that does not return a row for each input.
 
     Example:
         >>> import torch
@@ -129,7 +128,7 @@ def encode(
     shared = [column for column in columns if column.cache is not None]
     options = (batch_size, progress and rank == 0)
     if ranks > 1 and shared:
-        # By row, not by what is left to do: a rank that comes late finds more in the cache.
+        # Share by row number: what is left to do differs by the time at which a rank looks.
         _fill(dataset, shared, range(rank, len(dataset), ranks), *options)
         distributed.barrier()
     _fill(dataset, columns, range(len(dataset)), *options)
@@ -142,14 +141,14 @@ def encode(
             name: {c.seed: c.result() for c in columns if c.name == name and c.seed is not None}
             for name in (corruptions or {} if seeds else ())
         },
-        available={column.name: torch.from_numpy(column.there) for column in clean},
+        available={column.name: torch.from_numpy(column.available) for column in clean},
         class_names=dataset.class_names,
     )
 
 
 @dataclass
 class _Column:
-    """One modality of all posts, clean or under one seed, as far as it is known."""
+    """One modality of all posts, clean or under one seed, filled as rows become known."""
 
     name: str
     encoding: Encoding
@@ -164,17 +163,17 @@ class _Column:
             if self.seed is not None:
                 how += f", {self.corruption!r}, {self.seed}"
             self.key = FeatureCache.key(self.name, self.encoding.network or "", how)
-        self.places: dict[str, list[int]] = {}  # equal contents are encoded once
+        self.rows: dict[str, list[int]] = {}  # by digest: equal contents are encoded once
         for row, digest in enumerate(self.digests):
             if digest is not None:
-                self.places.setdefault(digest, []).append(row)
-        self.todo = set(self.places)
-        self.there = np.array([digest is not None for digest in self.digests], dtype=np.bool_)
+                self.rows.setdefault(digest, []).append(row)
+        self.todo = set(self.rows)
+        self.available = np.array([digest is not None for digest in self.digests], dtype=np.bool_)
         self.table: Any = None
         self.unsaved: list[str] = []
 
     def encode(self, rows: Iterable[int], samples: list[dict[str, Any]]) -> None:
-        """Make the rows of some samples, unless they are known or turn out to be missing."""
+        """Encode the rows of some samples that are neither known nor missing."""
         wanted: dict[str, Any] = {}
         for row, sample in zip(rows, samples, strict=True):
             digest = self.digests[row]
@@ -182,7 +181,7 @@ class _Column:
                 continue
             if not sample.get("available", {}).get(self.name, True):
                 self.todo.discard(digest)
-                self.there[self.places[digest]] = False
+                self.available[self.rows[digest]] = False
                 continue
             value = sample["inputs"][self.name]
             if self.corruption is not None and self.seed is not None:
@@ -190,7 +189,7 @@ class _Column:
                 value = self.corruption(value, noise)
             wanted[digest] = value
         if wanted:
-            self.keep(list(wanted), self._checked(self.encoding(list(wanted.values())), wanted))
+            self.fill(list(wanted), self._checked(self.encoding(list(wanted.values())), wanted))
             self.unsaved += wanted
 
     def _checked(self, batch: Any, wanted: Any) -> Any:
@@ -203,15 +202,15 @@ class _Column:
             raise ValueError(f"{where} must return ({rows}, D) features, got {shape_of(batch)}")
         return batch
 
-    def keep(self, digests: list[str], batch: Any) -> None:
-        """Put rows in their places."""
+    def fill(self, digests: list[str], batch: Any) -> None:
+        """Write the rows of some contents into the table."""
         if self.table is None:
             total = len(self.digests)
             self.table = placeholder(
                 map_tensors(lambda leaf: leaf[:1].expand(total, *leaf.shape[1:]), batch)
             )
-        source = [row for row, digest in enumerate(digests) for _ in self.places[digest]]
-        target = [row for digest in digests for row in self.places[digest]]
+        source = [row for row, digest in enumerate(digests) for _ in self.rows[digest]]
+        target = [row for digest in digests for row in self.rows[digest]]
 
         def put(table: Tensor, rows: Tensor) -> None:
             if rows.shape[1:] != table.shape[1:] or rows.dtype != table.dtype:
@@ -225,20 +224,20 @@ class _Column:
         self.todo.difference_update(digests)
 
     def load(self) -> None:
-        """Take what the cache has."""
+        """Fill the rows that the cache has."""
         if self.cache is not None:
             for digests, block in self.cache.stream(self.key, self.todo):
-                self.keep(digests, torch.from_numpy(block))
+                self.fill(digests, torch.from_numpy(block))
 
     def save(self, *, least: int) -> None:
-        """Write what is not yet in the cache, if it is as many rows."""
+        """Write new rows to the cache, if there are at least so many."""
         if self.cache is not None and len(self.unsaved) >= least:
-            rows = [self.places[digest][0] for digest in self.unsaved]
+            rows = [self.rows[digest][0] for digest in self.unsaved]
             self.cache.store(self.key, self.unsaved, self.table[rows].numpy())
             self.unsaved = []
 
     def result(self) -> Any:
-        """The whole column."""
+        """Return the whole column."""
         if self.table is None:
             raise ValueError(f'no post has the modality "{self.name}"')
         return self.table
@@ -261,24 +260,25 @@ def _columns(
         if cache is not None and encoding.network is not None and not encoding.name:
             raise ValueError(f'encoders["{name}"] must have a name when a cache is given')
         clean = _digests(dataset, name, cached=cache is not None)
-        # What a corruption does depends on the post's id too.
+        # A corruption depends on the post's id, too.
         own = [d and f"{d}/{post_id}" for d, post_id in zip(clean, dataset.ids, strict=True)]
-        kept = cache if encoding.name else None
-        columns.append(_Column(name, encoding, clean, kept))
+        store = cache if encoding.name else None
+        columns.append(_Column(name, encoding, clean, store))
         if name in corruptions:
-            made = corruptions[name]
-            columns += [_Column(name, encoding, own, kept, made, seed) for seed in seeds]
+            columns += [
+                _Column(name, encoding, own, store, corruptions[name], seed) for seed in seeds
+            ]
     return columns
 
 
 def _digests(dataset: Any, name: str, *, cached: bool) -> list[str | None]:
     read = getattr(dataset, "content_digest", None)
-    # What is not known from a look at all files costs one, and without a cache serves for little.
+    # Digests of files that were not read yet cost a reading, and only a cache makes up for it.
     if read is None or not (cached or getattr(dataset, "verify", True)):
         return [f"row {row}" for row in range(len(dataset))]
     digests: list[str | None] = [read(row, name) for row in range(len(dataset))]
     if None in digests and getattr(dataset, "on_bad", "missing") != "missing":
-        dataset[digests.index(None)]  # raises, and says which post is bad and why
+        dataset[digests.index(None)]  # raises an error that says which post is bad and why
     return digests
 
 
@@ -289,7 +289,7 @@ def _fill(
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Take from the cache what it has, then read the posts of which any column lacks a row."""
+    """Fill rows from the cache, then read the posts for which any column lacks a row."""
     for column in columns:
         column.load()
     rows = [row for row in share if any(column.digests[row] in column.todo for column in columns)]
@@ -308,6 +308,6 @@ def _fill(
 
 
 def _plain(leaf: Tensor) -> Tensor:
-    """On the CPU, and half precision as float32: numpy has no bfloat16."""
+    """Return a tensor on the CPU, half precision as float32 because NumPy has no bfloat16."""
     half = leaf.dtype in (torch.bfloat16, torch.float16)
     return (leaf.float() if half else leaf).detach().cpu()

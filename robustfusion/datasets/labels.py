@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 from robustfusion.datasets.report import Problem
 
@@ -12,21 +12,22 @@ T = TypeVar("T")
 
 SENTIMENTS = ("positive", "neutral", "negative")
 
-# An id becomes a file name: nothing that could leave the data folder may pass.
+# An id becomes a file name, so it must not be able to leave the data folder.
 _SAFE_ID = re.compile(r"[A-Za-z0-9_\-]+")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
-class LabelledPost(NamedTuple):
-    """One row of a label file after its rule: the post's label and those of its two sides.
-
-    See the example of :class:`~robustfusion.datasets.PostDataset`.
-    """
-
-    id: str
-    label_name: str
-    text_label: str
-    image_label: str
+def find_folder(root: Path, names: tuple[str, ...]) -> Path:
+    """Return the folder of the posts' files, the first of some names under ``root``."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"root must be a folder, got {root}")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    listed = " or ".join(map(repr, names))
+    raise FileNotFoundError(
+        f"root must hold the folder {listed} with the posts' files, {root} does not"
+    )
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -51,24 +52,24 @@ def check_id(post_id: str) -> str | None:
 def usable_rows(
     path: Path, rows: Iterable[tuple[int, str, T, str | None]], unit: str = "line"
 ) -> tuple[dict[str, T], list[Problem]]:
-    """Sort rows into what they say, by id, and a problem for each that cannot be used.
+    """Split rows into the content of usable ones, by id, and a problem for each other.
 
     A row is its number, counted in ``unit``, its id, its content, and why it cannot be used.
     """
-    kept: dict[str, T] = {}
+    contents: dict[str, T] = {}
     problems: list[Problem] = []
     for number, post_id, content, reason in rows:
-        if reason is None and post_id in kept:
-            same = "same" if kept[post_id] == content else "different"
+        if reason is None and post_id in contents:
+            same = "same" if contents[post_id] == content else "different"
             reason = f"the id occurred before, with the {same} labels; the first row counts"
         if reason is None:
-            kept[post_id] = content
+            contents[post_id] = content
         else:
             problems.append(Problem(post_id, "label row", f"{unit} {number}: {reason}", "skipped"))
-    if not kept:
+    if not contents:
         detail = f"; {problems[0].reason}" if problems else ""
         raise ValueError(f"no row of {path} could be read{detail}")
-    return kept, problems
+    return contents, problems
 
 
 def combine(text: str, image: str, rule: LabelRule) -> str | None:

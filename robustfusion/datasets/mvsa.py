@@ -8,17 +8,17 @@ from typing import Any
 
 from robustfusion.datasets.labels import (
     SENTIMENTS,
-    LabelledPost,
     LabelRule,
     check_id,
     combine,
+    find_folder,
     read_lines,
     usable_rows,
 )
-from robustfusion.datasets.post_dataset import OnBad, PostDataset
+from robustfusion.datasets.post_dataset import OnBad, PostDataset, PostRow
 from robustfusion.datasets.report import Problem
 
-Votes = list[tuple[str, ...]]  # what each annotator said of the text and of the image
+Votes = list[tuple[str, ...]]  # for each annotator, the label of the text and of the image
 
 
 class MVSA(PostDataset):
@@ -37,7 +37,7 @@ class MVSA(PostDataset):
         root: folder with ``data`` and ``labelResultAll.txt``.
         label_rule: ``"joint"``: equal labels give that label, a neutral side gives way to the
             other, positive against negative is dropped. ``"equal"``: only equal labels are kept.
-        on_bad: as the arguments below, and the errors, of :class:`PostDataset`.
+        on_bad: see :class:`PostDataset`, also for the arguments below and the errors.
         image_transform: applied to the decoded RGB image.
         verify: read and decode every file once at the start.
         allow_outside: also follow links to files outside of the data folder.
@@ -60,8 +60,6 @@ class MVSA(PostDataset):
         Xu and Mao, MultiSentiNet, CIKM 2017 (the joint rule and the majority vote).
     """
 
-    class_names = SENTIMENTS
-
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -74,57 +72,48 @@ class MVSA(PostDataset):
     ) -> None:
         if label_rule not in ("joint", "equal"):
             raise ValueError(f'label_rule must be "joint" or "equal", got {label_rule!r}')
-        self.label_rule: LabelRule = label_rule
-        self.annotators = 1
+        folder, path = find_folder(Path(root), ("data",)), Path(root) / "labelResultAll.txt"
+        votes, problems = usable_rows(path, _read_votes(path))
         super().__init__(
-            root,
+            [*(_label(i, pairs, label_rule) for i, pairs in votes.items()), *problems],
+            folder,
+            class_names=SENTIMENTS,
             on_bad=on_bad,
             image_transform=image_transform,
             verify=verify,
             allow_outside=allow_outside,
         )
+        variant = "Single" if len(next(iter(votes.values()))) == 1 else "Multiple"
+        self.name = f"MVSA-{variant}, label_rule={label_rule!r}"
+        self.root, self.path = Path(root), path
 
-    def _data_folder(self) -> Path:
-        folder = self.root / "data"
-        if not folder.is_dir():
-            raise FileNotFoundError(f"root must hold the folder 'data', {folder} does not exist")
-        return folder
 
-    def _read_rows(self) -> tuple[list[LabelledPost], list[Problem]]:
-        path = self.root / "labelResultAll.txt"
-        votes, problems = usable_rows(path, _read_votes(path))
-        rows = []
-        for post_id, pairs in votes.items():
-            self.annotators = len(pairs)
-            texts, images = zip(*pairs, strict=True)
-            text, image = _majority(texts), _majority(images)
-            label = combine(text, image, self.label_rule) if text and image else None
-            if text and image and label:
-                rows.append(LabelledPost(post_id, label, text, image))
-                continue
-            reason = f"text {text}, image {image}: dropped by the {self.label_rule} rule"
-            if text is None or image is None:
-                side, said = ("text", texts) if text is None else ("image", images)
-                reason = f"no majority for the {side}: {', '.join(said)}"
-            problems.append(Problem(post_id, "label rule", reason, "excluded"))
-        return rows, problems
-
-    def _title(self) -> str:
-        variant = "Single" if self.annotators == 1 else "Multiple"
-        return f"MVSA-{variant}, label_rule={self.label_rule!r}"
+def _label(post_id: str, votes: Votes, rule: LabelRule) -> PostRow | Problem:
+    """Make one label of what the annotators said, or a problem where the rule drops the post."""
+    texts, images = zip(*votes, strict=True)
+    text, image = _majority(texts), _majority(images)
+    label = combine(text, image, rule) if text and image else None
+    if text and image and label:
+        return PostRow.of_files(post_id, label)._replace(text_label=text, image_label=image)
+    reason = f"text {text}, image {image}: dropped by the {rule} rule"
+    if text is None or image is None:
+        side, labels = ("text", texts) if text is None else ("image", images)
+        reason = f"no majority for the {side}: {', '.join(labels)}"
+    return Problem(post_id, "label rule", reason, "excluded")
 
 
 def _majority(votes: Sequence[str]) -> str | None:
-    """What more than half of the annotators said, or None where there is no such label."""
+    """Return the label of more than half of the annotators, or None where there is none."""
     label, count = Counter(votes).most_common(1)[0]
     return label if 2 * count > len(votes) else None
 
 
 def _read_votes(path: Path) -> Iterator[tuple[int, str, Votes, str | None]]:
-    """The lines, ``ID`` and one or three tab-separated ``text,image``, as rows to be sorted."""
+    """Yield the lines, an ID and one or three tab-separated ``text,image``, as label rows."""
     lines = read_lines(path)
     columns = Counter(line.count("\t") for _, line in lines).most_common(1)
-    annotators = max(columns[0][0], 1) if columns else 1  # of a file without a header
+    # Without a header most lines tell how many annotators there were.
+    annotators = max(columns[0][0], 1) if columns else 1
     for number, line in lines:
         post_id, *fields = (field.strip() for field in line.split("\t"))
         votes = [tuple(part.strip().lower() for part in field.split(",")) for field in fields]

@@ -1,4 +1,4 @@
-"""Pictures of any mode as 8-bit RGB, read with distrust: every failure is a reason in words."""
+"""Pictures of any mode as 8-bit RGB; every failure is an error that says why."""
 
 import re
 from contextlib import suppress
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from robustfusion.disruption.images import import_pillow
+from robustfusion._optional import import_pillow
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # Far above any photo of a social network. A file whose header claims more is refused before a
-# pixel is decoded: it would cost gigabytes, or more still once resized by its shorter side.
+# pixel is decoded, because it would cost gigabytes.
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 30_000
 
-HASH_SIDE = 16  # of the perceptual hash: 16 x 16 comparisons of neighboring pixels
+HASH_SIDE = 16  # the perceptual hash compares 16 x 16 pairs of neighboring pixels
 
 
 class BadFileError(ValueError):
-    """A file of a post that cannot be used; the message is the reason, ``kind`` its kind.
+    """A file of a post cannot be used; the message is the reason, ``kind`` its kind.
 
     Example:
         >>> from robustfusion.datasets import BadFileError, read_image
@@ -58,7 +58,7 @@ def decode(content: bytes, name: str, *, small: bool = False) -> "Image.Image":
                 # JPEG decodes at an eighth of the size, still reading the file to its end.
                 image.draft("RGB", (64, 64))
             image.load()
-            with suppress(Exception):  # of a broken EXIF block; the pixels are whole
+            with suppress(Exception):  # a broken EXIF block leaves the pixels whole
                 ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
     except BadFileError:
@@ -78,14 +78,14 @@ def fingerprint(image: "Image.Image") -> NDArray[np.bool_] | None:
     """
     resample = import_pillow().Resampling.BOX
     small = np.asarray(image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), resample), np.int16)
-    if small.std() < 4:  # of 255: what rises would be noise
+    if small.std() < 4:  # below 4 of 255 levels the comparisons would be noise
         return None
     rises: NDArray[np.bool_] = (small[:, 1:] > small[:, :-1]).reshape(-1)
     return rises
 
 
 def to_rgb(image: "Image.Image") -> "Image.Image":
-    """Bring a picture of any mode to 8-bit RGB, what is transparent on white."""
+    """Convert a picture of any mode to 8-bit RGB, with white behind transparent parts."""
     pillow = import_pillow()
     if image.mode.startswith("I") or image.mode == "F":
         return pillow.fromarray(_eight_bits(image)).convert("RGB")  # type: ignore[no-any-return]
@@ -99,7 +99,7 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
 
 
 def _eight_bits(image: "Image.Image") -> NDArray[np.uint8]:
-    """Scale what Pillow would clip: 16 bit by its range, floats and others by theirs."""
+    """Scale values that Pillow would clip: 16 bit by its full range, others by their own."""
     values = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
     low, high = 0.0, 65535.0
     # Until Pillow 11 a PNG of 16 bit had the mode of 32 bit integers.
@@ -107,6 +107,6 @@ def _eight_bits(image: "Image.Image") -> NDArray[np.uint8]:
         low, high = float(values.min()), float(values.max())
         if low >= 0 and high <= 255:
             low, high = 0.0, 1.0 if image.mode == "F" and high <= 1 else 255.0
-    scaled = np.rint((values - low) * (255 / max(high - low, 1e-12)))  # one value alone: black
+    scaled = np.rint((values - low) * (255 / max(high - low, 1e-12)))  # constant: black
     eight: NDArray[np.uint8] = scaled.clip(0, 255).astype(np.uint8)
     return eight

@@ -1,25 +1,24 @@
-"""Image-text posts kept as files: what MVSA and TumEmo have in common."""
+"""Image-text posts: rows that say where each picture and text is, read when they are asked for."""
 
 import copy
 import os
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
-from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, cast
+from pathlib import Path, PurePath
+from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robustfusion._optional import import_pillow
 from robustfusion.datasets.duplicates import connect, equal_groups, near_groups, normalize_text
-from robustfusion.datasets.labels import LabelledPost
 from robustfusion.datasets.pictures import BadFileError, decode
 from robustfusion.datasets.reading import (
     LIMITS,
-    Facts,
+    FileInfo,
+    check_size,
     digest,
     inspect_image,
     inspect_text,
@@ -33,83 +32,124 @@ from robustfusion.datasets.report import (
     ProblemKind,
 )
 from robustfusion.datasets.splits import Splits
-from robustfusion.disruption.images import import_pillow
 
 OnBad = Literal["skip", "raise", "missing"]
-_Found = dict[str, Facts | Problem]  # what is known of a post, by modality
+MODALITIES = ("image", "text")
+PLACEHOLDER_SIDE = 64  # pixels of the black image that stands for a missing one
+
+
+class PostRow(NamedTuple):
+    """One post of a :class:`PostDataset`: its id, its label, and where its image and text are.
+
+    A ``Path``, relative to the folder of the data set, is a file. An image may also be the
+    ``bytes`` of one, a text a ``str``. None is missing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from robustfusion.datasets import PostRow
+        >>> PostRow("7", "yes", image=Path("7.jpg"), text="sunny").text
+        'sunny'
+    """
+
+    id: str
+    label_name: str | None  #: None for a post without a label
+    image: Any
+    text: Any
+    text_label: str = ""  #: label of the text, where the data set has labels of either side
+    image_label: str = ""
+    origin: str = "post"  #: name of the row in messages, such as "row 3"
+    cells: Mapping[str, Any] = {}  #: all columns of the row
+
+    @classmethod
+    def of_files(cls, post_id: str, label_name: str) -> "PostRow":
+        """Return the row of a post whose files are ``{id}.jpg`` and ``{id}.txt``."""
+        return cls(
+            post_id,
+            label_name,
+            Path(f"{post_id}.jpg"),
+            Path(f"{post_id}.txt"),
+            label_name,
+            label_name,
+            f"post {post_id}",
+        )
 
 
 class Sample(TypedDict):
     """One post: ``inputs`` and ``available`` have the keys "image" and "text".
 
-    What ``posts[0]`` of a :class:`PostDataset` returns, see the example there;
-    :func:`robustfusion.disruption.collate` puts several side by side as a batch.
+    ``posts[0]`` of a :class:`PostDataset` is a sample, see the example there;
+    :func:`robustfusion.disruption.collate` makes a batch of several. A post without a label has
+    neither ``label`` nor ``label_name``.
     """
 
     id: str
     inputs: dict[str, Any]
     available: dict[str, bool]
-    label: int
-    label_name: str
+    label: NotRequired[int]
+    label_name: NotRequired[str]
 
 
-class PostDataset(Dataset[Sample], ABC):
-    r"""Posts of one image and one text, read from a folder when they are asked for.
+class PostDataset(Dataset[Sample]):
+    r"""Posts of one image and one text, read when they are asked for.
 
-    A subclass says where the files are and reads its label file, of which every row is either
-    kept or listed with its reason, see :meth:`report`. Only regular files inside the data folder
-    are opened, texts of at most 1 MB, pictures as :func:`~robustfusion.datasets.read_image` does.
+    A reader of your own makes a :class:`PostRow` of each usable row of a label file and a
+    :class:`Problem` of each other; the data set then looks at the files and lists each one that
+    cannot be used with its reason, see :meth:`report`. Only regular files inside ``root`` are
+    opened: texts of at most 1 MB, pictures as by :func:`~robustfusion.datasets.read_image`.
 
     Args:
-        root: folder of the data set.
+        rows: the posts, with unique ids, and the problems of rows that are none.
+        root: folder that the paths of images and texts are relative to.
+        class_names: label names in the order of the classes; by default those of the rows,
+            sorted, numbers by value.
         on_bad: ``"skip"`` a post whose text is missing or blank or whose image is missing or
             cannot be decoded, ``"raise"`` an error, or take that modality as ``"missing"`` (a post
             with neither is skipped all the same). Each is in the report.
-        image_transform: of the decoded RGB image, and of the black one that stands for a missing.
-        verify: read and decode every file once at the start. Without it files are only looked
-            for; a bad file then raises, or counts as missing, when its post is asked for.
-        allow_outside: also follow links to files outside of the data folder.
+        image_transform: applied to the decoded RGB image, and to the black one in the place of a
+            missing image.
+        verify: read and decode every file once at the start. Otherwise the constructor only looks
+            whether files exist; a bad file then raises, or counts as missing, when its post is
+            asked for.
+        allow_outside: also follow paths and links to files outside of ``root``.
+
+    Attributes:
+        posts: the rows behind the samples.
+        class_names: names of the classes; empty where no post has a label.
+        name: name of the data set in reports.
+        path: the label file, None where there is none.
 
     Raises:
-        FileNotFoundError: without the folder or the label file.
-        ValueError: for an unusable label file, or a bad row with ``on_bad="raise"``.
+        FileNotFoundError: without the folder.
+        ValueError: for a bad row with ``on_bad="raise"``, repeated ids, or a label that
+            ``class_names`` lacks.
         ImportError: without Pillow.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from PIL import Image
-        >>> from robustfusion.datasets import PostDataset
-        >>> from robustfusion.datasets.labels import LabelledPost
-        >>> class Folder(PostDataset):  # {id}.jpg and {id}.txt, and labels from wherever they are
-        ...     class_names = ("no", "yes")
-        ...
-        ...     def _data_folder(self):
-        ...         return self.root
-        ...
-        ...     def _read_rows(self):
-        ...         return [LabelledPost(i, l, l, l) for i, l in (("7", "yes"), ("8", "no"))], []
-        ...
-        ...     def _title(self):
-        ...         return "Folder"
+        >>> from robustfusion.datasets import PostDataset, PostRow
         >>> root = Path(tempfile.mkdtemp())
         >>> Image.new("RGB", (8, 8)).save(root / "7.jpg")
-        >>> _ = (root / "7.txt").write_text("sunny")
-        >>> posts = Folder(root)
+        >>> rows = [PostRow("7", "yes", Path("7.jpg"), "sunny")]
+        >>> rows += [PostRow("8", "no", Path("8.jpg"), "rain again")]
+        >>> posts = PostDataset(rows, root)
         >>> posts[0]["inputs"]["text"], posts[0]["label"]
         ('sunny', 1)
         >>> [problem.reason for problem in posts.report().problems]
-        ['8.txt is missing', '8.jpg is missing']
+        ['8.jpg is missing']
     """
 
     class_names: tuple[str, ...]
-    placeholder_size = 64  # side of the black image that stands for a missing one
-    posts: list[LabelledPost]  #: the rows behind the samples, with labels of text and image
+    posts: list[PostRow]
+    path: Path | None = None
 
     def __init__(
         self,
+        rows: Iterable[PostRow | Problem],
         root: str | os.PathLike[str],
         *,
+        class_names: Sequence[str] | None = None,
         on_bad: OnBad = "skip",
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
@@ -118,32 +158,24 @@ class PostDataset(Dataset[Sample], ABC):
         if on_bad not in ("skip", "raise", "missing"):
             raise ValueError(f'on_bad must be "skip", "raise" or "missing", got {on_bad!r}')
         import_pillow()
-        self.root = Path(root)
+        self.name = type(self).__name__
+        self.root = self.folder = Path(root)
         self.on_bad: OnBad = on_bad
         self.image_transform = image_transform
         self.verify = verify
         self.allow_outside = allow_outside
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"root must be a folder, got {self.root}")
-        self.folder = self._data_folder()
-        rows, problems = self._read_rows()
-        self._rows = len({row.id for row in rows}) + len(problems)
-        self._found = self._look_at([row.id for row in rows])
-        self.posts, self._problems = self._select(rows, problems)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"root must be a folder, got {self.folder}")
+        rows = list(rows)
+        posts = [row for row in rows if isinstance(row, PostRow)]
+        self._row_count = len(rows)
+        self.class_names = _order_classes(posts, class_names)
+        self._inspected = self._inspect_all({post.id: post for post in posts})
+        if len(self._inspected) < len(posts):
+            raise ValueError(f"ids must be unique, {len(posts)} rows have {len(self._inspected)}")
+        self.posts, self._problems = self._select(rows)
         self._index = {post.id: index for index, post in enumerate(self.posts)}
         self._selected = False
-
-    @abstractmethod
-    def _data_folder(self) -> Path:
-        """Return the folder of the ``{id}.txt`` and ``{id}.jpg`` files."""
-
-    @abstractmethod
-    def _read_rows(self) -> tuple[list[LabelledPost], list[Problem]]:
-        """Return the labelled posts, and a problem for every other row of the label file."""
-
-    @abstractmethod
-    def _title(self) -> str:
-        """Return the name of the data set for reports."""
 
     @property
     def ids(self) -> list[str]:
@@ -152,15 +184,18 @@ class PostDataset(Dataset[Sample], ABC):
 
     @property
     def labels(self) -> list[int]:
-        """The labels: positions in ``class_names``."""
-        return [self.class_names.index(post.label_name) for post in self.posts]
+        """The labels: positions in ``class_names``; ``ValueError`` where a post has none."""
+        names = [post.label_name for post in self.posts]
+        if None in names:
+            raise ValueError(f"{names.count(None)} of {len(names)} posts have no label")
+        return [self.class_names.index(name) for name in names if name is not None]
 
     @property
     def available(self) -> dict[str, Tensor]:
-        """What was observed, bool (N,) by modality; without ``verify`` as far as it is known."""
+        """Availability of each modality, bool (N,); without ``verify`` as far as it is known."""
         return {
             modality: torch.tensor([not self._is_bad(i, modality) for i in self.ids]).bool()
-            for modality in ("image", "text")
+            for modality in MODALITIES
         }
 
     def __len__(self) -> int:
@@ -168,32 +203,54 @@ class PostDataset(Dataset[Sample], ABC):
 
     def __getitem__(self, index: int) -> Sample:
         post = self.posts[index]
-        inputs: dict[str, Any] = {"image": None, "text": ""}
-        available = {name: not self._is_bad(post.id, name) for name in inputs}
-        for name in inputs:
-            try:
-                if available[name]:
-                    inputs[name] = self._read(post.id, name)
-            except BadFileError as error:
-                if self.on_bad != "missing":
-                    raise BadFileError(
-                        f"post {post.id!r}: {error}; verify=True finds such posts at the start"
-                    ) from error
-                available[name] = False
-        if not any(available.values()):
+        values, errors = self.read(index)
+        for name, error in errors.items():
+            if self.on_bad != "missing" and not self._is_bad(post.id, name):
+                raise BadFileError(
+                    f"post {post.id!r}: {error}; verify=True finds such posts at the start"
+                ) from error
+        if len(errors) == len(MODALITIES):
             raise BadFileError(f"post {post.id!r}: neither image nor text can be read")
-        if not available["image"]:
-            side = self.placeholder_size
-            inputs["image"] = import_pillow().new("RGB", (side, side))
+        black = import_pillow().new("RGB", (PLACEHOLDER_SIDE, PLACEHOLDER_SIDE))
+        inputs = {"image": values.get("image", black), "text": values.get("text", "")}
         if self.image_transform is not None:
             inputs["image"] = self.image_transform(inputs["image"])
-        label, name = self.class_names.index(post.label_name), post.label_name
-        return Sample(id=post.id, inputs=inputs, available=available, label=label, label_name=name)
+        available = {name: name not in errors for name in MODALITIES}
+        sample = Sample(id=post.id, inputs=inputs, available=available)
+        if post.label_name is not None:
+            sample["label"] = self.class_names.index(post.label_name)
+            sample["label_name"] = post.label_name
+        return sample
+
+    def read(self, index: int) -> tuple[dict[str, Any], dict[str, BadFileError]]:
+        """Read the image and the text of a post as far as they can be read.
+
+        Returns:
+            The modalities that can be read, without ``image_transform``, and an error for each
+            other one.
+        """
+        return self._read(self.posts[index])
+
+    def _read(self, post: PostRow) -> tuple[dict[str, Any], dict[str, BadFileError]]:
+        values, errors = {}, {}
+        for name in MODALITIES:
+            known = self._inspected[post.id].get(name)
+            try:
+                if isinstance(known, BadFileError):
+                    raise known
+                content, label = self._content(post, name), _describe(post, name)
+                values[name] = (
+                    inspect_text(content, label).text if name == "text" else decode(content, label)
+                )
+            except BadFileError as error:
+                errors[name] = error
+        return values, errors
 
     def select(self, ids: Sequence[str], *, absent: Literal["raise", "ignore"] = "raise") -> Self:
         """Return the same data set with the given posts only, in the given order.
 
-        An id that is not here (skipped, say) is a ``ValueError``, or left out as ``absent`` says.
+        An id that the data set lacks, because it was skipped, say, is a ``ValueError``, or is left
+        out with ``absent="ignore"``.
         """
         lost = [post_id for post_id in ids if post_id not in self._index]
         if lost and absent == "raise":
@@ -208,126 +265,151 @@ class PostDataset(Dataset[Sample], ABC):
         return chosen
 
     def content_digest(self, index: int, modality: str) -> str | None:
-        """Return the SHA-256 of the file behind one modality of a post, None where missing.
+        """Return the SHA-256 of the content of one modality of a post, None where missing.
 
-        Without ``verify`` the file is read and not decoded: one that cannot be has a digest too.
+        Without ``verify`` a file is read and not decoded, so that a broken one has a digest too.
         """
-        post_id = self.posts[index].id
+        post = self.posts[index]
         if self.verify:
-            found = self._found[post_id][modality]
-            return found.digest if isinstance(found, Facts) else None
+            info = self._inspected[post.id][modality]
+            return info.digest if isinstance(info, FileInfo) else None
         try:
-            return digest(self._content(post_id, modality))
+            return digest(self._content(post, modality))
         except BadFileError:
             return None
 
     def duplicate_groups(self) -> list[str]:
         """Return a group name for each post: equal for posts that share a text or an image.
 
-        Hand it to ``stratified_split(groups=...)``, or for cross-validation to the ``split(ids,
+        Pass it to ``stratified_split(groups=...)``, or for cross-validation to the ``split(ids,
         labels, groups)`` of scikit-learn's ``StratifiedGroupKFold``, and no duplicate crosses.
         """
         groups = connect(self.ids, [(g.ids[0], i) for g in self._duplicates(None) for i in g.ids])
         return [groups[post_id] for post_id in self.ids]
 
     def report(self, splits: Splits | None = None) -> DatasetReport:
-        """Return what was kept, what was not and why, and which posts are duplicates.
+        """Return the counts of posts, the rows left out and why, and the duplicates.
 
-        Given ``splits``, also their sizes and the duplicates across them.
+        With ``splits`` it also has their sizes and the duplicates across them.
         """
         names = Counter(post.label_name for post in self.posts)
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
-        texts = {i: self._found[i].get("text") for i in self.ids}
-        named = splits.ids if splits else ()
+        texts = {i: self._inspected[i].get("text") for i in self.ids}
+        split_ids = splits.ids if splits else ()
         return DatasetReport(
-            name=self._title(),
-            rows=self._rows,
-            kept=len(self),
+            name=self.name,
+            rows=self._row_count,
+            posts=len(self),
             class_counts={name: names[name] for name in self.class_names},
             problems=tuple(self._problems),
-            lossy_texts=tuple(i for i, t in texts.items() if isinstance(t, Facts) and t.lossy),
-            unlabelled=() if self._selected else self._unlabelled(),
+            lossy_texts=tuple(i for i, t in texts.items() if isinstance(t, FileInfo) and t.lossy),
+            files_without_row=() if self._selected else self._files_without_row(),
             duplicates=tuple(self._duplicates(splits)) if self.verify else (),
             split_sizes={n: sizes[n] for n in ("train", "val", "test", "none") if sizes[n]},
-            unknown_split_ids=tuple(i for i in named if i not in self._index),
+            unknown_split_ids=tuple(i for i in split_ids if i not in self._index),
             verified=self.verify,
         )
 
     def __repr__(self) -> str:
         part = ", a selection" if self._selected else ""
-        return f"{self._title()}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
+        return f"{self.name}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
 
-    def _name(self, post_id: str, modality: str) -> str:
-        return f"{post_id}{'.txt' if modality == 'text' else '.jpg'}"
+    def _content(self, post: PostRow, modality: str) -> bytes:
+        cell, name = getattr(post, modality), _describe(post, modality)
+        if cell is None:
+            raise BadFileError(f"{name} is an empty cell", "missing")
+        if isinstance(cell, PurePath):
+            within = None if self.allow_outside else self.folder
+            return read_bytes(self.folder / cell, LIMITS[modality], within)
+        if modality == "text" and isinstance(cell, str):
+            cell = cell.encode("utf-8", "replace")
+        if not isinstance(cell, bytes):
+            raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
+        check_size(cell, LIMITS[modality], name)
+        return cell
 
-    def _content(self, post_id: str, modality: str) -> bytes:
-        return self._file(self._name(post_id, modality), modality)
-
-    def _file(self, name: str, modality: str) -> bytes:
-        within = None if self.allow_outside else self.folder
-        return read_bytes(self.folder / name, LIMITS[modality], within)
-
-    def _read(self, post_id: str, modality: str) -> Any:
-        content, name = self._content(post_id, modality), self._name(post_id, modality)
-        return inspect_text(content, name).text if modality == "text" else decode(content, name)
-
-    def _look_at(self, ids: list[str]) -> dict[str, _Found]:
-        """What is known of each post's text and image from the start."""
+    def _inspect_all(
+        self, posts: Mapping[str, PostRow]
+    ) -> dict[str, dict[str, FileInfo | BadFileError]]:
+        """Return what is known of each post's image and text from the start."""
         if self.verify:
             # Decoding and reading release the interpreter: threads halve the time on two cores.
             with ThreadPoolExecutor() as pool:
-                return dict(zip(ids, pool.map(self._inspect, ids), strict=True))
-        found: dict[str, _Found] = {post_id: {} for post_id in ids}
-        there = {entry.name for entry in os.scandir(self.folder)}
-        for post_id, modality in product(ids, ("text", "image")):
-            if (name := self._name(post_id, modality)) not in there:
-                error = BadFileError(f"{name} is missing", "missing")
-                found[post_id][modality] = _problem(post_id, modality, error)
-        return found
+                return dict(zip(posts, pool.map(self._inspect, posts.values()), strict=True))
+        known: dict[str, dict[str, FileInfo | BadFileError]] = {}
+        names = {entry.name for entry in os.scandir(self.folder)}
+        for post in posts.values():
+            known[post.id] = {}
+            for modality in MODALITIES:
+                cell, label = getattr(post, modality), _describe(post, modality)
+                if cell is None:
+                    reason = f"{label} is an empty cell"
+                elif (
+                    isinstance(cell, PurePath) and not cell.parent.parts and cell.name not in names
+                ):
+                    reason = f"{label} is missing"
+                else:
+                    continue
+                known[post.id][modality] = BadFileError(reason, "missing")
+        return known
 
-    def _inspect(self, post_id: str) -> _Found:
-        found: _Found = {}
+    def _inspect(self, post: PostRow) -> dict[str, FileInfo | BadFileError]:
+        known: dict[str, FileInfo | BadFileError] = {}
         for modality, inspect in (("text", inspect_text), ("image", inspect_image)):
             try:
-                content, name = self._content(post_id, modality), self._name(post_id, modality)
-                found[modality] = inspect(content, name)
+                known[modality] = inspect(self._content(post, modality), _describe(post, modality))
             except BadFileError as error:
-                found[modality] = _problem(post_id, modality, error)
-        return found
+                known[modality] = error
+        return known
 
     def _is_bad(self, post_id: str, modality: str) -> bool:
-        return isinstance(self._found[post_id].get(modality), Problem)
+        return isinstance(self._inspected[post_id].get(modality), BadFileError)
 
     def _select(
-        self, rows: list[LabelledPost], problems: list[Problem]
-    ) -> tuple[list[LabelledPost], list[Problem]]:
-        kept, problems = [], list(problems)
+        self, rows: Sequence[PostRow | Problem]
+    ) -> tuple[list[PostRow], tuple[Problem, ...]]:
+        """Return the posts that can be used, and the problems of all rows."""
+        posts: list[PostRow] = []
+        problems = [row for row in rows if isinstance(row, Problem)]
         for row in rows:
-            bad = [found for found in self._found[row.id].values() if isinstance(found, Problem)]
-            usable = self.on_bad == "missing" and len(bad) < 2
-            problems += [p._replace(action="missing modality") if usable else p for p in bad]
-            if usable or not bad:
-                kept.append(row)
+            if isinstance(row, Problem):
+                continue
+            inspected = self._inspected[row.id].items()
+            errors = {m: e for m, e in inspected if isinstance(e, BadFileError)}
+            missing = self.on_bad == "missing" and len(errors) < 2
+            action: Any = "missing modality" if missing else "skipped"
+            if len(errors) == len(MODALITIES):
+                reason = f"neither image nor text: {errors['image']}; {errors['text']}"
+                problems.append(Problem(row.id, "no modality", reason, action))
+            else:
+                problems += [
+                    Problem(row.id, _kind(m, e), str(e), action) for m, e in errors.items()
+                ]
+            if missing or not errors:
+                posts.append(row)
         refused = [problem for problem in problems if problem.action == "skipped"]
         if self.on_bad == "raise" and refused:
             first = "; ".join(f"{p.id[:40]!r}: {p.reason}" for p in refused[:5])
-            raise ValueError(f"{len(refused)} bad rows in {self.root}: {first}")
-        return kept, problems
+            raise ValueError(f"{len(refused)} bad rows in {self.folder}: {first}")
+        return posts, tuple(problems)
 
     def _duplicates(self, splits: Splits | None) -> list[Duplicates]:
-        found = {i: self._found[i] if self.verify else self._inspect(i) for i in self.ids}
+        inspected = {
+            post.id: self._inspected[post.id] if self.verify else self._inspect(post)
+            for post in self.posts
+        }
         texts, images = (
-            {i: facts for i, of in found.items() if isinstance(facts := of[modality], Facts)}
-            for modality in ("text", "image")
+            {i: info for i, of in inspected.items() if isinstance(info := of[name], FileInfo)}
+            for name in ("text", "image")
         )
-        same = equal_groups({i: facts.digest for i, facts in images.items()})
-        near = near_groups({i: facts.fingerprint for i, facts in images.items()})
+        same = equal_groups({i: info.digest for i, info in images.items()})
+        near = near_groups({i: info.fingerprint for i, info in images.items()})
         groups: dict[DuplicateKind, list[tuple[str, ...]]] = {
             "text": equal_groups({i: normalize_text(f.text) or None for i, f in texts.items()}),
             "image": same,
             "near image": [ids for ids in near if ids not in set(same)],
         }
-        label_of = {post.id: post.label_name for post in self.posts}
+        label_of = {post.id: post.label_name or "" for post in self.posts}
         return [
             Duplicates(
                 kind,
@@ -335,18 +417,38 @@ class PostDataset(Dataset[Sample], ABC):
                 tuple(label_of[i] for i in ids),
                 tuple(splits.split_of(i) or "" for i in ids) if splits else (),
             )
-            for kind, found_ids in groups.items()
-            for ids in found_ids
+            for kind, groups_of_kind in groups.items()
+            for ids in groups_of_kind
         ]
 
-    def _unlabelled(self) -> tuple[str, ...]:
+    def _files_without_row(self) -> tuple[str, ...]:
+        """Return the names of posts whose files are there and whose row is not."""
+        if not any(isinstance(post.text, PurePath) for post in self.posts):
+            return ()  # a table: the folder may hold anything
         known = {post.id for post in self.posts} | {problem.id for problem in self._problems}
         names = [Path(entry.name) for entry in os.scandir(self.folder)]
         return tuple(sorted({n.stem for n in names if n.suffix in (".txt", ".jpg")} - known))
 
 
-def _problem(post_id: str, modality: str, error: BadFileError) -> Problem:
-    kind = error.kind
-    if modality == "image" and kind == "empty":
-        kind = "unreadable"
-    return Problem(post_id, cast("ProblemKind", f"{kind} {modality}"), str(error), "skipped")
+def _describe(post: PostRow, modality: str) -> str:
+    """Name one modality of a post in messages: a file by its path, a cell by its row."""
+    cell = getattr(post, modality)
+    return str(cell) if isinstance(cell, PurePath) else f"the {modality} of {post.origin}"
+
+
+def _kind(modality: str, error: BadFileError) -> ProblemKind:
+    kind = "unreadable" if modality == "image" and error.kind == "empty" else error.kind
+    return cast("ProblemKind", f"{kind} {modality}")
+
+
+def _order_classes(posts: Sequence[PostRow], names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the given class names, or those of the posts: numbers by value, others as text."""
+    labels = {post.label_name for post in posts if post.label_name is not None}
+    if names is None:
+        try:
+            return tuple(sorted(labels, key=float))
+        except ValueError:
+            return tuple(sorted(labels))
+    if labels - set(names):
+        raise ValueError(f"class_names must hold all labels, {sorted(labels)} are in the data")
+    return tuple(names)

@@ -5,11 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from robustfusion.datasets.labels import LabelledPost, usable_rows
-from robustfusion.datasets.pictures import BadFileError
-from robustfusion.datasets.post_dataset import PostDataset
-from robustfusion.datasets.reading import LIMITS, check_size
-from robustfusion.datasets.report import Problem
+from robustfusion.datasets.labels import usable_rows
+from robustfusion.datasets.post_dataset import PostDataset, PostRow
 from robustfusion.datasets.splits import ALIASES, Splits
 from robustfusion.datasets.tables import Row, read_table
 from robustfusion.disruption.data import is_missing
@@ -26,18 +23,20 @@ class PostTable(PostDataset):
 
     Args:
         path: the table.
-        image_column: of paths, from ``root``; a cell may also be the bytes of a picture, or a
-            mapping with them as "bytes", as the datasets library writes them.
-        text_column: of texts, at most 1 MB each.
-        label_column: of classes of any type.
+        image_column: paths, relative to ``root``; a cell may also be the bytes of a picture, or a
+            mapping with them as "bytes", as the datasets library writes them. None for none.
+        text_column: texts, at most 1 MB each. None for none.
+        label_column: classes of any type. None reads a table without labels, to predict them:
+            posts then are named by the numbers of their rows, so that no repeated id is left out.
         root: folder of the pictures, by default that of the table.
         allow_outside: also open pictures outside of ``root``. Tables that others wrote may name
             any file of your machine.
-        image_transform: as of :class:`PostDataset`.
+        image_transform: as in :class:`PostDataset`.
+        verify: as in :class:`PostDataset`.
 
     Attributes:
-        class_names: names of the classes, sorted, numbers by value; a subclass may say another
-            order.
+        class_names: names of the classes, sorted, numbers by value; a subclass may set another
+            order as a class attribute.
         columns: names of all columns.
 
     Raises:
@@ -63,120 +62,131 @@ class PostTable(PostDataset):
         ('what a day', 'bob')
     """
 
+    path: Path
+
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        image_column: str = "image",
-        text_column: str = "text",
-        label_column: str = "label",
+        image_column: str | None = "image",
+        text_column: str | None = "text",
+        label_column: str | None = "label",
         root: str | os.PathLike[str] | None = None,
         allow_outside: bool = False,
         image_transform: Callable[[Any], Any] | None = None,
+        verify: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.columns: tuple[str, ...] = ()
-        self._column = {"image": image_column, "text": text_column, "label": label_column}
-        self._cells: dict[str, tuple[int, Row]] = {}
+        rows, self.columns = read_table(self.path)
+        column = {"image": image_column, "text": text_column, "label": label_column}
+        for argument, name in column.items():
+            if self.columns and name is not None and name not in self.columns:
+                raise ValueError(
+                    f"{argument}_column must be in {self.path.name}, which has the columns "
+                    f"{list(self.columns)}, got {name!r}"
+                )
+        used: set[str] = set()
+        read = (_read_row(number, row, column, used) for number, row in rows)
+        posts, problems = usable_rows(self.path, read, "row")
         super().__init__(
+            [*posts.values(), *problems],
             self.path.parent if root is None else root,
+            class_names=getattr(type(self), "class_names", None),
             on_bad="missing",
             image_transform=image_transform,
+            verify=verify,
             allow_outside=allow_outside,
         )
+        self.name = f"PostTable {self.path.name}"
+        self._table = [(row, posts.get(str(number))) for number, row in rows]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Mapping[str, Any]]:
         """The rows behind the posts, with all their columns."""
-        return [self._cells[post_id][1] for post_id in self.ids]
+        return [post.cells for post in self.posts]
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows of the table, those included that are no posts."""
+        return len(self._table)
+
+    def read_row(self, number: int) -> tuple[Mapping[str, Any], dict[str, Any], str]:
+        """Read a row of a table without labels, numbered from 1, whether it is a post or not.
+
+        Returns:
+            Its cells by column, the modalities that can be read, and what is wrong with it, "" for
+            nothing. An empty cell is not wrong, but a row without image and text is.
+        """
+        row, post = self._table[number - 1]
+        if isinstance(row, str) or post is None:
+            return {}, {}, str(row)
+        values, errors = self._read(post)
+        if not values:
+            return row, {}, f"neither image nor text: {'; '.join(map(str, errors.values()))}"
+        reasons = [str(e) for name, e in errors.items() if getattr(post, name) is not None]
+        return row, values, "; ".join(reasons)
 
     @property
     def splits(self) -> Splits | None:
-        """What the column ``split`` says of the posts that are here, None without the column."""
+        """The splits that the column ``split`` names, None without the column."""
         if "split" not in self.columns:
             return None
         parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        for post_id, row in zip(self.ids, self.rows, strict=True):
-            if not is_missing(row.get("split")):
-                said = str(row["split"]).strip().lower()
-                name = ALIASES.get(said, said)
+        for post in self.posts:
+            cell = post.cells.get("split")
+            if not is_missing(cell):
+                name = str(cell).strip().lower()
+                name = ALIASES.get(name, name)
                 if name not in parts:
                     raise ValueError(
-                        f"split must be train, val or test, {self._name(post_id, 'post')} has "
-                        f"{str(row['split'])[:40]!r}"
+                        f"split must be train, val or test, {post.origin} has {str(cell)[:40]!r}"
                     )
-                parts[name].append(post_id)
+                parts[name].append(post.id)
         return Splits(**parts, source=self.path.name)
 
-    def _data_folder(self) -> Path:
-        return self.root
 
-    def _read_rows(self) -> tuple[list[LabelledPost], list[Problem]]:
-        rows, self.columns = read_table(self.path)
-        for argument, column in self._column.items():
-            if self.columns and column not in self.columns:
-                raise ValueError(
-                    f"{argument}_column must be in {self.path.name}, which has the columns "
-                    f"{list(self.columns)}, got {column!r}"
-                )
-        labels, problems = usable_rows(self.path, (self._read_row(*row) for row in rows), "row")
-        names = set(labels.values())
-        if not hasattr(type(self), "class_names"):
-            self.class_names = _in_order(names)
-        elif names - set(self.class_names):
-            raise ValueError(f"class_names must hold all labels, {sorted(names)} are in the table")
-        return [LabelledPost(i, label, label, label) for i, label in labels.items()], problems
+def _read_row(
+    number: int, row: Row | str, column: Mapping[str, str | None], used: set[str]
+) -> tuple[int, str, PostRow, str | None]:
+    """Return the number of a row, its id, its post, and why it cannot be used."""
+    if isinstance(row, str):
+        return number, str(number), PostRow(str(number), None, None, None), row
+    labeled = column["label"] is not None
+    cell = row.get("id", number) if labeled else number
+    label = row.get(column["label"] or "")
+    post_id = "" if is_missing(cell) else _text(cell)
+    reason = None
+    if not post_id or post_id in used:
+        reason = "the id occurred before" if post_id else "the id is empty"
+    elif labeled and (is_missing(label) or isinstance(label, Mapping | list)):
+        reason = "there is no label"
+    else:
+        used.add(post_id)
+    post = PostRow(
+        post_id,
+        _text(label) if labeled else None,
+        _image(row.get(column["image"] or "")),
+        _cell(row.get(column["text"] or "")),
+        origin=f"row {number}",
+        cells=row,
+    )
+    return number, post_id, post, reason
 
-    def _read_row(self, number: int, row: Row | str) -> tuple[int, str, str, str | None]:
-        """The number of a row, its id, its label, and why it cannot be used."""
-        if isinstance(row, str):
-            return number, str(number), "", row
-        cell, label = row.get("id", number), row.get(self._column["label"])
-        post_id = "" if is_missing(cell) else _text(cell)
-        reason = None
-        if not post_id or post_id in self._cells:
-            reason = "the id occurred before" if post_id else "the id is empty"
-        elif is_missing(label) or isinstance(label, Mapping | list):
-            reason = "there is no label"
-        else:
-            self._cells[post_id] = (number, row)
-        return number, post_id, _text(label), reason
 
-    def _name(self, post_id: str, modality: str) -> str:
-        return f"the {modality} of row {self._cells[post_id][0]}"
+def _image(cell: Any) -> Any:
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if is_missing(cell):
+        return None
+    return Path(cell.strip()) if isinstance(cell, str) else cell
 
-    def _content(self, post_id: str, modality: str) -> bytes:
-        cell = self._cells[post_id][1].get(self._column[modality])
-        name = self._name(post_id, modality)
-        if is_missing(cell):
-            raise BadFileError(f"{name} is an empty cell", "missing")
-        if modality == "text":
-            cell = str(cell).encode("utf-8", "replace")
-        elif isinstance(cell, Mapping):
-            cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, bytes):
-            check_size(cell, LIMITS[modality], name)
-            return cell
-        if not isinstance(cell, str):
-            raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
-        return self._file(cell.strip(), modality)
 
-    def _unlabelled(self) -> tuple[str, ...]:
-        return ()
-
-    def _title(self) -> str:
-        return f"PostTable {self.path.name}"
+def _cell(cell: Any) -> str | None:
+    return None if is_missing(cell) else str(cell)
 
 
 def _text(value: Any) -> str:
-    """The name of an id or a label: 2.0, which a table with holes makes of 2, is 2."""
+    """Return the name of an id or a label; 2.0, which a table with gaps makes of 2, is "2"."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
-
-
-def _in_order(names: set[str]) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(names, key=float))
-    except ValueError:
-        return tuple(sorted(names))

@@ -1,4 +1,4 @@
-"""Files of a post, read with distrust: every failure is a reason in words, never a surprise."""
+"""Files of a post, which may be damaged or hostile: every failure is an error that says why."""
 
 import hashlib
 import os
@@ -14,15 +14,15 @@ from robustfusion.datasets.pictures import BadFileError, decode, fingerprint
 if TYPE_CHECKING:
     from PIL import Image
 
-# What a post may weigh: far above any photo, or any text of one, that a social network takes.
+# The largest files of a post, far above what a social network takes.
 MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 64_000_000, 1_000_000
 LIMITS = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES}
 
 
-class Facts(NamedTuple):
-    """What one reading of a text or an image tells.
+class FileInfo(NamedTuple):
+    """Facts about a text or an image after one reading.
 
-    ``fingerprint`` is ``(256,)`` bool, or None for an image too flat to be told from others.
+    ``fingerprint`` is ``(256,)`` bool, or None for an image too flat to be compared.
     """
 
     digest: str
@@ -34,15 +34,15 @@ class Facts(NamedTuple):
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes, inside ``within`` if given.
 
-    Anything else is a ``BadFileError``; of what lies outside nothing is told.
+    Anything else is a ``BadFileError``, which does not say whether a file outside exists.
     """
     name = path.name
     if within is not None and path.is_relative_to(within):
-        name = str(path.relative_to(within))  # so that one sees where it was looked for
+        name = str(path.relative_to(within))  # tells in which folder the file was expected
     try:
         if within is not None:
             path = _confined(path, within)
-        # Looked at before it is opened: to open a device may have effects, a pipe waits.
+        # Check before opening: to open a device may have effects, and a pipe waits for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadFileError(f"{name} cannot be read: it is no regular file")
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
@@ -68,8 +68,8 @@ def _confined(path: Path, within: Path) -> Path:
     top, name = Path(os.path.realpath(within)), path.name
     if path.absolute().is_relative_to(within.absolute()):
         path = top / path.absolute().relative_to(within.absolute())
-    # By its letters first: "../X/../data/a.jpg", or a link out there to a file in here, would
-    # tell what is outside by whether it opens.
+    # Resolve ".." as text first: "../X/../data/a.jpg", or a link outside that leads back in,
+    # would reveal by success or failure whether X exists.
     path = Path(os.path.abspath(path))
     real = Path(os.path.realpath(path))
     if not (path.is_relative_to(top) and real.is_relative_to(top)):
@@ -78,22 +78,24 @@ def _confined(path: Path, within: Path) -> Path:
 
 
 def check_size(content: bytes, limit: int, name: str) -> None:
-    """Raise where a content is larger than a post's may be."""
+    """Raise ``BadFileError`` where a content is larger than ``limit`` bytes."""
     if len(content) > limit:
         raise BadFileError(f"{name} has more than {limit // 1_000_000} MB")
 
 
-def inspect_text(content: bytes, name: str) -> Facts:
-    """Read a text as UTF-8, without the bytes that are not; one of blanks alone is a bad file."""
+def inspect_text(content: bytes, name: str) -> FileInfo:
+    """Read a text as UTF-8 without invalid bytes; a text of blanks is a bad file."""
     text = content.decode("utf-8-sig", errors="ignore").replace("\r\n", "\n").strip()
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadFileError(f"{name} holds no text ({len(content)} bytes)", "empty")
-    return Facts(digest(content), text, lossy=content.decode(errors="ignore").encode() != content)
+    return FileInfo(
+        digest(content), text, lossy=content.decode(errors="ignore").encode() != content
+    )
 
 
-def inspect_image(content: bytes, name: str) -> Facts:
-    """Decode an image once, small where the format allows it, for its digest and hash."""
-    return Facts(digest(content), fingerprint=fingerprint(decode(content, name, small=True)))
+def inspect_image(content: bytes, name: str) -> FileInfo:
+    """Decode an image once, at small size where the format allows it, for its digest and hash."""
+    return FileInfo(digest(content), fingerprint=fingerprint(decode(content, name, small=True)))
 
 
 def read_image(
@@ -101,19 +103,19 @@ def read_image(
 ) -> "Image.Image":
     """Read a picture as RGB, upright and in 8 bit.
 
-    The EXIF orientation is applied; what is transparent shows a white ground; 16 bit is scaled by
-    its full range, floats in [0, 1] by theirs, other integers and floats above 255 or below 0 from
-    their smallest value to their greatest. Of an animation comes the first frame.
+    The EXIF orientation is applied, and transparent parts show a white ground. 16-bit values are
+    scaled by their full range, floats in [0, 1] by theirs, other integers and floats above 255 or
+    below 0 from their smallest value to their greatest. An animation gives its first frame.
 
     Args:
         path: a regular file of at most 64 MB.
-        within: the folder that it must lie in, by its name and once links are followed, for paths
-            that others wrote; None for anywhere.
+        within: the folder that the file must lie in, also after links are followed; for paths
+            that others wrote. None allows any folder.
 
     Raises:
         BadFileError: where it is missing, outside, truncated, no image, or too large to be a
-            photo (50 million pixels); the message is the reason. Of what lies outside of
-            ``within`` nothing is told, not even whether it is there.
+            photo (50 million pixels); the message is the reason. It does not tell whether a file
+            outside of ``within`` exists.
         ImportError: without Pillow.
 
     Example:

@@ -1,4 +1,4 @@
-"""What was found in a data set: rows kept and not kept, each with its reason, and duplicates."""
+"""The report on a data set: its posts, the rows left out, each with its reason, and duplicates."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple, get_args
 
 ProblemKind = Literal[
     "label row", "label rule", "missing text", "missing image", "empty text", "unreadable text",
-    "unreadable image",
+    "unreadable image", "no modality",
 ]  # fmt: skip
 Action = Literal["skipped", "excluded", "missing modality"]
 DuplicateKind = Literal["text", "image", "near image"]
-SHOWN = 3  # problems of a kind that are told one by one
+MAX_LISTED = 3  # problems of a kind that the printed report lists one by one
 
 
 class Problem(NamedTuple):
@@ -48,18 +48,18 @@ class Duplicates(NamedTuple):
 
     @property
     def crosses_splits(self) -> bool:
-        """Whether the posts lie in more than one split."""
+        """Tell whether the posts lie in more than one split."""
         return len(set(self.splits) - {""}) > 1
 
     @property
     def labels_conflict(self) -> bool:
-        """Whether the same text or image carries different labels."""
+        """Tell whether the same text or image carries different labels."""
         return len(set(self.labels)) > 1
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    r"""The account of a data set: what the label file names is kept or listed, never lost.
+    r"""The report on a data set: each row of the label file is a post or a listed problem.
 
     ``str(report)`` is the readable form.
 
@@ -70,7 +70,7 @@ class DatasetReport:
         >>> table = Path(tempfile.mkdtemp()) / "posts.csv"
         >>> _ = table.write_text("id,image,text,label\n7,,what a day,good\n8,,,bad\n")
         >>> report = PostTable(table).report()
-        >>> report.rows, report.kept, report.problems[0].reason
+        >>> report.rows, report.posts, report.problems[0].reason
         (2, 1, 'the image of row 1 is an empty cell')
         >>> print(str(report).splitlines()[0])
         PostTable posts.csv: 1 posts of 2 rows in the label file
@@ -78,13 +78,13 @@ class DatasetReport:
 
     name: str  #: which data set, with its label rule
     rows: int  #: rows of the label file, the header left out
-    kept: int  #: posts in the data set
+    posts: int  #: posts in the data set
     class_counts: Mapping[str, int]  #: posts for each label name
-    problems: tuple[Problem, ...]  #: every row not kept, every modality taken as missing
-    lossy_texts: tuple[str, ...]  #: ids of kept texts with bytes that are not UTF-8, left out
-    unlabelled: tuple[str, ...]  #: ids with files but without a row in the label file
-    duplicates: tuple[Duplicates, ...]  #: groups of kept posts with the same text or image
-    split_sizes: Mapping[str, int]  #: kept posts in each split, empty without splits
+    problems: tuple[Problem, ...]  #: every row left out, every modality taken as missing
+    lossy_texts: tuple[str, ...]  #: ids of posts with bytes that are not UTF-8, left out
+    files_without_row: tuple[str, ...]  #: ids with files but without a row in the label file
+    duplicates: tuple[Duplicates, ...]  #: groups of posts with the same text or image
+    split_sizes: Mapping[str, int]  #: posts in each split, empty without splits
     unknown_split_ids: tuple[str, ...]  #: ids that the splits name and the data set lacks
     verified: bool  #: whether every file was read and decoded
 
@@ -99,7 +99,7 @@ class DatasetReport:
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.kept} posts of {self.rows} rows in the label file"]
+        lines = [f"{self.name}: {self.posts} posts of {self.rows} rows in the label file"]
         lines.append("  labels: " + _counts(self.class_counts))
         if self.split_sizes:
             lines.append("  splits: " + _counts(self.split_sizes))
@@ -111,14 +111,14 @@ class DatasetReport:
         for (kind, action), count in sorted(counts.items()):
             lines.append(f"  {kind} ({action}): {count}")
             examples = [p for p in self.problems if (p.kind, p.action) == (kind, action)]
-            lines += [f"    {p.id[:40]}: {p.reason}" for p in examples[:SHOWN]]
-            if count > SHOWN:
-                lines.append(f"    and {count - SHOWN} more in .problems")
+            lines += [f"    {p.id[:40]}: {p.reason}" for p in examples[:MAX_LISTED]]
+            if count > MAX_LISTED:
+                lines.append(f"    and {count - MAX_LISTED} more in .problems")
         if not self.verified:
             return "\n".join([*lines, "  file contents were not checked (verify=False)"])
         lines.append(f"  texts with bytes that are not UTF-8 (left out): {len(self.lossy_texts)}")
-        if self.unlabelled:
-            lines.append(f"  files without a label row: {_some(self.unlabelled)}")
+        if self.files_without_row:
+            lines.append(f"  files without a label row: {_some(self.files_without_row)}")
         return "\n".join([*lines, *map(self._duplicate_line, get_args(DuplicateKind))])
 
     def _duplicate_line(self, kind: DuplicateKind) -> str:

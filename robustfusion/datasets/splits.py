@@ -1,4 +1,4 @@
-"""Splits by id: seeded or published, with a hash, and a test part that must be asked for."""
+"""Splits by id: seeded or published, with a hash, and a test split that is opened on purpose."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -14,17 +15,17 @@ ALIASES = {"dev": "val", "valid": "val", "validation": "val"}
 
 
 class Splits:
-    """Train, validation and test ids, of which the test ids do not come by accident.
+    """Train, validation and test ids; the test ids cannot be used by accident.
 
-    ``train`` and ``val`` are attributes. The test ids come from :meth:`open_test` alone, which
-    wants a reason and keeps it in ``openings``: choosing an epoch, an option or a temperature by
+    ``train`` and ``val`` are attributes. Only :meth:`open_test` returns the test ids: it needs a
+    reason and records it in ``openings``, so that choosing an epoch, an option or a temperature by
     test posts takes a line of code that says so. ``hash`` names the split in a run record.
 
     Args:
         train: ids to train on.
         val: ids to select by; may be empty.
         test: ids to report on.
-        source: where the split comes from, for people.
+        source: a note for people, where the split comes from.
 
     Raises:
         ValueError: for an id in two splits or twice in one, or an empty train or test split.
@@ -79,11 +80,16 @@ class Splits:
         return hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
 
     def open_test(self, reason: str) -> tuple[str, ...]:
-        """Return the test ids and remember why; without a reason raise ``ValueError``."""
+        """Return the test ids and record the reason; without one raise ``ValueError``."""
         if not reason.strip():
             raise ValueError("reason must say what the test split is opened for")
         self.openings.append(reason.strip())
         return self._test
+
+    @property
+    def test(self) -> NoReturn:
+        """Raise an error: the test ids come from :meth:`open_test`."""
+        raise AttributeError("the test ids are not an attribute: call splits.open_test(reason)")
 
     def split_of(self, post_id: str) -> str | None:
         """The name of the split that holds an id, None where none does."""
@@ -122,7 +128,7 @@ def load_splits(path: str | os.PathLike[str]) -> Splits:
         raise ValueError(f"{path} must hold an object of lists, got {type(content).__name__}")
     parts = {ALIASES.get(name, name): ids for name, ids in content.items()}
     lists = all(isinstance(ids, list) for ids in parts.values())
-    # Fewer parts than there were: two names, such as "dev" and "validation", of one split.
+    # Two names of one split, such as "dev" and "validation", leave fewer parts than lists.
     if set(parts) != set(_NAMES) or len(parts) < len(content) or not lists:
         raise ValueError(f"{path} must hold lists under {_NAMES}, got {sorted(content)}")
     for name, listed in parts.items():
@@ -142,13 +148,13 @@ def stratified_split(
 ) -> Splits:
     """Split ids so that each class has the same share in each split, to within one group.
 
-    An id's place in its class depends on the seed and the id alone, so the order of the posts
-    does not matter, and no random state is touched.
+    Where an id goes depends on the seed and the ids alone: the order of the posts does not
+    matter, and no random state is touched.
 
     Args:
         labels: one label for each id.
         fractions: shares of train, validation and test; they add up to 1.
-        seed: another seed, another split.
+        seed: decides which ids go where.
         ids: unique ids.
         groups: posts of one group, say duplicates of each other, stay in one split; a group
             counts under the label of its smallest id.
@@ -165,29 +171,29 @@ def stratified_split(
         {'train': 6, 'val': 2, 'test': 2}
     """
     total = len(ids)
-    for name, given in (("labels", labels), ("groups", ids if groups is None else groups)):
-        if len(given) != total:
-            raise ValueError(f"{name} must have one entry for each id: {len(given)} for {total}")
+    for name, entries in (("labels", labels), ("groups", ids if groups is None else groups)):
+        if len(entries) != total:
+            raise ValueError(f"{name} must have one entry for each id: {len(entries)} for {total}")
     if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-9:
         raise ValueError(f"fractions must be three shares that add up to 1, got {fractions}")
-    # Tensors of equal value are different keys, each a class of its own.
+    # Elements of a tensor are never equal as keys of a dictionary, their values are.
     labels = labels.tolist() if isinstance(labels, Tensor) else labels
     groups = groups.tolist() if isinstance(groups, Tensor) else groups
     label_of = dict(zip(ids, labels, strict=True))
     if len(label_of) != len(ids):
         raise ValueError(f"ids must be unique: {len(label_of)} of {len(ids)} differ")
-    members: defaultdict[Hashable, list[str]] = defaultdict(list)
+    ids_of: defaultdict[Hashable, list[str]] = defaultdict(list)
     for group, post_id in zip(ids if groups is None else groups, ids, strict=True):
-        members[group].append(post_id)
+        ids_of[group].append(post_id)
     classes: defaultdict[Hashable, list[list[str]]] = defaultdict(list)
-    for group_ids in map(sorted, members.values()):
+    for group_ids in map(sorted, ids_of.values()):
         classes[label_of[group_ids[0]]].append(group_ids)
     parts: list[list[str]] = [[], [], []]
     for class_groups in classes.values():
         total = sum(map(len, class_groups))
         wanted = [total * fraction for fraction in fractions]
         for group_ids in sorted(class_groups, key=lambda ids: _draw(seed, ids[0])):
-            # To the split that lacks most: at the end no split is off by more than one group.
+            # Fill the split that lacks most: at the end none is off by more than one group.
             target = max(range(3), key=lambda part: wanted[part])
             parts[target] += group_ids
             wanted[target] -= len(group_ids)

@@ -12,9 +12,9 @@ Row = dict[str, Any]
 
 
 def read_table(path: Path) -> tuple[list[tuple[int, Row | str]], tuple[str, ...]]:
-    """Read each row of a table, numbered from 1, or why it is none; and the names of the columns.
+    """Return (row number from 1, row or error message) for each row, and the column names.
 
-    The suffix says the format.
+    The suffix of the file decides the format.
     """
     if not path.is_file():
         raise FileNotFoundError(f"path must be a table, {path} is no regular file")
@@ -28,8 +28,8 @@ def read_table(path: Path) -> tuple[list[tuple[int, Row | str]], tuple[str, ...]
 
 def _csv(path: Path) -> Iterator[Row | str]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    # One huge cell is one bad row, for whoever reads the rows: not the end of the table. More
-    # than this does not fit into a long of Windows.
+    # One huge cell shall be one bad row and not the end of the table. The limit is the largest
+    # that fits into a long on Windows.
     before = csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -40,7 +40,7 @@ def _csv(path: Path) -> Iterator[Row | str]:
             for cells in reader:
                 if len(cells) == len(names):
                     yield dict(zip(names, cells, strict=True))
-                elif cells:  # a line without anything is none
+                elif cells:  # an empty line is no row
                     yield f"expected {len(names)} cells, got {len(cells)}"
     finally:
         csv.field_size_limit(before)
@@ -65,7 +65,7 @@ def _parquet(path: Path) -> Iterator[Row | str]:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise ValueError(f"{path.name} cannot be read as Parquet: {error}"[:300]) from error
 
 

@@ -1,30 +1,30 @@
 """TumEmo from the files of its official release."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from robustfusion.datasets.labels import LabelledPost, check_id, read_lines, usable_rows
-from robustfusion.datasets.post_dataset import PostDataset
-from robustfusion.datasets.report import Problem
+from robustfusion.datasets.labels import check_id, find_folder, read_lines, usable_rows
+from robustfusion.datasets.post_dataset import OnBad, PostDataset, PostRow
 
 EMOTIONS = ("angry", "bored", "calm", "fear", "happy", "love", "sad")
 LABEL_FILE = "all_data_id_and_label.txt"
-FOLDERS = ("all_data", "data")
 
 
 class TumEmo(PostDataset):
     r"""Tumblr posts of an image and a text, each under one of seven emotions.
 
     The release is a label file, ``all_data_id_and_label.txt``, and an archive of all posts whose
-    file names are the ids: ``0.txt`` and ``0.jpg``, ``1.txt`` and so on. Assumed here, since the
-    release documents no more than that: each line of the label file is an id and an emotion with
+    file names are the ids: ``0.txt`` and ``0.jpg``, ``1.txt`` and so on. The release documents no
+    more than that, so this is assumed: each line of the label file is an id and an emotion with
     blanks, a tab or a comma between them; a first line that is neither is a header; letter case
-    does not matter; the archive was unpacked to ``all_data`` (its own name) or ``data`` beside
+    does not matter; the archive was unpacked to ``all_data`` (its own name) or ``data`` next to
     the label file. A file that is laid out otherwise is an error that says so.
 
-    Arguments and errors are those of :class:`PostDataset`, ``root`` being the folder with the
-    label file and the unpacked archive. With 195,265 posts, ``verify=False`` saves minutes at the
-    start.
+    The errors are those of :class:`PostDataset`, and so are the arguments; ``root`` is the folder
+    with the label file and the unpacked archive. With 195,265 posts, ``verify=False`` saves
+    minutes at the start.
 
     Example:
         >>> import tempfile
@@ -44,23 +44,27 @@ class TumEmo(PostDataset):
         network, IEEE Transactions on Multimedia 2021.
     """
 
-    class_names = EMOTIONS
-
-    def _data_folder(self) -> Path:
-        for name in FOLDERS:
-            if (self.root / name).is_dir():
-                return self.root / name
-        raise FileNotFoundError(
-            f"root must hold the unpacked posts in {' or '.join(FOLDERS)}, {self.root} does not"
-        )
-
-    def _read_rows(self) -> tuple[list[LabelledPost], list[Problem]]:
-        path = self.root / LABEL_FILE
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        on_bad: OnBad = "skip",
+        image_transform: Callable[[Any], Any] | None = None,
+        verify: bool = True,
+        allow_outside: bool = False,
+    ) -> None:
+        folder, path = find_folder(Path(root), ("all_data", "data")), Path(root) / LABEL_FILE
         labels, problems = usable_rows(path, _read_labels(path))
-        return [LabelledPost(i, label, label, label) for i, label in labels.items()], problems
-
-    def _title(self) -> str:
-        return "TumEmo"
+        super().__init__(
+            [*(PostRow.of_files(i, label) for i, label in labels.items()), *problems],
+            folder,
+            class_names=EMOTIONS,
+            on_bad=on_bad,
+            image_transform=image_transform,
+            verify=verify,
+            allow_outside=allow_outside,
+        )
+        self.root, self.path = Path(root), path
 
 
 def _read_labels(path: Path) -> Iterator[tuple[int, str, str, str | None]]:

@@ -75,7 +75,7 @@ def test_a_damaged_file_is_absent_wherever_the_damage_is(cache: FeatureCache) ->
             for name, row in found.items():
                 assert row.dtype == np.float32
                 assert np.array_equal(row, ROWS["ab".index(name)])
-    assert lost > 1000
+    assert lost > len(whole)  # more than half of the changes; others hit unused bytes of the zip
 
 
 def rewrite(cache: FeatureCache, **changed: Any) -> None:
@@ -91,10 +91,8 @@ OTHER_ROWS: dict[str, Any] = {
     "3-d": np.ones((2, 3, 1), np.float32),
     "fewer rows": ROWS[:1],
     "more rows": np.concatenate([ROWS, ROWS]),
-    "wider": np.ones((2, 4), np.float32),
     "NaN": np.full((2, 3), np.nan, np.float32),
     "integers": ROWS.astype(np.int32),
-    "doubles": ROWS.astype(np.float64),
     "strings": np.array([["x"] * 3] * 2),
 }
 

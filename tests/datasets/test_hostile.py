@@ -167,7 +167,9 @@ def test_a_post_with_neither_is_skipped_whatever_the_caller_says(three_posts: Pa
     no_text(three_posts / "data")
     dataset = MVSA(three_posts, on_bad="missing")
     assert dataset.ids == ["1", "3"]
-    assert [p.action for p in dataset.report().problems] == ["skipped", "skipped"]
+    (problem,) = dataset.report().problems
+    reason = "neither image nor text: 2.jpg is missing; 2.txt is missing"
+    assert problem == ("2", "no modality", reason, "skipped")
 
 
 def test_a_label_row_with_a_missing_column(three_posts: Path) -> None:
@@ -207,7 +209,7 @@ def test_unknown_labels_and_repeated_ids(three_posts: Path) -> None:
     assert dataset.ids == ["1", "2", "3"]
     assert dataset.posts[0].label_name == "positive"
     report = dataset.report()
-    assert report.rows == 6 == report.kept + len(report.problems)
+    assert report.rows == 6 == report.posts + len(report.problems)
     reasons = " ".join(problem.reason for problem in report.problems)
     assert "unknown label 'glad'" in reasons
     assert "with the same labels" in reasons
@@ -219,7 +221,7 @@ def test_an_id_cannot_leave_the_folder(three_posts: Path) -> None:
     with (three_posts / "labelResultAll.txt").open("a") as file:
         file.write("../secret\tpositive,positive\n")
     report = MVSA(three_posts, on_bad="missing").report()
-    assert report.kept == 3
+    assert report.posts == 3
     assert "the id '../secret' is not made of" in report.problems[0].reason
 
 

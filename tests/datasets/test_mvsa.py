@@ -55,7 +55,7 @@ def test_single_reads_every_pair_of_labels(write_mvsa: WriteMVSA) -> None:
     assert [equal.class_names[label] for label in equal.labels] == list(SENTIMENTS)
     report = joint.report()
     assert report.rows == 9
-    assert report.kept + len(report.problems) == 9
+    assert report.posts + len(report.problems) == 9
     assert {p.id for p in report.problems if p.kind == "label rule"} == {"3", "7"}
     assert "dropped by the joint rule" in str(report)
     assert "dropped by the equal rule" in str(equal.report())
@@ -75,7 +75,7 @@ def test_multiple_takes_the_majority_of_each_side(write_mvsa: WriteMVSA) -> None
     assert {p.id: p.label_name for p in dataset.posts} == expected
     report = dataset.report()
     assert report.name.startswith("MVSA-Multiple")
-    assert report.rows == len(rows) == report.kept + len(report.problems)
+    assert report.rows == len(rows) == report.posts + len(report.problems)
     assert any("no majority for the text" in p.reason for p in report.problems)
     assert any("no majority for the image" in p.reason for p in report.problems)
 
@@ -182,7 +182,7 @@ def test_report_counts_classes_and_unlabelled_files(three_posts: Path) -> None:
     (three_posts / "data" / "77.txt").write_text("nobody labelled me")
     report = MVSA(three_posts).report()
     assert Counter(report.class_counts) == Counter(positive=1, neutral=1, negative=1)
-    assert report.unlabelled == ("77",)
+    assert report.files_without_row == ("77",)
     assert "files without a label row: 1 (77)" in str(report)
 
 

@@ -60,7 +60,7 @@ def test_every_format(folder: Path, suffix: str) -> None:
     assert posts[2]["inputs"]["image"].size == (8, 8)
     assert posts.select(["d", "a"]).rows[1]["user"] == "ann"
     report = posts.report()
-    assert (report.rows, report.kept) == (4, 4)
+    assert (report.rows, report.posts) == (4, 4)
     assert {(p.id, p.kind, p.reason, p.action) for p in report.problems} == {
         ("b", "missing image", "the image of row 2 is an empty cell", "missing modality"),
         ("c", "missing text", "the text of row 3 is an empty cell", "missing modality"),
@@ -193,10 +193,9 @@ def test_bad_rows_are_single_rows(folder: Path) -> None:
         "row 3: expected 4 cells, got 3",
         "row 4: expected 4 cells, got 5",
         "the text of row 5 has more than 1 MB",
-        "the image of row 6 is an empty cell",
+        "neither image nor text: the image of row 6 is an empty cell; "
         "the text of row 6 is an empty cell",
-        "of/nothing.png is missing",
-        "the text of row 7 is an empty cell",
+        "neither image nor text: of/nothing.png is missing; the text of row 7 is an empty cell",
         "row 8: the id is empty",
         "row 9: there is no label",
     }

@@ -13,7 +13,7 @@ def test_real_posts(request: pytest.FixtureRequest) -> None:
     root = Path(request.config.getoption("--mvsa"))
     dataset = MVSA(root, verify=False)
     report = dataset.report()
-    assert report.rows == report.kept + len(report.problems)
+    assert report.rows == report.posts + len(report.problems)
     assert len(dataset) > len(MVSA(root, label_rule="equal", verify=False)) > 1000
     if (root / "splits.json").is_file():
         splits = load_splits(root / "splits.json")

@@ -89,6 +89,8 @@ def test_a_split_file_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
 def test_the_test_split_wants_a_reason() -> None:
     splits = Splits(["1"], ["2"], ["3"])
     assert not hasattr(splits, "test")
+    with pytest.raises(AttributeError, match=r"call splits\.open_test\(reason\)"):
+        _ = splits.test
     with pytest.raises(ValueError, match="reason must say"):
         splits.open_test("  ")
     assert splits.openings == []

@@ -35,8 +35,8 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
     )
     root = write_tumemo(tmp_path, content)
     report = TumEmo(root).report()
-    assert report.kept == 2
-    assert report.rows == 9
+    assert report.posts == 2
+    assert report.rows == 9 == report.posts + len(report.problems)
     reasons = [problem.reason for problem in report.problems]
     for expected in (
         "line 3: expected an id and an emotion, got '1'",
@@ -45,16 +45,15 @@ def test_bad_rows_are_listed(tmp_path: Path) -> None:
         "line 6: the id occurred before, with the same label",
         "line 7: the id '../3'",
         "line 8: expected an id and an emotion",
-        "99.txt is missing",
-        "99.jpg is missing",
+        "neither image nor text: 99.jpg is missing; 99.txt is missing",
     ):
         assert any(reason.startswith(expected) for reason in reasons), expected
-    with pytest.raises(ValueError, match="8 bad rows"):
+    with pytest.raises(ValueError, match="7 bad rows"):
         TumEmo(root, on_bad="raise")
 
 
 def test_wrong_folders_and_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="unpacked posts in all_data or data"):
+    with pytest.raises(FileNotFoundError, match="root must hold the folder 'all_data' or 'data'"):
         TumEmo(tmp_path)
     write_tumemo(tmp_path, "ID\tlabel\n0\n")
     with pytest.raises(ValueError, match=r"no row of .* could be read; line 2"):

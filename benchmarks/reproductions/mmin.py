@@ -1,19 +1,20 @@
 """MMIN-style: imagine the missing modalities with cascaded residual autoencoders."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from reproductions._losses import squared_error
 from robustfusion._modules import ModuleDict, ModuleList, mlp
-from robustfusion.baselines.head import BaselineHead, squared_error
+from robustfusion.baselines.head import BaselineHead
+from robustfusion.output import HeadOutput
 
-NUM_BLOCKS = 3  # ours
+NUM_BLOCKS = 3  # Our choice.
 
 
 class ResidualCascade(nn.Module):
-    """Autoencoders in a row, each correcting the sum of what came before; (B, W) -> (B, W)."""
+    """A chain of autoencoders, each of which corrects the sum so far; (B, W) -> (B, W)."""
 
     def __init__(self, width: int, latent: int) -> None:
         super().__init__()
@@ -29,16 +30,7 @@ class ResidualCascade(nn.Module):
         return joint, torch.cat(latents, dim=1)
 
 
-class MMINOutput(NamedTuple):
-    """Output of :class:`MMINHead`; ``imagined`` are the embeddings, (B, M, H)."""
-
-    logits: Tensor
-    fused: Tensor
-    aux_loss: Tensor
-    imagined: Tensor
-
-
-class MMINHead(BaselineHead[MMINOutput]):
+class MMINHead(BaselineHead):
     r"""Missing modality imagination: classify from the latents of an imagination network.
 
     .. math:: h = [a_m e_m]_m, \quad (h', c) = \mathrm{CRA}(h), \quad z = W c + b, \qquad
@@ -46,7 +38,7 @@ class MMINHead(BaselineHead[MMINOutput]):
                 + \lambda_2 \|\mathrm{CRA}^{-1}(h') - h\|^2_{seen}
 
     where :math:`e_m` embeds modality :math:`m` and CRA is a cascade of residual autoencoders.
-    Training hides modalities that are there, so that their embedding is a target.
+    Training hides available modalities, so that their embedding is a target.
 
     - Kept: cascade with residual sums, latents of all blocks to the classifier, forward
       imagination and the backward cycle.
@@ -57,18 +49,23 @@ class MMINHead(BaselineHead[MMINOutput]):
     - Missing rule: the embedding of a missing modality is zero and is imagined; a modality that
       the data lack is never a target. With everything missing the cascade runs on zeros.
 
-    Other arguments, shapes, errors: :class:`BaselineHead`; ``fused`` (B, 3 H) are the latents.
+    Other arguments, shapes and errors are those of
+    :class:`~robustfusion.baselines.BaselineHead`; ``fused`` (B, 3 H) are the latents.
 
     Args:
         hidden_features: Width H of an embedding and of a latent.
         imagination_weight: The :math:`\lambda_1` above.
         cycle_weight: The :math:`\lambda_2` above.
 
+    Shape:
+        - ``extras["imagined"]``: (B, M, H), the imagined embeddings
+
     Example:
         >>> import torch
-        >>> from robustfusion.baselines import MMINHead
+        >>> from reproductions import MMINHead
         >>> head = MMINHead({"text": 3, "image": 4}, num_classes=2, hidden_features=16)
-        >>> head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)}).imagined.shape
+        >>> output = head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)})
+        >>> output.extras["imagined"].shape
         torch.Size([5, 2, 16])
 
     Reference:
@@ -101,9 +98,9 @@ class MMINHead(BaselineHead[MMINOutput]):
         self.cycle = ResidualCascade(width, hidden_features)
         self.classifier = nn.Linear(NUM_BLOCKS * hidden_features, num_classes)
 
-    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> MMINOutput:
-        """Imagine what is not seen and classify from the latents."""
-        seen = self.hide_some(mask)
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
+        """Imagine the embeddings of missing modalities and classify from the latents."""
+        seen = self.apply_modality_dropout(mask)
         embedded = torch.stack(
             [network(inputs[name]) for name, network in self.embeddings.items()], dim=1
         )
@@ -114,4 +111,4 @@ class MMINHead(BaselineHead[MMINOutput]):
         imagined, back = (x.unflatten(1, embedded.shape[1:]) for x in (joint, back))
         aux_loss = self.imagination_weight * squared_error(imagined, embedded, mask & ~seen)
         aux_loss = aux_loss + self.cycle_weight * squared_error(back, embedded, seen)
-        return MMINOutput(logits, fused, aux_loss, imagined)
+        return HeadOutput(logits, fused, aux_loss, {"imagined": imagined})

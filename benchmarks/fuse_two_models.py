@@ -1,10 +1,10 @@
-"""Two heads that a user already has, weighted by quality: what that brings without retraining.
+"""Two trained heads, weighted by quality without retraining: does it help?
 
 python benchmarks/retrofit.py --mvsa DIR/features.npz
 
-Out of fold on MVSA's training and validation posts: a head on the image, a head on the text and a
-joint head are trained as a user would; then the two single heads are averaged, plainly and by
-the quality of their inputs. Writes `results/retrofit.json`.
+Cross-validated on MVSA's training and validation posts: a head on the image, a head on the text and
+a joint head are trained; then the logits of the two single heads are averaged, plainly and by the
+quality of their inputs. Writes `results/fuse_two_models.json`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _folds import cells_of, fold_data, inputs_of, load_pool
+from _cross_validation import cells_of, fold_data, inputs_of, load_pool
 from _record import write_record
 from _train import train
 from torch import Tensor
@@ -71,8 +71,8 @@ def main() -> None:
                     "weighted by quality": fusion(logits, scores, mask),
                 }
                 for name, answer in answers.items():
-                    found = right.setdefault(name, {}).setdefault(cell, [])
-                    found.append((answer.argmax(1) == outside.labels).float())
+                    hits = right.setdefault(name, {}).setdefault(cell, [])
+                    hits.append((answer.argmax(1) == outside.labels).float())
     rows = {
         name: {cell: 100 * float(torch.cat(parts).mean()) for cell, parts in cells.items()}
         for name, cells in right.items()
@@ -85,12 +85,12 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:20}", "  ".join(f"{cell} {value:.1f}" for cell, value in row.items()))
     write_record(
-        "retrofit",
+        "fuse_two_models",
         {
             "accuracy": rows,
             "standard_error": dict(zip(("image C", "text C"), errors, strict=True)),
         },
-        data="MVSA-Single, training and validation posts, out of fold",
+        data="MVSA-Single, training and validation posts, cross-validated",
         seeds=options.seeds,
     )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustfusion import Standardize, calibrate
-from robustfusion.disruption import Condition, FeatureCorruption, disrupt_features
+from robustfusion.disruption import Disruption, FeatureCorruption, disrupt_features
 
 Floats = NDArray[np.float64]
 Head = Callable[[Split, int], nn.Module]  # of the training samples and the seed
@@ -210,21 +210,31 @@ def cells_of(split: Split, *, corrupted: bool = True) -> list[str]:
     return ["clean", *missing, *([f"{m} C" for m in split.corrupted] if corrupted else [])]
 
 
-def protocol_of(split: Split) -> dict[str, Condition | None]:
+def protocol_of(split: Split) -> dict[str, Disruption | None]:
     """More conditions by name: several modalities at once, uneven rates, parts; None: conflict."""
-    count = len(split.features)
+    names, count = tuple(split.features), len(split.features)
     uneven = tuple(float(rate) for rate in np.linspace(0.1, 0.9, count))
-    made: dict[str, Condition | None] = {
-        f"each missing, {rate:g}": Condition("independent", "D", None, rate)
+    made: dict[str, Disruption | None] = {
+        f"each missing, {rate:g}": Disruption(
+            names, setting="D", strategy="independent", rate=rate
+        )
         for rate in (0.2, 0.5, 0.8)
     }
-    made["missing, 0.1 to 0.9"] = Condition("independent", "D", None, uneven)
-    made["missing, 0.9 to 0.1"] = Condition("independent", "D", None, uneven[::-1])
+    made["missing, 0.1 to 0.9"] = Disruption(
+        names, setting="D", strategy="independent", rate=uneven
+    )
+    made["missing, 0.9 to 0.1"] = Disruption(
+        names, setting="D", strategy="independent", rate=uneven[::-1]
+    )
     if len(split.corrupted) == count:
-        made["all poor"] = Condition("independent", "C", None, 1.0)
-        made["each poor or missing, 0.5"] = Condition("independent", "C+D", None, 0.5)
-    made["a part of one missing"] = Condition("random", "P", None, 1.0)
-    made["a part of each missing"] = Condition("independent", "P", None, 1.0)
+        made["all poor"] = Disruption(names, setting="C", strategy="independent", rate=1.0)
+        made["each poor or missing, 0.5"] = Disruption(
+            names, setting="C+D", strategy="independent", rate=0.5
+        )
+    made["a part of one missing"] = Disruption(names, setting="P", strategy="random", rate=1.0)
+    made["a part of each missing"] = Disruption(
+        names, setting="P", strategy="independent", rate=1.0
+    )
     if count > 2:
         made["conflict"] = None
     return made
@@ -246,8 +256,7 @@ def inputs_of(split: Split, cell: str) -> tuple[Mapping[str, Tensor], Mapping[st
     elif cell != "clean":
         condition = protocol_of(split)[cell]
         assert condition is not None
-        disruption = condition.disruption(tuple(features), seed=0)
-        made = disrupt_features(disruption, split.ids, features, split.corrupted)
+        made = disrupt_features(condition, split.ids, features, split.corrupted)
         return made.inputs, made.available
     return features, available
 
