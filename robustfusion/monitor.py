@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustfusion._identity import check_identity, encode
+
 # The grid on which past p-values are counted. Estimators keep at most 2,048 references, which
 # leaves two cells to a gap between them.
 _CELLS = 4096
@@ -252,21 +254,40 @@ class DriftMonitor:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that the next update depends on, as tensors to be saved."""
-        return {name: value.clone() for name, value in self._now.items()}
+        return {
+            **{name: value.clone() for name, value in self._now.items()},
+            "identity": encode(self._options()),
+        }
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "names": self.names,
+            "delta": self.delta,
+            "references": [self.references[name] for name in self.names],
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from the state of a monitor with the same arguments."""
+        """Continue from the state of a monitor with the same arguments.
+
+        Raises:
+            ValueError: If the state is that of other names, another order of them, another
+                ``delta``, ``references`` or ``seed``, or of robustfusion 0.2 or older.
+        """
+        if "identity" not in state:
+            raise ValueError(
+                "state does not say for which names it was saved, as those of robustfusion 0.2 do "
+                "not: begin a new test with a new monitor"
+            )
+        check_identity("DriftMonitor", self._options(), state["identity"])
         expected, got = (
-            {name: tuple(value.shape) for name, value in part.items()}
+            {name: tuple(part[name].shape) for name in sorted(part) if name != "identity"}
             for part in (self._now, state)
         )
         if expected != got:
-            raise ValueError(
-                f"state must be that of a monitor of {len(self.names)} names: expected "
-                f"{expected}, got {got}"
-            )
-        for name, value in state.items():
-            self._now[name] = value.to("cpu", self._now[name].dtype, copy=True)
+            raise ValueError(f"state must hold tensors of the shapes {expected}, got {got}")
+        for name, value in self._now.items():
+            self._now[name] = state[name].to("cpu", value.dtype, copy=True)
 
     def __repr__(self) -> str:
         """Return the call that creates this monitor."""

@@ -3,6 +3,7 @@
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,9 +229,35 @@ def test_p_values_that_are_not_of_these_references_are_refused() -> None:
         DriftMonitor(["x"], references=100).update({"x": torch.tensor([0.3, 0.4])})
 
 
-def test_state_of_other_names_is_refused() -> None:
-    with pytest.raises(ValueError, match="state must be that of a monitor of 1 names"):
-        DriftMonitor(["x"]).load_state_dict(DriftMonitor(["x", "y"]).state_dict())
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"names": ["b", "a"]}, r'names are \["b", "a"\], those of this one are \["a", "b"\]'),
+        ({"names": ["a", "c"]}, "names are"),
+        ({"names": ["a"]}, "names are"),
+        ({"delta": 0.05}, r"delta is 0\.05, that of this one is 0\.01"),
+        ({"references": 99}, r"references are \[99, 99\], those of this one are \[0, 0\]"),
+        ({"seed": 1}, "seed is 1, that of this one is 0"),
+    ],
+)
+def test_the_state_of_another_monitor_is_refused(options: dict[str, Any], words: str) -> None:
+    state = DriftMonitor(**{"names": ["a", "b"], **options}).state_dict()
+    monitor = DriftMonitor(["a", "b"])
+    monitor.update({"a": torch.rand(3), "b": torch.rand(3)})
+    with pytest.raises(ValueError, match=f"state belongs to another DriftMonitor: .*{words}"):
+        monitor.load_state_dict(state)
+    assert monitor.state.samples == 3
+
+
+def test_a_state_without_names_is_refused() -> None:
+    monitor = DriftMonitor(["x"])
+    state = monitor.state_dict()
+    del state["identity"]
+    with pytest.raises(ValueError, match=r"does not say for which names .* a new monitor"):
+        monitor.load_state_dict(state)
+    state = {**monitor.state_dict(), "maximum": torch.zeros(2)}
+    with pytest.raises(ValueError, match="state must hold tensors of the shapes"):
+        monitor.load_state_dict(state)
 
 
 def test_repr_evaluates_back() -> None:

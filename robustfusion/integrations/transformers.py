@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from robustfusion._identity import register_identity
 from robustfusion._optional import import_pillow, is_pillow
 from robustfusion._validation import check_positive
 from robustfusion.datasets.pictures import to_rgb
@@ -93,6 +94,8 @@ class TransformersEncoder(nn.Module):
         if dim is not None:
             check_positive(dim, "dim")
         self.dim = _width(config, pooling) if dim is None else dim
+        kind = getattr(config, "model_type", type(model).__name__)
+        register_identity(self, model=kind, pooling=pooling, dim=self.dim)
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Encode a batch."""
