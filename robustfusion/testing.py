@@ -1,8 +1,8 @@
-"""Check that a model with the head contract does not use inputs that are declared missing."""
+"""Check that a model ignores what is missing, and that an encoder ignores the rest of a batch."""
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -102,6 +102,81 @@ def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
                     leaks.append(f"- {where}: {'; '.join(seen)}")
     if leaks:
         raise AssertionError("\n".join(["the model looks at what is declared missing:", *leaks]))
+
+
+@torch.no_grad()
+def assert_batch_invariant(
+    encode: Callable[[list[Any]], Tensor], inputs: Sequence[Any], *, tolerance: float = 1e-3
+) -> None:
+    """Assert that the vector of an input does not depend on the batch that it comes in.
+
+    It does where padding is not the one that a text encoder was trained with: the vector of a text
+    then changes with the longest text of its batch. Each input is encoded by itself, with all
+    others, and with all others in reverse order.
+
+    Args:
+        encode: Function from a list of raw inputs to their vectors (B, D), such as tokenizer and
+            encoder together, in evaluation mode.
+        inputs: Two different inputs or more, for texts of very different length.
+        tolerance: Largest distance of two vectors of one input, divided by their length.
+
+    Raises:
+        AssertionError: If a vector depends on its batch, changes from call to call, or all inputs
+            have the same vector.
+        ValueError: If there are fewer than two inputs, or the vectors are not (B, D).
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.testing import assert_batch_invariant
+        >>> def encode(texts):  # counts letters, and takes the mean over the padded length
+        ...     longest = max(map(len, texts))
+        ...     counts = [[text.count(c) for c in "aeiou"] for text in texts]
+        ...     return torch.tensor(counts) / longest
+        >>> assert_batch_invariant(encode, ["a tree", "a"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        AssertionError: the vector of inputs[1] depends on its batch: ...
+    """
+    if len(inputs) < 2:
+        raise ValueError(f"inputs must hold two inputs or more, got {len(inputs)}")
+    single = torch.cat([_vectors(encode, [x]) for x in inputs])
+    again = torch.cat([_vectors(encode, [x]) for x in inputs])
+    if _distance(single, again).amax() > tolerance:
+        raise AssertionError(
+            "the vectors of the same inputs change from call to call: call eval() on the encoder"
+        )
+    if _distance(single, single[:1].expand_as(single)).amax() <= tolerance:
+        raise AssertionError(
+            "all inputs have the same vector: does pooling take a token that has seen no other?"
+        )
+    for batch in (
+        _vectors(encode, list(inputs)),
+        _vectors(encode, list(reversed(inputs))).flip(0),
+    ):
+        distance = _distance(single, batch)
+        worst = int(distance.argmax())
+        if distance[worst] > tolerance:
+            similarity = float(torch.cosine_similarity(single[worst], batch[worst], dim=0))
+            raise AssertionError(
+                f"the vector of inputs[{worst}] depends on its batch: by itself and with the others "
+                f"it differs by {float(distance[worst]):.0%} of its length (cosine "
+                f"similarity {similarity:.2f}). Is the padding the one that the encoder was "
+                'trained with, such as padding="max_length", and is the attention mask passed on?'
+            )
+
+
+def _vectors(encode: Callable[[list[Any]], Tensor], inputs: list[Any]) -> Tensor:
+    vectors = encode(inputs)
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(inputs):
+        got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise ValueError(f"encode must return shape ({len(inputs)}, D), got {got}")
+    return vectors.float()
+
+
+def _distance(left: Tensor, right: Tensor) -> Tensor:
+    """Return the distance of each two rows, divided by the length of the first; NaN is far."""
+    length = left.norm(dim=1).clamp_min(1e-12)
+    return ((left - right).norm(dim=1) / length).nan_to_num(torch.inf)
 
 
 def _read(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:

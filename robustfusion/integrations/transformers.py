@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from robustfusion._identity import register_identity
 from robustfusion._optional import import_pillow, is_pillow
-from robustfusion._validation import check_positive
+from robustfusion._validation import check_keys, check_positive
 from robustfusion.datasets.pictures import to_rgb
 from robustfusion.disruption import collate
 from robustfusion.disruption.data import is_there, placeholder
 
-Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
+Pooling: TypeAlias = Literal["cls", "last", "mean", "pooler", "projection"]
+Padding: TypeAlias = bool | Literal["longest", "max_length"]
 TOKENIZER = "PreTrainedTokenizerBase"
 BATCHED = (TOKENIZER, "ImageProcessingMixin")  # these process a whole batch at once
 
@@ -25,13 +26,15 @@ class TransformersEncoder(nn.Module):
     By ``pooling``, the vector of a sample is
 
     - "cls": the first token of the last layer: BERT, RoBERTa, ViT, DINOv2;
+    - "last": the last token that is not padding, on whichever side that is: embedding models
+      built on Qwen, Llama, Mistral;
     - "mean": the mean over the tokens that are not padding, or over the places of a convolutional
-      feature map: sentence transformers, ResNet;
+      feature map: E5 and other sentence transformers, ResNet;
     - "pooler": the model's ``pooler_output``: the towers of CLIP and SigLIP;
     - "projection": ``image_embeds`` or ``text_embeds``: ``CLIPVisionModelWithProjection``.
 
-    The pooling has no default, because a wrong one costs accuracy silently: the first token of a
-    CLIP text tower, for example, has attended to no other. A model that carries both modalities
+    The pooling has no default, because a wrong one costs accuracy silently. Check a text encoder
+    with :func:`robustfusion.testing.assert_batch_invariant`. A model that carries both modalities
     (``CLIPModel``) is two encoders: give ``model.vision_model`` and ``model.text_model``.
 
     To freeze it, call ``encoder.requires_grad_(False)``, and ``encoder.eval()`` after each
@@ -53,7 +56,8 @@ class TransformersEncoder(nn.Module):
         - Output: (B, D)
 
     Raises:
-        ValueError: If ``pooling`` is unknown, or the model's output has no such vector.
+        ValueError: If ``pooling`` is unknown, the model's output has no such vector, or it is
+            "cls" of a causal model, whose first token has attended to no other.
         TypeError: If the model has no ``config``, or takes two modalities.
 
     Example:
@@ -85,6 +89,11 @@ class TransformersEncoder(nn.Module):
             raise TypeError(
                 f"model must be of one modality, got {type(model).__name__}: make two encoders, "
                 "of model.vision_model and of model.text_model"
+            )
+        if pooling == "cls" and _is_causal(model):
+            raise ValueError(
+                f"{type(model).__name__} is causal: its first token has attended to no other and "
+                'is the same for every text; use pooling="last", or "pooler" for a CLIP'
             )
         self.model = model
         self.pooling: Pooling = pooling
@@ -122,6 +131,17 @@ class TransformersEncoder(nn.Module):
                     f'{tuple(states.shape)}: use pooling="mean" or "pooler"'
                 )
             return states[:, 0]
+        if self.pooling == "last":
+            if states.ndim != 3:
+                raise ValueError(
+                    f"{type(self.model).__name__} has no last token, its output has shape "
+                    f'{tuple(states.shape)}: use pooling="mean" or "pooler"'
+                )
+            if attention_mask is None:
+                return states[:, -1]
+            position = torch.arange(states.shape[1], device=states.device)
+            last = (position * (attention_mask > 0)).amax(1)
+            return states[torch.arange(len(states), device=states.device), last]
         if states.ndim == 4:
             return states.mean((2, 3))
         if attention_mask is None:
@@ -159,10 +179,16 @@ class TransformersCollate:
             stacked if they are tensors.
         placeholders: For each modality that may be missing in a whole batch, one result of its
             function. Without it, an earlier result is used for its shape.
-        max_length: Largest number of tokens of a text.
+        padding: The padding of texts, for all tokenizers or by modality: True pads to the longest
+            text of the batch, "max_length" always to ``max_length``. ``None`` is the padding that
+            the model was trained with: "max_length" for a tokenizer of SigLIP and for any that
+            returns no attention mask, because such a model cannot ignore padding; else True. The
+            side of the padding is the tokenizer's own.
+        max_length: Largest number of tokens of a text; the tokenizer's own limit if that is less.
 
     Raises:
         TypeError: If a processor is none of these; a ``CLIPProcessor``, say, holds two of them.
+        ValueError: If a tokenizer has no padding token, or ``padding`` is unknown.
 
     Example:
         >>> from transformers import ViTImageProcessor
@@ -183,6 +209,7 @@ class TransformersCollate:
         processors: Mapping[str, Any],
         *,
         placeholders: Mapping[str, Any] | None = None,
+        padding: Padding | Mapping[str, Padding] | None = None,
         max_length: int = 128,
     ) -> None:
         check_positive(max_length, "max_length")
@@ -197,6 +224,20 @@ class TransformersCollate:
                     f'processors["{name}"] must be a tokenizer, an image processor or a function '
                     f"of one input, got {type(processor).__name__}"
                 )
+            if _is_a(processor, TOKENIZER) and processor.pad_token is None:
+                raise ValueError(
+                    f'processors["{name}"] has no padding token, so texts of different length '
+                    "make no batch: set tokenizer.pad_token = tokenizer.eos_token"
+                )
+        paddings = padding if isinstance(padding, Mapping) else dict.fromkeys(processors, padding)
+        check_keys(paddings, processors, "padding")
+        for name, value in paddings.items():
+            if value not in (None, True, "longest", "max_length"):
+                raise ValueError(
+                    f"padding of {name} must be True, 'longest', 'max_length' or None, got "
+                    f"{value!r}"
+                )
+        self.padding = dict(paddings)
         self.processors = dict(processors)
         self.placeholders = dict(placeholders or {})
         self.max_length = max_length
@@ -209,8 +250,12 @@ class TransformersCollate:
             if _is_a(processor, *BATCHED):
                 present = batch["available"][name].tolist()
                 values = [sample["inputs"].get(name) for sample in samples]
-                process = self._tokenize if _is_a(processor, TOKENIZER) else _process_images
-                batch["inputs"][name] = dict(process(processor, values, present))
+                if _is_a(processor, TOKENIZER):
+                    padding = self.padding.get(name) or _own_padding(processor)
+                    processed = self._tokenize(processor, values, present, padding)
+                else:
+                    processed = _process_images(processor, values, present)
+                batch["inputs"][name] = dict(processed)
         return batch
 
     def _prepared(self, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,15 +275,31 @@ class TransformersCollate:
                 self.placeholders.setdefault(name, placeholder(inputs[name]))
         return {**sample, "inputs": inputs, "available": available}
 
-    def _tokenize(self, tokenizer: Any, texts: list[Any], present: list[bool]) -> Any:
+    def _tokenize(
+        self, tokenizer: Any, texts: list[Any], present: list[bool], padding: Padding
+    ) -> Any:
         lone = tokenizer.mask_token or tokenizer.unk_token or tokenizer.eos_token or "."
         return tokenizer(
             [text if seen else lone for text, seen in zip(texts, present, strict=True)],
-            padding=True,
+            padding=padding,
             truncation=True,
             max_length=min(self.max_length, tokenizer.model_max_length),
             return_tensors="pt",
         )
+
+
+def _own_padding(tokenizer: Any) -> Padding:
+    """Return the padding that the model of a tokenizer was trained with."""
+    kind = f"{type(tokenizer).__name__} {tokenizer.init_kwargs.get('processor_class')}".lower()
+    masked = "attention_mask" in tokenizer.model_input_names
+    return True if masked and "siglip" not in kind else "max_length"
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Return whether the tokens of a model attend to earlier ones only."""
+    if getattr(model.config, "model_type", None) == "clip_text_model":
+        return True
+    return any(getattr(module, "is_causal", None) is True for module in model.modules())
 
 
 def _process_images(processor: Any, images: list[Any], present: list[bool]) -> Any:
