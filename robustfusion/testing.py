@@ -158,8 +158,8 @@ def assert_batch_invariant(
         if distance[worst] > tolerance:
             similarity = float(torch.cosine_similarity(single[worst], batch[worst], dim=0))
             raise AssertionError(
-                f"the vector of inputs[{worst}] depends on its batch: by itself and with the others "
-                f"it differs by {float(distance[worst]):.0%} of its length (cosine "
+                f"the vector of inputs[{worst}] depends on its batch: by itself and in a batch it "
+                f"differs by {float(distance[worst]):.0%} of its length (cosine "
                 f"similarity {similarity:.2f}). Is the padding the one that the encoder was "
                 'trained with, such as padding="max_length", and is the attention mask passed on?'
             )
