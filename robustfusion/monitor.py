@@ -370,11 +370,14 @@ def _ranks(p: Tensor, references: int, argument: str) -> Tensor:
         scaled = p * 10**digits
         is_rounded = (scaled - scaled.round()).abs() <= 1e-6 * scaled + 1e-9
         fits |= is_rounded & (error <= 0.5 * steps / 10**digits * (1 + 1e-6))
-    for dtype in (torch.float16, torch.bfloat16):
-        before, same, after = (
-            ((nearest + shift) / steps).float().to(dtype).double() for shift in (-1, 0, 1)
-        )
-        fits |= (same == p) & (before != p) & (after != p)
+    rest = p[~fits]
+    for dtype in (torch.bfloat16, torch.float16):  # the coarsest that all of them fit into
+        if bool((rest.to(dtype) == rest).all()):
+            before, same, after = (
+                ((nearest + shift) / steps).float().to(dtype).double() for shift in (-1, 0, 1)
+            )
+            fits |= (same == p) & (before != p) & (after != p)
+            break
     if not fits.all():
         raise ValueError(
             f"{argument} must be multiples of 1/{steps}, for references={references}; got "

@@ -362,7 +362,7 @@ def test_p_values_in_few_digits_are_those_they_were(stored: str) -> None:
     ("references", "values", "words"),
     [
         (451, [0.12, 0.99], r'p_values\["x"\] must be multiples of 1/452.* 3 decimals or more'),
-        (2048, [0.1235], r"multiples of 1/2049.* 4 decimals or more"),
+        (2048, [0.126], r"multiples of 1/2049.* 4 decimals or more"),
         (100, [0.3, 0.4], r"multiples of 1/101"),
         (300, [0.3], r"multiples of 1/301"),
     ],
