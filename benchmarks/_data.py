@@ -83,12 +83,12 @@ def load_mvsa(features: Path) -> dict[str, Split]:
         pack = {name: file[name] for name in file.files}
     splits = {}
     for name in ("train", "val", "test"):
-        at = np.flatnonzero(pack["split"] == name)
+        rows = np.flatnonzero(pack["split"] == name)
         splits[name] = Split(
-            {m: _float(pack[f"{m}_clean"][at]) for m in ("image", "text")},
-            torch.from_numpy(pack["label"][at].astype(np.int64)),
-            tuple(int(i) for i in pack["id"][at]),
-            {m: _float(pack[f"{m}_corrupt"][:, at]) for m in ("image", "text")},
+            {m: _float(pack[f"{m}_clean"][rows]) for m in ("image", "text")},
+            torch.from_numpy(pack["label"][rows].astype(np.int64)),
+            tuple(int(i) for i in pack["id"][rows]),
+            {m: _float(pack[f"{m}_corrupt"][:, rows]) for m in ("image", "text")},
             SENTIMENTS,
         )
     return splits

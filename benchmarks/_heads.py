@@ -11,29 +11,30 @@ from typing import Any
 
 from reproductions import (
     CLMLFHead,
+    DyMoHead,
     HSANHead,
+    LateTransformerHead,
     MGNNSHead,
     MissingPromptsHead,
+    MMINHead,
     MVANHead,
     MVCNHead,
+    NearestImputationHead,
+    NearestVoteHead,
+    StackingHead,
 )
 from torch import nn
 
 from robustfusion import DRFHead, PaperDRFHead, VotingHead
 from robustfusion.baselines import (
     ConcatenationHead,
-    DyMoHead,
     ECMLHead,
     EmbraceNetHead,
     ImputationHead,
     LateMeanHead,
-    LateTransformerHead,
     MajorityHead,
-    MMINHead,
-    NearestVoteHead,
     PDFHead,
     QMFHead,
-    StackingHead,
     TMCHead,
     UnimodalHead,
 )
@@ -44,7 +45,7 @@ Maker = Callable[..., nn.Module]  # (dims, num_classes, **options)
 def voting(
     dims: Mapping[str, int], num_classes: int, *, hidden_features: int = 256, dropout: float = 0.5
 ) -> VotingHead:
-    """The default head, and the nearest training samples beside it."""
+    """The default head with the votes of the nearest training samples."""
     head = DRFHead(dims, num_classes, hidden_features=hidden_features, dropout=dropout)
     return VotingHead(head)
 
@@ -68,7 +69,7 @@ MAKERS: dict[str, Maker] = {
     "EmbraceNet": EmbraceNetHead,
     "Zero imputation": ImputationHead,
     "Mean imputation": ImputationHead,
-    "Nearest imputation": ImputationHead,
+    "Nearest imputation": NearestImputationHead,
     "MMIN": MMINHead,
     "Missing prompts": MissingPromptsHead,
     "HSAN": HSANHead,
@@ -82,23 +83,22 @@ FIXED: dict[str, dict[str, Any]] = {
     "ETMC": {"pseudo_view": True},
     "Zero imputation": {"strategy": "zero"},
     "Mean imputation": {"strategy": "mean"},
-    "Nearest imputation": {"strategy": "nearest"},
     "Concatenation + modality dropout": {"modality_dropout": 0.3},
 }
-TUNED = ("hidden_features", "dropout", "modality_dropout")  # of those, what a head has
+TUNED = ("hidden_features", "dropout", "modality_dropout")  # if the head has them
 UNTUNED = {"Concatenation": ("modality_dropout",)}  # it is the row without
 
 
 def head_names(modalities: tuple[str, ...]) -> list[str]:
-    """All rows of the table but one's own."""
+    """All rows of the table but the user's own."""
     return [*MAKERS, *(f"Only {name}" for name in modalities)]
 
 
-def options_of(name: str, made: Mapping[str, Maker]) -> set[str]:
-    """Which arguments are chosen on validation samples: those that the head has."""
-    maker = UnimodalHead if name.startswith("Only ") else made[name]
-    found = inspect.signature(maker).parameters
-    return {key for key in TUNED if key in found} - set(UNTUNED.get(name, ()))
+def options_of(name: str, makers: Mapping[str, Maker]) -> set[str]:
+    """The arguments that are tuned: those of `TUNED` that the head has."""
+    maker = UnimodalHead if name.startswith("Only ") else makers[name]
+    arguments = inspect.signature(maker).parameters
+    return {key for key in TUNED if key in arguments} - set(UNTUNED.get(name, ()))
 
 
 @cache
@@ -110,11 +110,11 @@ def own_makers(
     Args:
         models: each "FILE:NAME". NAME is a class or function of ``(dims, num_classes)`` and, if it
             likes, of ``hidden_features``, ``dropout`` and ``modality_dropout``, which are then
-            tuned like everyone's. It makes a head, or a dict of heads by name.
+            tuned as for all heads. It makes a head, or a dict of heads by name.
         dims: width of each modality.
         classes: number of classes.
     """
-    found: dict[str, Maker] = {}
+    makers: dict[str, Maker] = {}
     for model in models:
         path, _, name = model.rpartition(":")
         if not path or not Path(path).is_file():
@@ -122,17 +122,15 @@ def own_makers(
         maker = getattr(_module(Path(path)), name, None)
         if maker is None:
             raise ValueError(f"--model {model!r}: there is no {name} in {path}")
-        made = maker(dict(dims), classes)
-        rows = (
-            {key: _member(maker, key) for key in made}
-            if isinstance(made, Mapping)
-            else {name: maker}
-        )
+        heads = maker(dict(dims), classes)
+        rows = {name: maker}
+        if isinstance(heads, Mapping):
+            rows = {key: _member(maker, key) for key in heads}
         for row in rows:
-            if row in MAKERS or row in found:
+            if row in MAKERS or row in makers:
                 raise ValueError(f"--model {model!r}: there is another row named {row!r}")
-        found |= rows
-    return found
+        makers |= rows
+    return makers
 
 
 def _member(maker: Callable[..., Mapping[str, nn.Module]], key: str) -> Maker:

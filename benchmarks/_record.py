@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-# What can change a number; writing one record must not mark the next.
+# Files that can change a number; a record that was just written must not mark the next one.
 _MEASURED = ("robustfusion", "examples", "benchmarks/*.py", "constraints.txt")
 
 
@@ -43,24 +43,6 @@ def version() -> str:
     """Return the version of this checkout, whatever is installed."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     return str(project["project"]["version"])
-
-
-def dated(page: str, record: dict[str, Any]) -> str:
-    """Say under the title of a page that its record is of an earlier version, if it is."""
-    measured = record["machine"]["robustfusion"]
-    if measured == version():
-        return page
-    title, rest = page.split("\n", 1)
-    note = (
-        f"*Measured on version {measured}, whose default head differs; the commit stands with the "
-        "numbers. See the\n[changelog](../about/changelog.md).*"
-    )
-    return f"{title}\n\n{note}\n{rest}"
-
-
-def counted(number: int, thing: str) -> str:
-    """How many there are, in words."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def write_record(
@@ -104,12 +86,11 @@ def read_record(name: str, folder: Path | None = None) -> dict[str, Any]:
 def relative(arguments: list[str]) -> list[str]:
     """Name files by what a reader of the repository would type, not by this machine's paths."""
     root = Path(__file__).parent.parent
-    shown = []
-    for argument in arguments:
+
+    def shorter(argument: str) -> str:
         path = Path(argument)
-        if path.is_absolute():
-            argument = (
-                str(path.relative_to(root)) if path.is_relative_to(root) else f"DIR/{path.name}"
-            )
-        shown.append(argument)
-    return shown
+        if not path.is_absolute():
+            return argument
+        return str(path.relative_to(root)) if path.is_relative_to(root) else f"DIR/{path.name}"
+
+    return [shorter(argument) for argument in arguments]

@@ -16,7 +16,7 @@ from robustfusion.disruption import Disruption, disrupt_features
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast a head is trained."""
+    """Length, rate and batch size of a training."""
 
     epochs: int = 10
     lr: float = 3e-4
@@ -34,7 +34,7 @@ def scaled(head: nn.Module, features: Mapping[str, Tensor], **options: Any) -> D
 
 
 def to_train(model: nn.Module) -> nn.Module:
-    """Training mode for all but the scales, which stay what they were fitted to."""
+    """Training mode for all but the scales, which stay as they were fitted."""
     model.train()
     for module in model.modules():
         if isinstance(module, Standardize):
@@ -50,10 +50,10 @@ def train(
     *,
     disruption: Disruption | None = None,
 ) -> nn.Module:
-    """Make a head under `seed` and train it; returned in evaluation mode, voters fitted.
+    """Make a head under `seed` and train it; return it in evaluation mode, neighbor votes fitted.
 
     Args:
-        make_head: makes the head; whatever it draws, it draws from torch's global generator.
+        make_head: makes the head; it draws from torch's global generator only.
         split: the training samples.
         training: epochs and optimiser.
         seed: of initial weights, dropout and order.
@@ -74,8 +74,8 @@ def train(
     for epoch in range(training.epochs):
         if disruption is not None:
             drawn = replace(disruption, seed=1000 * (seed + 1) + epoch)
-            made = disrupt_features(drawn, split.ids, split.features, split.corrupted)
-            features, available = made.inputs, made.available
+            disrupted = disrupt_features(drawn, split.ids, split.features, split.corrupted)
+            features, available = disrupted.inputs, disrupted.available
         for rows in batches(len(split), size, generator):
             output = head(
                 {name: values[rows] for name, values in features.items()},

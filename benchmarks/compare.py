@@ -26,8 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _data import Split, batches
-from _folds import (
+from _cross_validation import (
     Floats,
     Pool,
     by_cell,
@@ -40,6 +39,7 @@ from _folds import (
     run,
     standardized,
 )
+from _data import Split, batches
 from _heads import FIXED, MAKERS, Maker, head_names, options_of, own_makers
 from _record import RESULTS, read_record, write_record
 from _train import Training, scaled, to_train

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _cross_validation import TRIPLES, Head, cells_of, load_pool, recoverability, run, summarize
 from _data import Split
-from _folds import TRIPLES, Head, cells_of, load_pool, recoverability, run, summarize
 from _heads import voting
 from _record import write_record
-from _render_folds import DROPOUTS, HALF, KINDS, best
+from _render_cross_validation import DROPOUTS, HALF, KINDS, best
 from _train import scaled
 from torch import nn
 

@@ -1,9 +1,8 @@
-"""What disrupting and collating posts adds to reading and decoding them.
+"""The time that disrupting and collating posts adds to reading and decoding them.
 
-Writes generated JPEG photos and texts to a temporary folder, then times, in one process and one
-thread: reading and decoding them (open, convert, resize to 224, tensor), and what
-`DisruptedDataset` and `collate` add to it. The two parts are measured in turn, round by round,
-and the ratio is the median over rounds, so that a busy machine slows both.
+Writes generated JPEG photos and texts to a temporary folder, then times in one thread: reading and
+decoding them, and what `DisruptedDataset` and `collate` add. The two take turns, and the ratio is
+the median over rounds, so that a busy machine slows both.
 
     python benchmarks/disruption_speed.py    # writes benchmarks/results/disruption_speed.json
 """
@@ -18,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _record import write_record
+from _ratios import finish, row
 from PIL import Image
-from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from robustfusion.disruption import (
@@ -33,15 +31,12 @@ from robustfusion.disruption import (
 
 SIZES = ((340, 256), (800, 600))
 CORRUPTIONS: dict[str, Any] = {"image": ImageCorruption(), "text": TextCorruption()}
+NAMES = ("image", "text")
 # The paper's settings that cost most: every image masked, and the mixture over both modalities.
 DISRUPTIONS = {
-    "fixed, image, C": Disruption(
-        ("image", "text"), setting="C", strategy="fixed", modality="image"
-    ),
-    "fixed, text, C": Disruption(
-        ("image", "text"), setting="C", strategy="fixed", modality="text"
-    ),
-    "random, C+D, rate 1.0": Disruption(("image", "text"), setting="C+D"),
+    "fixed, image, C": Disruption(NAMES, setting="C", strategy="fixed", modality="image"),
+    "fixed, text, C": Disruption(NAMES, setting="C", strategy="fixed", modality="text"),
+    "random, C+D, rate 1.0": Disruption(NAMES, setting="C+D"),
 }
 
 
@@ -61,17 +56,13 @@ def write_posts(folder: Path, count: int, size: tuple[int, int], seed: int) -> N
         (folder / f"{index}.txt").write_text(text, encoding="utf-8")
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return a PIL image as a uint8 tensor (C, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
 def read(folder: Path, index: int) -> dict[str, Any]:
     """Read and decode one post."""
     with Image.open(folder / f"{index}.jpg") as opened:
         image = opened.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     text = (folder / f"{index}.txt").read_text(encoding="utf-8")
-    return {"inputs": {"image": to_tensor(image), "text": text}, "label": index % 3}
+    return {"inputs": {"image": pixels, "text": text}, "label": index % 3}
 
 
 def disrupt(posts: list[dict[str, Any]], disruption: Disruption, batch_size: int = 16) -> None:
@@ -81,9 +72,9 @@ def disrupt(posts: list[dict[str, Any]], disruption: Disruption, batch_size: int
         collate([data[i] for i in range(start, min(start + batch_size, len(posts)))])
 
 
-def seconds(statement: str, **names: object) -> float:
-    """Return the time of one run of `statement`, after the caller has warmed it up."""
-    return Timer(statement, globals={**globals(), **names}).timeit(1).mean
+def milliseconds(statement: str, **names: object) -> float:
+    """The time of one run of `statement`, after the caller has warmed it up."""
+    return 1000 * Timer(statement, globals={**globals(), **names}).timeit(1).mean
 
 
 def measure(folder: Path, count: int, rounds: int, size: str) -> list[dict[str, Any]]:
@@ -94,26 +85,21 @@ def measure(folder: Path, count: int, rounds: int, size: str) -> list[dict[str, 
     reading: list[float] = []
     adding: dict[str, list[float]] = {name: [] for name in DISRUPTIONS}
     for _ in range(rounds):
-        reading.append(
-            seconds("for i in range(count): read(folder, i)", folder=folder, count=count)
-        )
+        all_posts = "for i in range(count): read(folder, i)"
+        reading.append(milliseconds(all_posts, folder=folder, count=count))
         for name, disruption in DISRUPTIONS.items():
-            adding[name].append(seconds("disrupt(posts, d)", posts=posts, d=disruption))
-    rows = []
-    for name, times in adding.items():
-        ratio = statistics.median(a / r for a, r in zip(times, reading, strict=True))
-        rows.append(
-            {
-                "what": f"disrupting and collating {count:,} posts: {name}",
-                "ms": 1000 * statistics.median(times),
-                "beside": f"reading and decoding them, {size} JPEG",
-                "beside_ms": 1000 * statistics.median(reading),
-                "ratio": ratio,
-                "goal": 0.1,
-                "met": ratio < 0.1,
-            }
+            adding[name].append(milliseconds("disrupt(posts, d)", posts=posts, d=disruption))
+    return [
+        row(
+            f"disrupting and collating {count:,} posts: {name}",
+            statistics.median(times),
+            statistics.median(reading),
+            f"reading and decoding them, {size} JPEG",
+            0.1,
+            ratio=statistics.median(a / r for a, r in zip(times, reading, strict=True)),
         )
-    return rows
+        for name, times in adding.items()
+    ]
 
 
 def main() -> None:
@@ -128,9 +114,7 @@ def main() -> None:
             write_posts(Path(name), arguments.posts, (width, height), seed=0)
             size = f"{width} × {height}"
             rows += measure(Path(name), arguments.posts, arguments.rounds, size)
-    for row in rows:
-        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-    write_record("disruption_speed", {"rows": rows}, data="generated posts", seeds=[0])
+    finish("disruption_speed", rows, data="generated posts")
 
 
 if __name__ == "__main__":

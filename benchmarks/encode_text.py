@@ -1,4 +1,4 @@
-"""The features of a data pack, its texts encoded anew by another encoder.
+"""The features of a data pack, with its texts encoded by another encoder.
 
     python benchmarks/encode_text.py --mvsa DIR --text MODEL --output mpnet.npz
     python benchmarks/encode_text.py --harmeme DIR --text MODEL --output mpnet-harmeme.npz
@@ -50,22 +50,22 @@ def text_encoder(model: str) -> tuple[TextEncoder, str]:
 
 
 def encoded(texts: Sequence[str], encode: TextEncoder, title: str) -> NDArray[np.float16]:
-    """Features of all texts, those of like length together: padding costs as much as words."""
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    """Features of all texts; texts of similar length share a batch, because padding costs time."""
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     parts, begun = [], time.monotonic()
     for start in range(0, len(order), BATCH):
-        parts.append(encode([texts[place] for place in order[start : start + BATCH]]))
+        parts.append(encode([texts[index] for index in order[start : start + BATCH]]))
         if start % (20 * BATCH) == 0:
             print(f"{title}: {start}/{len(order)}, {time.monotonic() - begun:.0f} s", flush=True)
-    made = torch.cat(parts)
-    return made[torch.tensor(order).argsort()].numpy().astype(np.float16)
+    features = torch.cat(parts)
+    return features[torch.tensor(order).argsort()].numpy().astype(np.float16)
 
 
 def texts_of(mvsa: Path | None, harmeme: Path | None) -> dict[str, str]:
     """The text of each post by its id."""
     if mvsa is not None:
         posts = MVSA(mvsa)
-        return {post_id: posts[place]["inputs"]["text"] for place, post_id in enumerate(posts.ids)}
+        return {post_id: posts[index]["inputs"]["text"] for index, post_id in enumerate(posts.ids)}
     assert harmeme is not None
     lines = [
         line
@@ -87,13 +87,13 @@ def main() -> None:
     torch.set_num_threads(1)
     encode, mask_token = text_encoder(arguments.text)
     with np.load((arguments.mvsa or arguments.harmeme) / "features.npz") as file:
-        kept = {key: file[key] for key in file if key.startswith(("image_", "id", "label", "spl"))}
+        arrays = {key: file[key] for key in file if key.startswith(("image_", "id", "label", "spl"))}
         draws = len(file["text_corrupt"])
     texts = texts_of(arguments.mvsa, arguments.harmeme)
-    ids = [str(post_id) for post_id in kept["id"]]
+    ids = [str(post_id) for post_id in arrays["id"]]
     ours = [texts[post_id] for post_id in ids]
     mask = TextCorruption(mask_token=mask_token)
-    kept["text_clean"] = encoded(ours, encode, "intact")
+    arrays["text_clean"] = encoded(ours, encode, "intact")
     corrupt = []
     for seed in range(draws):
         masked = [
@@ -101,8 +101,8 @@ def main() -> None:
             for text, post_id in zip(ours, ids, strict=True)
         ]
         corrupt.append(encoded(masked, encode, f"masked, draw {seed}"))
-    kept["text_corrupt"] = np.stack(corrupt)
-    np.savez(arguments.output, **kept)
+    arrays["text_corrupt"] = np.stack(corrupt)
+    np.savez(arguments.output, **arrays)
     print(f"wrote {arguments.output}: text {kept['text_clean'].shape[1]} wide, {draws} draws")
 
 

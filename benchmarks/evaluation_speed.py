@@ -9,16 +9,15 @@ import tracemalloc
 from typing import Any
 
 import torch
-from _record import write_record
+from _ratios import finish, row
 
 from robustfusion import DRFClassifier, DRFHead, PaperDRFHead
 from robustfusion.disruption import FeatureCorruption
 from robustfusion.evaluation import CachedFeatures, RawSamples, robustness_report
 
 DIMS = {"image": 768, "text": 768}
-SEEDS = 5
-SECONDS = 4.0
-POSTS = 200
+SEEDS, POSTS = 5, 200
+GOAL_MS = 4000.0
 
 
 def make_data(samples: int, corruption: str) -> CachedFeatures:
@@ -27,38 +26,28 @@ def make_data(samples: int, corruption: str) -> CachedFeatures:
     features: dict[str, Any] = {}
     corrupted: dict[str, Any] = {}
     for name, dim in DIMS.items():
-        centres = torch.randn(3, dim, generator=generator)
-        features[name] = centres[labels] + torch.randn(samples, dim, generator=generator)
+        centers = torch.randn(3, dim, generator=generator)
+        features[name] = centers[labels] + torch.randn(samples, dim, generator=generator)
         draws = torch.randn(2, samples, dim, generator=generator)
         corrupted[name] = draws if corruption == "cached" else FeatureCorruption(kind="shuffle")
     return CachedFeatures(features, labels, corrupted=corrupted)
 
 
-def filled_head(variant: str) -> torch.nn.Module:
+def filled_head(make: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    head: torch.nn.Module = PaperDRFHead(DIMS, 3) if variant == "paper" else DRFHead(DIMS, 3)
-    head.train()
+    head: torch.nn.Module = make(DIMS, 3).train()
     with torch.no_grad():
         for _ in range(8):
             head({name: torch.randn(256, dim) for name, dim in DIMS.items()})
     return head
 
 
-def seconds(head: torch.nn.Module, data: CachedFeatures) -> float:
+def report(head: torch.nn.Module, data: CachedFeatures, seeds: int) -> tuple[float, int]:
+    """Milliseconds of a report, and the most bytes that it holds at once."""
     start = time.perf_counter()
-    report = robustness_report(head, data, seeds=range(SEEDS))
-    assert report.cells  # the scores and their intervals are made when they are asked for
-    return time.perf_counter() - start
-
-
-def traced_peak(head: torch.nn.Module, data: CachedFeatures, seeds: int) -> int:
-    """The most bytes at once; numpy reports its arrays: what the report itself piles up."""
-    tracemalloc.start()
-    report = robustness_report(head, data, seeds=range(seeds))
-    assert report.cells
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
+    assert robustness_report(head, data, seeds=range(seeds)).scores  # computed when they are read
+    took = 1000 * (time.perf_counter() - start)
+    return took, tracemalloc.get_traced_memory()[1]  # numpy reports its arrays to it
 
 
 class Posts:
@@ -78,7 +67,7 @@ class Posts:
 
 
 class Counting(torch.nn.Module):
-    """An encoder that remembers what it was given."""
+    """An encoder that remembers its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,17 +85,14 @@ def counts(names: tuple[str, ...]) -> list[dict[str, Any]]:
     model = DRFClassifier(encoders, DRFHead(dict.fromkeys(names, 24), 3))
     posts.reads = 0
     robustness_report(model, data, seeds=range(SEEDS))
-    seen = [row for encoder in encoders.values() for row in encoder.seen]
+    seen = sum(len(encoder.seen) for encoder in encoders.values())
     distinct = sum(len(set(encoder.seen)) for encoder in encoders.values())
-    what = f"report on {POSTS} raw samples, {SEEDS} disruption seeds, {len(names)} modalities"
-    rows = []
-    for kind, found, beside, of, goal in (
-        ("encodings", len(seen), "distinct inputs", distinct, 1.05),
-        ("reads", posts.reads, "samples times (1 + seeds)", POSTS * (1 + SEEDS), 1.0),
-    ):
-        row = {"what": f"{kind} of a {what}", "count": found, "beside": beside, "beside_count": of}
-        rows.append({**row, "ratio": found / of, "goal": goal, "met": found / of <= goal})
-    return rows
+    what = f"of a report on {POSTS} raw samples, {SEEDS} disruption seeds, {len(names)} modalities"
+    once, words = POSTS * (1 + SEEDS), "samples times (1 + seeds)"
+    return [
+        row(f"encodings {what}", seen, distinct, "distinct inputs", 1.05, unit="count"),
+        row(f"reads {what}", posts.reads, once, words, 1.0, unit="count"),
+    ]
 
 
 def main() -> None:
@@ -116,52 +102,24 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
-    for variant, corruption in (("default", "cached"), ("default", "drawn"), ("paper", "cached")):
-        data, head = make_data(arguments.samples, corruption), filled_head(variant)
-        took = seconds(head, data)
-        name = type(head).__name__
-        rows.append(
-            {
-                "what": f"full grid, {arguments.samples:,} samples, {SEEDS} disruption seeds, "
-                f"{name}, corrupted features {corruption}",
-                "ms": 1000 * took,
-                "beside": "what was asked",
-                "beside_ms": 1000 * SECONDS,
-                "ratio": took / SECONDS,
-                "goal": 1.0,
-                "met": took <= SECONDS,
-            }
-        )
-    head = filled_head("default")
-    small, large = (seconds(head, make_data(n, "cached")) for n in (450, 19_524))
-    rows.append(
-        {
-            "what": f"full grid, 19,524 samples, {SEEDS} disruption seeds, DRFHead",
-            "ms": 1000 * large,
-            "beside": "450 samples",
-            "beside_ms": 1000 * small,
-            "ratio": large / small,
-            "goal": None,
-            "met": None,
-        }
-    )
-    data = make_data(arguments.samples, "cached")
-    one, many = traced_peak(head, data, 1), traced_peak(head, data, 2 * SEEDS)
-    rows.append(
-        {
-            "what": f"peak memory of the report, {2 * SEEDS} disruption seeds",
-            "bytes": many,
-            "beside": "1 seed",
-            "beside_bytes": one,
-            "ratio": many / one,
-            "goal": 1.1,
-            "met": many / one <= 1.1,
-        }
-    )
+    for make, corruption in ((DRFHead, "cached"), (DRFHead, "drawn"), (PaperDRFHead, "cached")):
+        took, _ = report(filled_head(make), make_data(arguments.samples, corruption), SEEDS)
+        what = f"full grid, {arguments.samples:,} samples, {SEEDS} disruption seeds, "
+        what += f"{make.__name__}, corrupted features {corruption}"
+        rows.append(row(what, took, GOAL_MS, "the goal", 1.0))
+    head = filled_head(DRFHead)
+    small, large = (report(head, make_data(n, "cached"), SEEDS)[0] for n in (450, 19_524))
+    what = f"full grid, 19,524 samples, {SEEDS} disruption seeds, DRFHead"
+    rows.append(row(what, large, small, "450 samples"))
+    data, peaks = make_data(arguments.samples, "cached"), []
+    for seeds in (1, 2 * SEEDS):
+        tracemalloc.start()
+        peaks.append(report(head, data, seeds)[1])
+        tracemalloc.stop()
+    what = f"peak memory of the report, {2 * SEEDS} disruption seeds"
+    rows.append(row(what, peaks[1], peaks[0], "1 seed", 1.1, unit="bytes"))
     rows += counts(("image", "text")) + counts(("image", "text", "audio"))
-    for row in rows:
-        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-    write_record("evaluation_speed", {"rows": rows}, data="random features", seeds=[0])
+    finish("evaluation_speed", rows, data="random features")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does the main job keep what it promises, whatever its seed?
+"""Does the main job meet its goals with any seed?
 
     python benchmarks/main_job_seeds.py --output-dir runs/seeds
 
@@ -30,10 +30,10 @@ COST, HARM = 0.5, 1.0  # points: against the baseline, and of corruption against
 
 
 def run_of(seed: int, folder: Path) -> Path:
-    """The finished run of a seed, made where there is none."""
+    """The finished run of a seed, facts where there is none."""
     for attempt in range(2):
-        if found := sorted(folder.glob(f"drf_mvsa-*/report-{MODELS[-1]}.json")):  # the last file
-            return found[0].parent
+        if folders := sorted(folder.glob(f"drf_mvsa-*/report-{MODELS[-1]}.json")):  # the last file
+            return folders[0].parent
         if attempt == 0:
             options = ["--seed", str(seed), "--output-dir", str(folder)]
             subprocess.run([sys.executable, str(PROGRAM), *options], check=True)
@@ -48,11 +48,11 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def summarize(ours: list[RobustnessReport], theirs: list[RobustnessReport]) -> dict[str, Any]:
-    """Means over seeds of each condition, and what they say of the promises."""
-    accuracy: dict[str, np.ndarray] = {  # in %, (2, seeds)
+    """Means over seeds of each condition, and whether they meet the goals."""
+    accuracy: dict[str, np.ndarray] = {  # in %, shape (2, seeds)
         cell.condition.title: 100
         * np.asarray([[r[key].accuracy.value for r in side] for side in (ours, theirs)])
-        for key, cell in ours[0].cells.items()
+        for key, cell in ours[0].scores.items()
         if cell.condition.strategy != "random"
     }
     gaps = {title: first - second for title, (first, second) in accuracy.items()}
@@ -73,7 +73,7 @@ def summarize(ours: list[RobustnessReport], theirs: list[RobustnessReport]) -> d
             }
             for title, pair in accuracy.items()
         },
-        "corrupted_minus_discarded": {m: interval(values) for m, values in harm.items()},
+        "corrupted_minus_missing": {m: interval(values) for m, values in harm.items()},
         "promises": {
             name: {
                 "least": round(least, 2),
@@ -95,20 +95,20 @@ def main() -> None:
     if len(options.seeds) < 2:
         parser.error("--seeds must be at least two: one has no interval")
     runs = [run_of(seed, options.output_dir / f"seed-{seed}") for seed in options.seeds]
-    made = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs]
-    commits = {str(record["commit"]) for record in made}
+    facts = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs]
+    commits = {str(record["commit"]) for record in facts}
     if len(commits) > 1:
         raise SystemExit(f"{options.output_dir} holds runs of several commits: {commits}")
     reports = [[RobustnessReport.load(run / f"report-{m}.json") for run in runs] for m in MODELS]
     results = {
         "commit_of_runs": commits.pop(),
-        "seconds": [record["total_seconds"] for record in made],
+        "seconds": [record["total_seconds"] for record in facts],
         "names": [side[0].name for side in reports],
         **summarize(*reports),
     }
     print(json.dumps(results, indent=1))
     write_record(
-        "main_job_seeds", results, data="made posts, others for each seed", seeds=options.seeds
+        "main_job_seeds", results, data="generated posts, others for each seed", seeds=options.seeds
     )
 
 

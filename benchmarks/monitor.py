@@ -1,15 +1,15 @@
-"""How often the drift monitor alarms falsely, and how soon it alarms rightly.
+"""False alarms of the drift monitor, and how soon it finds a change.
 
     python benchmarks/monitor.py --mvsa MVSA    # a folder with features.npz
 
 `uniform`: streams of independent scores against one set of reference rows, fresh for each stream,
-for the monitor and for two ways that suggest themselves: betting on the p-values as they are, and
-on p-values with a margin for the reference's own error (Dvoretzky, Kiefer and Wolfowitz).
+for the monitor and for two simpler ways: betting on the p-values as they are, and on p-values with
+a margin for the error of the references (Dvoretzky, Kiefer and Wolfowitz).
 
 `posts`: a neighbor estimator for each modality and a pairing score learn from 2,048 of the
 training posts. Streams and their reference rows are drawn anew for each seed from the 901 held-out
 posts: with replacement, and with normal noise of a tenth of each coordinate's deviation, so that
-all are independent draws of one law. Good streams go on for 10,000 posts; others change after
+all are independent draws from one distribution. Good streams have 10,000 posts; others change after
 2,000.
 """
 
@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from _record import write_record
+from robustfusion.pairing import PairingScore
 from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
 from robustfusion.monitor import _BETS, DriftMonitor, wager
-from robustfusion.pairing import PairingScore
 
 NAMES = ("image", "text", "pairing")
 DELTA = 0.01
@@ -91,7 +91,7 @@ class Posts:
         rng = np.random.default_rng(seed)
         queue = torch.from_numpy(rng.permutation(np.flatnonzero(split == "train"))[:QUEUE])
         self.pool = torch.from_numpy(np.flatnonzero(split != "train"))
-        self.spread = {m: x[queue].std(0) for m, x in self.clean.items()}
+        self.deviation = {m: x[queue].std(0) for m, x in self.clean.items()}
         self.quality = {
             m: NeighborQualityEstimator(x.shape[1], capacity=QUEUE).fit(x[queue])
             for m, x in self.clean.items()
@@ -106,7 +106,7 @@ class Posts:
         for name, clean in self.clean.items():
             x = (self.masked[name] if change == f"{name} masked" else clean)[rows]
             noise = torch.randn(x.shape, generator=generator)
-            features[name] = x + 0.1 * self.spread[name] * noise
+            features[name] = x + 0.1 * self.deviation[name] * noise
         if change == "texts exchanged":
             features["text"] = features["text"].roll(1, 0)
         return features
@@ -120,12 +120,11 @@ class Posts:
 
     def p_values(self, features: Stream) -> Stream:
         """P-values of each modality and of the pairing."""
-        found = {}
-        for name, x in features.items():
-            parts = x.split(1000)
-            found[name] = torch.cat([self.quality[name].p_value(part) for part in parts])
-        found["pairing"] = self.pairing.p_value(*features.values())
-        return found
+        p_values = {
+            name: torch.cat([self.quality[name].p_value(part) for part in x.split(1000)])
+            for name, x in features.items()
+        }
+        return p_values | {"pairing": self.pairing.p_value(*features.values())}
 
 
 def _float(x: Any) -> Tensor:
@@ -140,9 +139,9 @@ def watch(stream: Stream, references: int, seed: int) -> tuple[DriftMonitor, dic
 
 def mix(good: Stream, bad: Stream, share: float, generator: torch.Generator) -> Stream:
     """Good rows, then a share of bad ones among them."""
-    bad_here = torch.rand(BAD, generator=generator) < share
+    is_bad = torch.rand(BAD, generator=generator) < share
     return {
-        name: torch.cat([p[:GOOD], bad[name].where(bad_here, p[GOOD : GOOD + BAD])])
+        name: torch.cat([p[:GOOD], bad[name].where(is_bad, p[GOOD : GOOD + BAD])])
         for name, p in good.items()
     }
 
@@ -215,17 +214,17 @@ def _share(p: Tensor) -> float:
     return float((p <= 0.05).float().mean())
 
 
-def _quantile(values: list[int | None], at: float) -> int | None:
-    """The upper quantile, None where that stream was not found."""
+def _quantile(values: list[int | None], share: float) -> int | None:
+    """The upper quantile; None if the change in that stream was not found."""
     ordered = sorted(math.inf if v is None else v for v in values)
-    found = ordered[min(len(ordered) - 1, math.floor(at * len(ordered)))]
-    return None if found == math.inf else int(found)
+    value = ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))]
+    return None if value == math.inf else int(value)
 
 
 def _curve(monitor: DriftMonitor) -> dict[str, Any]:
     state = monitor.state_dict()
     rows = int(state["rows"]) // int(state["every"])
-    curve = state["curve"][:rows:4, 0]  # of the images
+    curve = state["curve"][:rows:4, 0]  # column 0: image
     return {"every": 4 * int(state["every"]), "image": [round(float(v), 2) for v in curve]}
 
 

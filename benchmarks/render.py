@@ -1,122 +1,99 @@
-"""Write the results pages of the docs, and the README's figures, from the records.
+"""Fill the tables of the docs and of the README from the records, and draw their figures.
 
     python benchmarks/render.py
     python benchmarks/render.py --main-job runs/drf_mvsa-001
     python benchmarks/render.py --end-to-end runs/drf_mvsa-002
 
-The others keep a finished run of `examples/drf_mvsa.py` as the record of the main job, or of the
-run with trained encoders on real posts.
+The last two first keep a finished run of `examples/drf_mvsa.py` as a record: that of the main job,
+or that with trained encoders on real posts. Prose is in the pages; only what stands between two
+comments of one name is replaced.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import _render_compare
-import _render_folds
-import _render_monitor
-import _render_mvsa
-import _render_paper_scale
-import _render_protocol
+import _render_cross_validation
+import _render_guides
+import _render_paper
+import _render_paper_parts
 import _render_quality
 import _render_runs
-import paper_choices
-from _record import counted, dated, read_record
+from _pages import ASSETS, DOCS, ROOT, Blocks, counted, filled, source, table
+from _record import read_record
 from speed import EPOCH, SHARE
 
-PAGES = Path(__file__).parent.parent / "docs" / "pages" / "results"
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
+SPEED = ("speed", "evaluation_speed", "disruption_speed")
 
 
-SPEED = {
-    "speed": "The parts and the heads",
-    "evaluation_speed": "The robustness report",
-    "disruption_speed": "Disrupting posts",
-}
-
-
-def render_speed() -> None:
-    """Each row of the speed records beside its goal."""
-    lines = [
-        "# Speed",
-        "",
-        "Ratios within one run; times hold for the machine of that run alone. Not measured on a "
-        "GPU. Kernels are non-view ATen operators, about what a GPU would launch.",
-        "",
-        felt(),
-    ]
-    for name, title in SPEED.items():
+def speed() -> dict[str, list[str]]:
+    """The blocks of the page on speed: each ratio with its goal, and a long run."""
+    blocks, every = {}, []
+    for name in SPEED:
         record = read_record(name)
-        machine = record["machine"]
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            f"{machine['cores']} cores, {counted(machine['threads'], 'thread')}, "
-            f"torch {machine['torch']}. "
-            f"Written by `{record['command']}` at commit `{record['commit']}` on "
-            f"{record['date']}.",
-            "",
-            "| what | beside | ratio | goal | met |",
-            "|---|---|---:|---:|---|",
+        rows = record["results"]["rows"]
+        every += rows
+        body = [
+            [
+                _measured(row, "what", ""),
+                _measured(row, "reference", "reference_"),
+                f"{row['ratio']:.2f}",
+                "" if row["goal"] is None else f"≤ {row['goal']:g}",
+                {None: "", True: "yes", False: "**no**"}[row["met"]],
+            ]
+            for row in rows
         ]
-        for row in record["results"]["rows"]:
-            goal = "" if row["goal"] is None else f"≤ {row['goal']:g}"
-            met = {None: "", True: "yes", False: "**no**"}[row["met"]]
-            lines.append(
-                f"| {_with(row, 'what', '')} | {_with(row, 'beside', 'beside_')} | "
-                f"{row['ratio']:.2f} | {goal} | {met} |"
-            )
-    page = "\n".join([*lines, *long_run()]) + "\n"
-    (PAGES / "speed.md").write_text(dated(page, read_record("speed")))
+        lines = table(["what", "compared with", "ratio", "goal", "met"], body, left=(0, 1, 4))
+        cores = counted(record["machine"]["cores"], "core")
+        blocks[name] = [*lines, "", f"{source(record)} Machine: {cores}."]
+    return {"cost": cost(every), **blocks, "stability": stability()}
 
 
-def felt() -> str:
-    """The paragraph on what a user waits for."""
-    rows = [
-        r for name in ("speed", "evaluation_speed") for r in read_record(name)["results"]["rows"]
-    ]
+def cost(rows: list[dict[str, Any]]) -> list[str]:
+    """The four times that a user notices."""
     share, epoch, report = (
-        next(row for row in rows if row["what"].startswith(what))
-        for what in (SHARE, EPOCH, "full grid, 19,524")
+        next(row for row in rows if row["what"].startswith(start))
+        for start in (SHARE, EPOCH, "full grid, 19,524")
     )
-    seconds = [row[key] / 1000 for row in (epoch, report) for key in ("ms", "beside_ms")]
-    return (
-        "What you will feel: beside encoders that train, the head takes "
-        f"{100 * share['ratio']:.1f} % of a step on a CPU. On ready features it is the whole "
-        f"step: an epoch of 10,000 rows takes {seconds[0]:.0f} s, of a concatenation "
-        f"{seconds[1]:.1f} s. A report over every condition, with five disruption seeds, takes "
-        f"{seconds[3]:.1f} s for 450 posts and {seconds[2]:.0f} s for 19,524, once the features "
-        "are there."
+    seconds = [row[key] / 1000 for row in (epoch, report) for key in ("ms", "reference_ms")]
+    return table(
+        ["", "time"],
+        [
+            ["the head's share of a training step with encoders", f"{100 * share['ratio']:.1f} %"],
+            [
+                "an epoch of 10,000 ready feature vectors",
+                f"{seconds[0]:.0f} s (concatenation: {seconds[1]:.1f} s)",
+            ],
+            ["a robustness report on 450 posts", f"{seconds[3]:.1f} s"],
+            ["the same on 19,524 posts", f"{seconds[2]:.0f} s"],
+        ],
     )
 
 
-def long_run() -> list[str]:
-    """What a queue and a head were like after a long time."""
-    record = read_record("long_run")
+def stability() -> list[str]:
+    """Drift and memory after a million batches."""
+    record = read_record("stability")
     queue, head = record["results"]["queue"], record["results"]["head"]
-    return [
-        "",
-        "## A long run",
-        "",
-        f"`{record['command']}` at commit `{record['commit']}` on {record['date']}. Drift is the "
-        "largest relative difference of the running moments from exact ones in float64; growth is "
-        "that of the process's memory after warming up.",
-        "",
-        "| what | drift | memory, MiB | growth, MiB |",
-        "|---|---:|---:|---:|",
-        *(
-            f"| {what} | {part['largest_relative_drift']:.1e} | {part['resident_mib']:.0f} | "
-            f"{part['resident_growth_mib']:.2f} |"
-            for what, part in (
-                (f"{queue['enqueues']:,} enqueues", queue),
-                (f"{head['steps']:,} training steps of DRFHead, all state finite", head),
-            )
-        ),
+    parts = {
+        f"{queue['enqueues']:,} batches enqueued": queue,
+        f"{head['steps']:,} training steps of DRFHead, all state finite": head,
+    }
+    body = [
+        [
+            what,
+            f"{part['largest_relative_drift']:.1e}",
+            f"{part['resident_mib']:.0f}",
+            f"{part['resident_growth_mib']:.2f}",
+        ]
+        for what, part in parts.items()
     ]
+    return [*table(["", "drift", "memory, MiB", "growth, MiB"], body), "", source(record)]
 
 
-def _with(row: dict[str, Any], name: str, prefix: str) -> str:
+def _measured(row: dict[str, Any], name: str, prefix: str) -> str:
     """A name with its measurement."""
     if f"{prefix}ms" in row:
         time = row[f"{prefix}ms"]
@@ -126,51 +103,58 @@ def _with(row: dict[str, Any], name: str, prefix: str) -> str:
     return f"{row[name]} ({row[f'{prefix}bytes'] / 2**20:.2f} MiB)"
 
 
-def render_readme() -> None:
-    """Write what stands between the marks of the README."""
-    README.write_text(readme(README.read_text()))
+PAGES: dict[str, Callable[[], Blocks]] = {
+    "results/comparison.md": _render_compare.comparison,
+    "results/protocol.md": _render_compare.protocol,
+    "results/cross-validation.md": _render_cross_validation.blocks,
+    "results/mvsa.md": _render_paper.blocks,
+    "results/paper-scale.md": _render_paper_parts.scale,
+    "results/paper-choices.md": _render_paper_parts.choices,
+    "results/end-to-end.md": _render_runs.blocks,
+    "results/quality.md": _render_quality.blocks,
+    "results/speed.md": speed,
+    "guides/monitoring.md": _render_guides.monitor,
+    "guides/token-sequences.md": _render_guides.pooling,
+    "guides/few-labels.md": _render_guides.few_labels,
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every page of the docs with its tables as the records have them."""
+    return {
+        DOCS / page: filled((DOCS / page).read_text(encoding="utf-8"), blocks())
+        for page, blocks in PAGES.items()
+    }
 
 
 def readme(text: str) -> str:
     """The README with the tables of its records and the main job's figure."""
-    results = _render_folds.readme_lines()
-    figure = _render_runs.caption(read_record(_render_runs.NAME))
-    seeds = _render_runs.seeds_lines(read_record(_render_runs.SEEDS))
-    retrofit = _render_folds.retrofit_lines()
-    parts = {"retrofit": retrofit, "results": results, "figure": figure, "seeds": seeds}
-    for mark, lines in parts.items():
-        text = _between(text, mark, lines)
-    return text
-
-
-def _between(text: str, mark: str, lines: list[str]) -> str:
-    """Put lines between two marks."""
-    before, rest = text.split(f"<!-- {mark} -->", 1)
-    after = rest.split(f"<!-- /{mark} -->", 1)[1]
-    return before + "\n".join([f"<!-- {mark} -->", "", *lines, "", f"<!-- /{mark} -->"]) + after
+    return filled(
+        text,
+        {
+            "retrofit": _render_cross_validation.fused_models(),
+            "results": _render_cross_validation.readme_lines(),
+            "figure": _render_runs.caption(read_record(_render_runs.NAME)),
+            "seeds": _render_runs.seeds_lines(read_record(_render_runs.SEEDS)),
+        },
+    )
 
 
 def main() -> None:
-    """Render every page and the README, or keep a run of the main job."""
+    """Fill every page and the README, or keep a run of the main job."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--main-job", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--end-to-end", type=Path, metavar="RUN", help="folder of a finished run")
-    given = vars(parser.parse_args())
-    runs = {name: run for name, run in given.items() if run is not None}
+    options = vars(parser.parse_args())
+    runs = {name: run for name, run in options.items() if run is not None}
     for name, run in runs.items():
         _render_runs.keep(name, run)
     if runs.keys() != {_render_runs.NAME}:
-        render_speed()
-        _render_compare.main()
-        _render_protocol.render()
-        _render_mvsa.render()
-        _render_folds.render()
-        _render_runs.render()
-        paper_choices.render()
-        _render_paper_scale.render()
-        _render_quality.render()
-        _render_monitor.render()
-    render_readme()
+        for path, text in pages().items():
+            path.write_text(text, encoding="utf-8")
+        _render_paper.draw(_render_paper.RESULTS, ASSETS)
+        _render_paper_parts.draw(ASSETS)
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Check a built site: every link and anchor leads somewhere, and no page fetches from outside.
+"""Check a built site: no link or anchor is broken, and no page loads anything from other hosts.
 
-Usage: ``python docs/check_site.py site``. MkDocs checks the links of Markdown and Sphinx its own;
-this looks at the pages as a browser gets them, and at the inventory, so nothing falls between.
+Usage: ``python docs/check_site.py site``. MkDocs checks the links of its Markdown and Sphinx those
+of the reference; this script checks the final HTML pages and the inventory.
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 _FETCHED = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")}
-_HOST = "site:"  # stands for the root of the site
+_HOST = "site:"  # the root of the site
 
 
 class Page(HTMLParser):
@@ -25,44 +25,46 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        self.anchors.update(given[name] for name in ("id", "name") if name in given)
-        for name, value in given.items():
-            if (tag, name) in _FETCHED or (tag == "link" and name == "href" and _loads(given)):
+        values = {name: value or "" for name, value in attrs}
+        self.anchors.update(values[name] for name in ("id", "name") if name in values)
+        for name, value in values.items():
+            if (tag, name) in _FETCHED or (tag == "link" and name == "href" and _loads(values)):
                 self.fetched.append(value)
             elif name in ("href", "src"):
                 self.links.append(value)
 
 
 def _loads(link: dict[str, str]) -> bool:
-    """Whether a browser fetches a ``<link>`` by itself."""
+    """Return whether a browser loads the target of a ``<link>``."""
     return link.get("rel", "") in ("stylesheet", "icon", "preload", "preconnect", "dns-prefetch")
 
 
 def check(site: Path) -> list[str]:
-    """Return what is wrong, one line each."""
+    """Return the problems, one line each."""
     pages = {
         path.relative_to(site).as_posix(): Page(path.read_text(encoding="utf-8"))
         for path in sorted(site.rglob("*.html"))
     }
-    # The page for unknown addresses is served anywhere, so its links are absolute.
-    found = [
+    # The page for unknown addresses has absolute links, since it is served for any address.
+    problems = [
         problem
         for name, page in pages.items()
         if name != "404.html"
         for problem in _page_problems(site, name, page, pages)
     ]
-    return found + _inventory_problems(site, pages)
+    return problems + _inventory_problems(site, pages)
 
 
 def _page_problems(site: Path, name: str, page: Page, pages: dict[str, Page]) -> list[str]:
-    found = [f"{name} fetches {address}" for address in page.fetched if urlsplit(address).netloc]
+    problems = [
+        f"{name} fetches {address}" for address in page.fetched if urlsplit(address).netloc
+    ]
     for address in page.links + page.fetched:
         if urlsplit(address).scheme or urlsplit(address).netloc:
             continue
         if reason := _broken(site, name, address, pages):
-            found.append(f"{name} links to {address}: {reason}")
-    return found
+            problems.append(f"{name} links to {address}: {reason}")
+    return problems
 
 
 def _broken(site: Path, name: str, address: str, pages: dict[str, Page]) -> str:
@@ -80,13 +82,13 @@ def _broken(site: Path, name: str, address: str, pages: dict[str, Page]) -> str:
 def _inventory_problems(site: Path, pages: dict[str, Page]) -> list[str]:
     path = site / "objects.inv"
     if not path.is_file():
-        return ["objects.inv is not there"]
-    found = []
+        return ["objects.inv is missing"]
+    problems = []
     for line in inventory(path):
         name, address = line.split()[0], line.split()[3].replace("$", line.split()[0])
         if reason := _broken(site, "", address, pages):
-            found.append(f"objects.inv places {name} at {address}: {reason}")
-    return found
+            problems.append(f"objects.inv places {name} at {address}: {reason}")
+    return problems
 
 
 def inventory(path: Path) -> list[str]:
@@ -97,7 +99,7 @@ def inventory(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """Print what is wrong, and fail if anything is."""
+    """Print the problems; return 1 if there are any."""
     site = Path(sys.argv[1])
     problems = check(site)
     for problem in problems:

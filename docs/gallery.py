@@ -1,11 +1,11 @@
-"""Run the short examples, and write a page for each example and one of thumbnails.
+"""Run the short examples, and write a page for each example and one with thumbnails.
 
     python docs/gallery.py examples docs/pages/reference
 
-A file is shown if it can be run, that is, if it has a ``__main__``; its docstring becomes the
-text. Those of ``gallery/``, a few more that take seconds, and a small version of the notebook are
-run, and their pages show what they print and draw. What an unchanged one made is kept in
-``build/gallery``. One that fails fails the build.
+Every file with a ``__main__`` gets a page, whose text is its docstring. The examples in
+``gallery/``, a few others that take seconds, and a small version of the notebook are run, and
+their pages show the printed output and the figures. Outputs of unchanged examples are cached in
+``build/gallery``. An example that fails makes the build fail.
 """
 
 import ast
@@ -23,44 +23,44 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "build" / "gallery"
+CACHE = ROOT / "build" / "gallery"
 ALSO_RUN = ("compose_drf", "digits")
 MAIN = ("main_job", "drf_mvsa")
-FIGURES = {"drf_mvsa": "main-job.png"}  # a run of minutes, recorded: README says at which commit
-SMALL = {"posts": 400, "epochs": 6, "seeds": (0,)}  # of the notebook
+FIGURES = {"drf_mvsa": "main-job.png"}  # from a recorded run, which takes minutes
+SMALL = {"posts": 400, "epochs": 6, "seeds": (0,)}  # settings for the notebook
 ACRONYMS = ("clip", "ddp", "drf", "fsdp", "mvsa", "onnx", "ood")
 HEAD = """# Examples and notebook
 
-Each runs on a CPU, with data that it makes itself or, as `predict`, `report` and `export_run`,
-with a run of the main job, `drf_mvsa`. What the pages show as printed or drawn was made when this
-site was built; but the main job takes minutes: its picture is of a recorded run.
+Each example runs on a CPU. It generates its own data, or, like `predict`, `report` and
+`export_run`, uses a run of the main job, `drf_mvsa`. The outputs on these pages were made when
+the site was built, except for the figure of the main job, which is from a recorded run.
 """
 
 
-def write(folder: Path, target: Path, kept: Path = KEPT) -> None:
-    """Write ``examples.md``, with a card an example, and ``examples/`` with a page for each."""
+def write(folder: Path, target: Path, cache: Path = CACHE) -> None:
+    """Write ``examples.md`` with a card per example, and ``examples/`` with a page per example."""
     pages = target / "examples"
     pages.mkdir(parents=True, exist_ok=True)
     notebooks = sorted(folder.glob("*.ipynb"))
     paths = [*notebooks, *filter(is_program, folder.rglob("*.py"))]
-    # The main job, then what has a picture, then the others.
+    # Order: the main job, examples with a figure, the others.
     paths.sort(key=lambda path: (path.stem not in MAIN, -len(path.parts), path.name))
     short = [path for path in paths if path in notebooks or path.parent.name == "gallery"]
     short += [path for path in paths if path.stem in ALSO_RUN]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = dict(zip(short, pool.map(lambda path: run(path, folder, kept), short), strict=True))
+        ran = dict(zip(short, pool.map(lambda path: run(path, folder, cache), short), strict=True))
     cards = []
     for path in paths:
-        pictures = sorted(made[path].glob("*.png")) if path in made else []
+        pictures = sorted(ran[path].glob("*.png")) if path in ran else []
         for picture in pictures:
             shutil.copy(picture, pages)
         figure = max(pictures, key=lambda picture: picture.stat().st_size).name if pictures else ""
         if path.stem in FIGURES:
             figure = f"../../assets/{FIGURES[path.stem]}"
         if path in notebooks:
-            shutil.copy(made[path] / f"{path.stem}.md", pages)
+            shutil.copy(ran[path] / f"{path.stem}.md", pages)
         else:
-            printed = (made[path] / "printed.txt").read_text("utf-8") if path in made else ""
+            printed = (ran[path] / "printed.txt").read_text("utf-8") if path in ran else ""
             (pages / f"{path.stem}.md").write_text(page(path, folder, figure, printed), "utf-8")
         cards.append(card(path, figure))
     text = "\n".join([HEAD, '<div class="cards" markdown>\n', *cards, "</div>"])
@@ -68,42 +68,42 @@ def write(folder: Path, target: Path, kept: Path = KEPT) -> None:
 
 
 def is_program(path: Path) -> bool:
-    """Whether a file can be run."""
+    """Return whether a file is a program."""
     return "__main__" in path.read_text(encoding="utf-8") and not path.name.startswith("_")
 
 
-def run(path: Path, folder: Path, kept: Path) -> Path:
-    """Run an example unless it has been; return where its figures and what it printed lie."""
-    place = kept / f"{path.stem}-{fingerprint(path, folder)}"
-    if place.is_dir():
-        return place
-    kept.mkdir(parents=True, exist_ok=True)
+def run(path: Path, folder: Path, cache: Path) -> Path:
+    """Run an example unless it is cached; return the folder of its figures and its output."""
+    entry = cache / f"{path.stem}-{fingerprint(path, folder)}"
+    if entry.is_dir():
+        return entry
+    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch, "made")
-        made.mkdir()
+        result = Path(scratch, "result")
+        result.mkdir()
         if path.suffix == ".ipynb":
             for name, content in outputs(execute(path, Path(scratch), SMALL), path.stem).items():
-                (made / name).write_bytes(content)
+                (result / name).write_bytes(content)
         else:
             paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
             env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONPATH": paths}
             command = [sys.executable, str(path.resolve())]
-            ran = subprocess.run(command, cwd=scratch, env=env, capture_output=True, text=True)
-            if ran.returncode:
-                raise SystemExit(f"{path} fails:\n{ran.stderr}")
-            lines = [line for line in ran.stdout.splitlines() if not line.startswith("figure: ")]
-            (made / "printed.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            done = subprocess.run(command, cwd=scratch, env=env, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{path} fails:\n{done.stderr}")
+            lines = [line for line in done.stdout.splitlines() if not line.startswith("figure: ")]
+            (result / "printed.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
             for picture in Path(scratch).glob("runs/*.png"):
-                shutil.copy(picture, made)
-        for old in kept.glob(f"{path.stem}-*"):
+                shutil.copy(picture, result)
+        for old in cache.glob(f"{path.stem}-*"):
             shutil.rmtree(old)
-        beside = Path(shutil.copytree(made, kept / f".{place.name}", dirs_exist_ok=True))
-        beside.rename(place)
-    return place
+        partial = Path(shutil.copytree(result, cache / f".{entry.name}", dirs_exist_ok=True))
+        partial.rename(entry)
+    return entry
 
 
 def fingerprint(path: Path, folder: Path) -> str:
-    """Name what an example shows: its file, what it may import, torch, and this script."""
+    """Return a digest of an example, all that it may import, torch, and this script."""
     helpers = [p for p in folder.rglob("*.py") if not is_program(p) or p.stem in ALSO_RUN]
     package = sorted((ROOT / "robustfusion").rglob("*.py"))
     digest = hashlib.sha256(version("torch").encode())
@@ -113,34 +113,34 @@ def fingerprint(path: Path, folder: Path) -> str:
 
 
 def execute(path: Path, scratch: Path, settings: dict[str, Any]) -> Any:
-    """Run a notebook with other settings, which it does not show."""
+    """Run a notebook with other settings, but keep the stored settings in its text."""
     import nbformat
     from jupyter_client.kernelspec import KernelSpecManager
     from nbclient import NotebookClient
     from traitlets.config import Config
 
     read: Any = nbformat.read
-    made = read(path, as_version=4)
-    (cell,) = [cell for cell in made.cells if "parameters" in cell.metadata.get("tags", ())]
-    shown = cell.source
-    given = {**settings, "output_dir": str(scratch / "run")}
-    lines = [f"{name} = {value!r}" for name, value in given.items()]
-    cell.source = "\n".join([shown, *lines, "output_dir = Path(output_dir)"])
+    notebook = read(path, as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    stored = cell.source
+    values = {**settings, "output_dir": str(scratch / "run")}
+    lines = [f"{name} = {value!r}" for name, value in values.items()]
+    cell.source = "\n".join([stored, *lines, "output_dir = Path(output_dir)"])
     resources = {"metadata": {"path": str(path.parent)}}
-    # No port is opened, and the kernel is none that is installed but one of this interpreter.
+    # The kernel opens no port, and runs in this interpreter rather than an installed kernel.
     config = Config(KernelManager={"transport": "ipc", "ip": str(scratch / "kernel")})
-    client = NotebookClient(made, config=config, kernel_name="python3", resources=resources)
+    client = NotebookClient(notebook, config=config, kernel_name="python3", resources=resources)
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
     client.execute()
-    cell.source = shown
-    return made
+    cell.source = stored
+    return notebook
 
 
-def outputs(made: Any, name: str) -> dict[str, bytes]:
-    """Turn a notebook that was run into a page and its pictures."""
+def outputs(notebook: Any, name: str) -> dict[str, bytes]:
+    """Turn an executed notebook into a page and its figures."""
     files: dict[str, bytes] = {}
     parts = []
-    for cell in made.cells:
+    for cell in notebook.cells:
         parts.append(cell.source if cell.cell_type == "markdown" else _fenced(cell.source))
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
@@ -152,32 +152,32 @@ def outputs(made: Any, name: str) -> dict[str, bytes]:
             elif output.get("name") == "stdout":
                 parts.append(_fenced(output.text, "text"))
     small = ", ".join(f"`{key} = {value}`" for key, value in SMALL.items())
-    note = f"The notebook is `examples/{name}.ipynb`; what it shows here was made with {small}."
+    note = f"The notebook is `examples/{name}.ipynb`; the outputs below were made with {small}."
     text = "\n\n".join([parts[0], note, *parts[1:]]) + "\n"
     return {**files, f"{name}.md": text.encode()}
 
 
 def title(path: Path) -> str:
-    """The name of a file in words."""
+    """Turn the name of a file into a title."""
     words = path.stem.split("_")
     text = " ".join(word.upper() if word in ACRONYMS else word for word in words)
     return text[0].upper() + text[1:]
 
 
 def describe(path: Path) -> tuple[str, str]:
-    """The first sentence of an example, and the rest of what it says of itself."""
+    """Return the first sentence of the docstring of an example, and the rest."""
     if path.suffix == ".ipynb":
         return "The main job, cell by cell.", ""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem
     first, _, rest = text.partition("\n\n")
-    # Two colons before a block of code are reStructuredText.
+    # In reStructuredText a block of code follows two colons.
     return " ".join(first.split()), re.sub(r"::$", ":", rest, flags=re.MULTILINE)
 
 
 def card(path: Path, figure: str) -> str:
-    """The thumbnail of an example, its name and its first sentence."""
+    """Return a card with the figure of an example, its title and its first sentence."""
     name = "Main job, notebook" if path.suffix == ".ipynb" else title(path)
-    # Beside the pages, or at a place seen from them.
+    # The figure is in the folder of the pages, or its path is relative to them.
     source = figure.removeprefix("../") if figure.startswith("../") else f"examples/{figure}"
     image = f"![]({source})\n\n" if figure else ""
     text = f"{image}[**{name}**](examples/{path.stem}.md)\n\n{describe(path)[0]}"
@@ -185,7 +185,7 @@ def card(path: Path, figure: str) -> str:
 
 
 def page(path: Path, folder: Path, figure: str, printed: str) -> str:
-    """Text, figure, what is printed, and the code."""
+    """Return the page of an example: text, figure, printed output and code."""
     first, rest = describe(path)
     parts = [f"# {title(path)}", first, rest]
     if figure:
@@ -197,7 +197,7 @@ def page(path: Path, folder: Path, figure: str, printed: str) -> str:
 
 
 def _fenced(text: str, language: str = "python") -> str:
-    # With braces: only what is shown, not what tests of the pages run.
+    # With braces, the tests of the pages do not run the block.
     return f"```` {{ .{language} }}\n{text.rstrip()}\n````"
 
 

@@ -1,6 +1,6 @@
-"""Formulas as MathML, made when the site is built: for Sphinx and for Python-Markdown.
+"""Render formulas as MathML when the site is built, for Sphinx and for Python-Markdown.
 
-A page needs no script, font or third party to show them. Sphinx loads this module as an extension
+A page then needs no script to show them. Sphinx loads this module as an extension
 and renders ``:math:`` and ``.. math::`` with it; MkDocs loads it as a Markdown extension, which
 reads ``$inline$`` and ``$$`` blocks. A command that cannot be rendered fails the build.
 """
@@ -32,27 +32,27 @@ def to_mathml(latex: str, *, display: bool = False) -> str:
     if unknown := _COMMAND.search(mathml):
         raise ValueError(f"cannot render {unknown[0]} in the formula {source}")
     mathml = _norm_bars(source, mathml)
-    # A search result that quotes a formula letter by letter helps nobody.
+    # Search results should not quote formulas letter by letter.
     mathml = mathml.replace("<math ", "<math data-search-exclude ", 1)
-    # Bars hug what they enclose; a line over a formula is as wide as the formula.
+    # Bars need no space inside; a line over a formula is as wide as the formula.
     bar = '<mo stretchy="false">&#x0007C;</mo>'
     mathml = mathml.replace(bar, bar.replace(" ", ' lspace="0" rspace="0" ', 1))
     return mathml.replace('<mo accent="true">&#x02015;</mo>', '<mo stretchy="true">&#x0203E;</mo>')
 
 
 def _norm_bars(source: str, mathml: str) -> str:
-    """Say of each bar of a norm whether it opens or closes, so that it stands close."""
+    """Mark each bar of a norm as opening or closing, so that browsers set it without space."""
     sides = re.findall(r"\\([lr])Vert", source)
     parts = mathml.split("<mo>&#x02016;</mo>")
     if len(parts) != len(sides) + 1:
-        return mathml  # other bars among them: left as they are
+        return mathml  # there are other bars, too: leave all unchanged
     forms = ["prefix" if side == "l" else "postfix" for side in sides]
     bars = [f'<mo form="{form}" stretchy="false">&#x02016;</mo>' for form in forms]
     return "".join(part + bar for part, bar in zip(parts, [*bars, ""], strict=True))
 
 
 class _Inline(InlineProcessor):
-    """``$x$``, on one line, without blanks next to the dollars."""
+    """Inline formulas: ``$x$`` on one line, without spaces next to the dollar signs."""
 
     PATTERN = r"(?<![\\$])\$(?![\s$])([^$\n]+?)(?<!\s)\$(?![\d$])"
 
@@ -61,7 +61,7 @@ class _Inline(InlineProcessor):
 
 
 class _Block(BlockProcessor):
-    """A paragraph between ``$$`` and ``$$``."""
+    """Displayed formulas: a paragraph between ``$$`` and ``$$``."""
 
     PATTERN = re.compile(r"\A\$\$(.+)\$\$\Z", re.DOTALL)
 
@@ -69,18 +69,18 @@ class _Block(BlockProcessor):
         return bool(self.PATTERN.match(block.strip()))
 
     def run(self, parent: Element, blocks: list[str]) -> bool:
-        found = self.PATTERN.match(blocks.pop(0).strip())
-        assert found is not None
-        formula = f'<div class="math">{to_mathml(found[1], display=True)}</div>'
+        match = self.PATTERN.match(blocks.pop(0).strip())
+        assert match is not None
+        formula = f'<div class="math">{to_mathml(match[1], display=True)}</div>'
         SubElement(parent, "p").text = self.parser.md.htmlStash.store(formula)
         return True
 
 
 class MathExtension(Extension):
-    """The Markdown side."""
+    """The extension of Python-Markdown."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        # Below code spans (190), above escapes (180), so that backslashes arrive here.
+        # Priority below code spans (190) and above escapes (180), so that backslashes remain.
         md.inlinePatterns.register(_Inline(_Inline.PATTERN, md), "mathml", 185)
         md.parser.blockprocessors.register(_Block(md.parser), "mathml", 75)
 
@@ -102,6 +102,6 @@ def _visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> No
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the Sphinx side."""
+    """Register the renderer with Sphinx."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

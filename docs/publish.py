@@ -1,11 +1,10 @@
-"""Put a built site beside those of other versions, with what the theme's version switcher reads.
+"""Add a built site to a folder with one site per version, for the version switcher of the theme.
 
     python docs/publish.py site pages 0.2.0
 
-copies ``site`` to ``pages/0.2.0``, lists all versions in ``pages/versions.json``, and lets
-``pages/index.html`` and ``pages/latest`` lead to the newest one. A version that is there already
-is replaced. The site of ``docs/build.sh`` itself stays free of the switcher, which would look for
-a list that a site opened from disk does not have.
+copies ``site`` to ``pages/0.2.0``, lists all versions in ``pages/versions.json``, and redirects
+``pages/index.html`` and ``pages/latest`` to the newest one. An existing version is replaced. The
+site of ``docs/build.sh`` itself has no switcher, since a site opened from disk has no such list.
 """
 
 import json
@@ -38,8 +37,8 @@ def publish(site: Path, pages: Path, version: str) -> list[str]:
         page.write_text(text.replace(OFF, ON))
     if not switched:
         raise ValueError(f"{site} has no page with {OFF}: the theme has changed")
-    found = [path.name for path in pages.iterdir() if re.fullmatch(r"\d+(\.\d+)*", path.name)]
-    versions = sorted(found, key=lambda name: [int(part) for part in name.split(".")])[::-1]
+    names = [path.name for path in pages.iterdir() if re.fullmatch(r"\d+(\.\d+)*", path.name)]
+    versions = sorted(names, key=lambda name: [int(part) for part in name.split(".")])[::-1]
     listed = [
         {"version": v, "title": v, "aliases": ["latest"] * (not i)} for i, v in enumerate(versions)
     ]
@@ -49,7 +48,7 @@ def publish(site: Path, pages: Path, version: str) -> list[str]:
         page.write_text(
             FORWARD.format(target=f"{prefix}{versions[0]}/index.html", version=versions[0])
         )
-    (pages / ".nojekyll").touch()  # GitHub would leave out names that begin with an underscore
+    (pages / ".nojekyll").touch()  # otherwise GitHub ignores names that begin with an underscore
     return versions
 
 

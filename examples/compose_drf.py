@@ -8,11 +8,11 @@ from robustfusion.functional import Gaussian, fit_gaussian
 
 
 class ImageTextDRF(nn.Module):
-    """Classify from image and text features, either of which may be missing or poor."""
+    """Classify from image and text features, either of which may be missing or damaged."""
 
     def __init__(self, image_dim: int, text_dim: int, num_classes: int) -> None:
         super().__init__()
-        self.image_quality = rf.GaussianQualityEstimator(image_dim, capacity=512)  # and its queue
+        self.image_quality = rf.GaussianQualityEstimator(image_dim, capacity=512)  # with queue
         self.text_quality = rf.GaussianQualityEstimator(text_dim, capacity=512)
         self.to_image = rf.ModalityConverter(text_dim, image_dim)
         self.to_text = rf.ModalityConverter(image_dim, text_dim)
@@ -41,12 +41,12 @@ class ImageTextDRF(nn.Module):
         fused = self.fusion(torch.stack(candidates, 1), torch.stack(log_quality, 1), usable)
         # Keep features near their own mean (3), recover samples (4) and distributions (5) to (7).
         p_image, p_text = self.image_quality.distribution, self.text_quality.distribution
-        made_image = converted(self.text_quality.queue, self.to_image, p_image)
-        made_text = converted(self.image_quality.queue, self.to_text, p_text)
+        recovered_image = converted(self.text_quality.queue, self.to_image, p_image)
+        recovered_text = converted(self.image_quality.queue, self.to_text, p_text)
         loss = self.constraint(image, p_image.mean, [p_text.mean], has_image)
-        loss = loss + self.recovery(to_image, image, made_image, p_image, paired=paired)
+        loss = loss + self.recovery(to_image, image, recovered_image, p_image, paired=paired)
         loss = loss + self.constraint(text, p_text.mean, [p_image.mean], has_text)
-        loss = loss + self.recovery(to_text, text, made_text, p_text, paired=paired)
+        loss = loss + self.recovery(to_text, text, recovered_text, p_text, paired=paired)
         if self.training:
             remember(image, has_image, self.image_quality)
             remember(text, has_text, self.text_quality)
@@ -54,20 +54,20 @@ class ImageTextDRF(nn.Module):
 
 
 def blank(features: Tensor, available: Tensor) -> Tensor:
-    """Zero the missing rows, which may hold anything, before a network sees them."""
+    """Set missing rows to zero before a network sees them: they may hold anything."""
     return features.where(available[:, None], 0.0)
 
 
 def converted(queue: rf.FeatureQueue, convert: nn.Module, reference: Gaussian) -> Gaussian:
-    """(5), (6); the reference itself, hence no loss, while the queue has no spread."""
-    made, enough = fit_gaussian(convert(queue.storage.clone()), queue.valid), queue.count >= 2
-    mean, scale = (torch.where(enough, a, b) for a, b in zip(made, reference, strict=True))
+    """Return (5), (6); with fewer than two rows return the reference, so that the loss is zero."""
+    fitted, enough = fit_gaussian(convert(queue.storage.clone()), queue.valid), queue.count >= 2
+    mean, scale = (torch.where(enough, a, b) for a, b in zip(fitted, reference, strict=True))
     return Gaussian(mean, scale)
 
 
 @torch.no_grad()
 def remember(x: Tensor, available: Tensor, quality: rf.GaussianQualityEstimator) -> None:
-    """Enqueue what is denser than the queue's mean (13), which also fits (1) and (2) anew."""
+    """Enqueue features denser than the mean of the queue (13), which also updates (1) and (2)."""
     queue = quality.queue
     score, queued = quality.log_prob(x), quality.log_prob(queue.storage)
     quality.observe(x, available & rf.admit_above_mean(score, queued, queue.valid))
@@ -76,11 +76,11 @@ def remember(x: Tensor, available: Tensor, quality: rf.GaussianQualityEstimator)
 def main(steps: int = 40) -> None:
     """Train on synthetic features, a third of them with one modality missing."""
     torch.manual_seed(0)
-    model, centres = ImageTextDRF(16, 12, num_classes=3), 0.2 * torch.randn(3, 28)
+    model, centers = ImageTextDRF(16, 12, num_classes=3), 0.2 * torch.randn(3, 28)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(1, steps + 1):
         labels = torch.randint(3, (32,))
-        image, text = (centres[labels] + 0.1 * torch.randn(32, 28)).split([16, 12], dim=1)
+        image, text = (centers[labels] + 0.1 * torch.randn(32, 28)).split([16, 12], dim=1)
         luck = torch.rand(32)
         logits, loss = model(image, text, luck > 1 / 6, luck < 5 / 6)
         loss = loss + nn.functional.cross_entropy(logits, labels)  # (15), (16)

@@ -1,9 +1,9 @@
-"""Drop a picture and a text, disrupt either, and watch prediction, alarm and weights.
+"""Try the model in a browser: damage an image or a text and see prediction, alarm and weights.
 
     python examples/demo_app.py runs/drf_mvsa-001
 
-opens a page in your browser, with the DRF model of a run of drf_mvsa.py. Everything stays on your
-machine: the page loads nothing from elsewhere and reports nothing. Needs
+opens a page in your browser with the DRF model of a run of drf_mvsa.py. Everything stays on your
+machine: the page loads nothing from other hosts and sends nothing. Needs
 ``robustfusion[examples,demo]``.
 """
 
@@ -24,32 +24,34 @@ try:
     from robustfusion.disruption.images import ImageKind
     from robustfusion.disruption.texts import TextKind
 except ImportError as error:
-    sys.exit(f'{error}. The demo needs: pip install "robustfusion[examples,demo]"')
+    sys.exit(f'{error}. The demo needs: pip install -e ".[examples,demo]"')
 
 FLAGS = (
-    "--server.address=127.0.0.1",  # or it would listen everywhere, and look its own address up
+    "--server.address=127.0.0.1",  # by default it would listen on all interfaces
     "--browser.gatherUsageStats=false",
     "--client.toolbarMode=minimal",
     "--server.maxUploadSize=20",
 )
-EXAMPLE = "So the garden was lovely this morning, we went to the market"  # as made-up posts talk
-ALARM_RATE = 0.05  # so many of the intact ones alarm by chance
+EXAMPLE = (
+    "So the garden was lovely this morning, we went to the market"  # like the generated posts
+)
+ALARM_RATE = 0.05  # expected share of false alarms on intact inputs
 
 
 @st.cache_resource(show_spinner="Loading the model ...")
 def load(run: str) -> Predictor:
-    """Load the model once for all visitors."""
+    """Load the model once for all sessions."""
     return Predictor(Path(run))
 
 
 @st.cache_data
 def example_picture() -> Any:
-    """Draw what stands there until a picture is dropped."""
+    """Draw the image that is used until one is uploaded."""
     return draw_post("positive", 256, np.random.default_rng(3))
 
 
 def read_upload(upload: Any) -> Any:
-    """Decode a dropped file with the same distrust as files of a data set."""
+    """Decode an uploaded file with the same checks as the files of a data set."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "the file"
         path.write_bytes(upload.getvalue())
@@ -61,14 +63,14 @@ def read_upload(upload: Any) -> Any:
 
 
 def ask_image(predictor: Predictor) -> Any:
-    """Let the visitor choose, disrupt or leave out a picture."""
+    """Let the user choose, damage or remove the image."""
     st.subheader("Image")
-    upload = st.file_uploader("Drop a picture", ["jpg", "jpeg", "png", "webp", "gif"])
-    if st.toggle("Leave the image out"):
+    upload = st.file_uploader("Upload an image", ["jpg", "jpeg", "png", "webp", "gif"])
+    if st.toggle("Remove the image"):
         return None
     image = example_picture() if upload is None else read_upload(upload)
-    kind = st.selectbox("Disruption of the image", get_args(ImageKind))
-    severity = st.slider("Severity for the image", 0.0, 1.0, 0.0, 0.05)
+    kind = st.selectbox("Damage to the image", get_args(ImageKind))
+    severity = st.slider("Severity of the image damage", 0.0, 1.0, 0.0, 0.05)
     if image is None:
         return None
     image = predictor.encoders["image"].resize(image)
@@ -81,13 +83,13 @@ def ask_image(predictor: Predictor) -> Any:
 
 
 def ask_text(predictor: Predictor) -> str | None:
-    """Let the visitor write, disrupt or leave out a text."""
+    """Let the user write, damage or remove the text."""
     st.subheader("Text")
     text = st.text_area("Write a text", EXAMPLE, max_chars=1000).strip()
-    if st.toggle("Leave the text out"):
+    if st.toggle("Remove the text"):
         return None
-    kind = st.selectbox("Disruption of the text", get_args(TextKind))
-    severity = st.slider("Severity for the text", 0.0, 1.0, 0.0, 0.05)
+    kind = st.selectbox("Damage to the text", get_args(TextKind))
+    severity = st.slider("Severity of the text damage", 0.0, 1.0, 0.0, 0.05)
     if text and severity:
         mask = predictor.encoders["text"].mask_token
         text = TextCorruption(kind=kind, severity=severity, mask_token=mask)(
@@ -99,13 +101,13 @@ def ask_text(predictor: Predictor) -> str | None:
 
 
 def bars(values: dict[str, float]) -> None:
-    """Show shares as bars with their names."""
+    """Show named shares as bars."""
     for name, value in values.items():
         st.progress(min(max(value, 0.0), 1.0), text=f"{name}: {value:.0%}")
 
 
-def show(predictor: Predictor, image: Any, text: str | None) -> None:
-    """Show what the model makes of a post."""
+def show_prediction(predictor: Predictor, image: Any, text: str | None) -> None:
+    """Show the prediction for a post, its alarms and the weights."""
     st.subheader("Prediction")
     if image is None and text is None:
         st.warning("Neither image nor text: there is nothing to predict from.")
@@ -116,36 +118,36 @@ def show(predictor: Predictor, image: Any, text: str | None) -> None:
     st.metric("Sentiment", max(scores, key=lambda name: scores[name]))
     bars(scores)
     st.subheader("Does it look intact?")
-    there = {"image": image is not None, "text": text is not None}
+    present = {"image": image is not None, "text": text is not None}
     for name, p_value in predictor.p_values(output).items():
-        if not there[name]:
+        if not present[name]:
             st.text(f"The {name} is missing")
             continue
         p = float(p_value[0])
-        bars({f"Intact {name}s that look as odd (p-value)": p})
+        bars({f"Share of intact {name}s at least as unusual (p-value)": p})
         if p <= ALARM_RATE:
-            st.warning(f"Alarm: the {name} is unlike those the model knows.")
+            st.warning(f"Alarm: the {name} is unlike those of the validation posts.")
         else:
             st.success(f"The {name} looks intact.")
     st.subheader("Weights")
     weights = output.weights[0] / output.weights[0].sum().clamp_min(1e-12)
-    names = [" and ".join(members) + " trusted" for members in predictor.candidates]
+    names = [" and ".join(modalities) + " trusted" for modalities in predictor.candidates]
     bars(dict(zip(names, weights.tolist(), strict=True)))
 
 
 def page(run: str) -> None:
-    """Lay the page out."""
+    """Build the page."""
     st.set_page_config("robustfusion", layout="wide")
-    st.title("What if the image is poor, or the text is gone?")
+    st.title("What if the image is damaged, or the text is missing?")
     try:
         predictor = load(run)
     except Exception as error:
         st.error(str(error))
         return
-    if predictor.made_up:
+    if predictor.generated:
         st.caption(
-            "This model was trained on made-up posts: drawn pictures and simple sentences. "
-            "To it real ones look strange, as they should."
+            "This model was trained on generated posts: drawn images and simple sentences. "
+            "It flags real posts as unusual, which is expected."
         )
     left, middle, right = st.columns(3, gap="large")
     with left:
@@ -153,11 +155,11 @@ def page(run: str) -> None:
     with middle:
         text = ask_text(predictor)
     with right:
-        show(predictor, image, text)
+        show_prediction(predictor, image, text)
 
 
 def main() -> None:
-    """Start the server, or draw the page if it is the server that asks."""
+    """Start the server; when the server runs this file, build the page."""
     if len(sys.argv) < 2:
         sys.exit(f"usage: python {sys.argv[0]} RUN [options of streamlit run]")
     if runtime.exists():
@@ -167,7 +169,7 @@ def main() -> None:
 
     run, *options = sys.argv[1:]
     if not Path(run).is_dir():
-        sys.exit(f"error: {run} is not the folder of a run: make one with drf_mvsa.py")
+        sys.exit(f"error: {run} is not the folder of a run: create one with drf_mvsa.py")
     sys.argv = ["streamlit", "run", __file__, *FLAGS, *options, "--", run]
     cli.main()
 

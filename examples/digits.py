@@ -1,9 +1,9 @@
-"""Train a DRF classifier with a loop of your own: digits cut into an upper and a lower half.
+"""Train a DRF classifier with a plain loop: digits cut into an upper and a lower half.
 
     python examples/digits.py
 
-The examples that train with accelerate, FSDP2, Lightning and the Trainer take data and model from
-here. Needs ``robustfusion[examples]``.
+The examples for accelerate, FSDP2, Lightning and the Trainer import their data and model
+from here. Needs ``robustfusion[examples]``.
 """
 
 import sys
@@ -17,18 +17,18 @@ try:
 
     from robustfusion import DRFClassifier, DRFHead
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples]"')
 
 WIDTH = 64
 Sample = dict[str, Tensor]
 
 
 class HalfDigits(Dataset[Sample]):
-    """Scikit-learn's 1,797 digits of 8 × 8 pixels; each half of the image is one modality.
+    """Scikit-learn's 1,797 digits of 8 × 8 pixels, where each half of the image is a modality.
 
     Args:
-        part: "train" or "test", every fourth digit.
-        lost: the half that is missing everywhere, or None.
+        part: "train" or "test"; every fourth digit is for testing.
+        lost: the half that is missing in every sample, or None.
     """
 
     def __init__(self, part: str, lost: str | None = None) -> None:
@@ -49,13 +49,13 @@ class HalfDigits(Dataset[Sample]):
 
 
 def inputs_of(batch: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a batch as the classifier takes it: inputs, and which of them are there."""
+    """Split a batch into what the classifier takes: the inputs and the availability masks."""
     inputs = {name: batch[name] for name in ("upper", "lower")}
     return inputs, {name: batch[f"has_{name}"] for name in inputs}
 
 
 def make_model() -> DRFClassifier:
-    """Build the classifier: an encoder of your own for each modality, and the head."""
+    """Build the classifier: one small encoder per modality, and the head."""
     encoders = {
         name: nn.Sequential(nn.Linear(32, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
         for name in ("upper", "lower")
@@ -64,7 +64,7 @@ def make_model() -> DRFClassifier:
 
 
 def main(epochs: int = 20) -> None:
-    """Train, and evaluate with nothing and with each half missing."""
+    """Train, then evaluate with both halves and with each half missing."""
     torch.manual_seed(0)
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -1,20 +1,21 @@
-r"""Train a DRF image-text classifier and see what is left of it when a modality is poor or gone.
+r"""Train a robust image-text classifier and measure it with damaged and missing inputs.
 
     python examples/drf_mvsa.py
 
-makes a small data set of posts in MVSA's layout, trains small encoders with DRF and the same ones
-with concatenation and modality dropout, and writes tables, a figure and both models to ``runs/``.
+generates a small data set of posts, trains small encoders with DRF and the same encoders with
+concatenation and modality dropout, and writes tables, figures and both models to ``runs/``.
 
     python examples/drf_mvsa.py --data MVSA_Single --image-encoder efficientnet-lite0 \
         --text-encoder minilm --freeze
 
-does the same with real posts and pretrained encoders. ``--data`` also takes a table of your own,
-CSV, TSV, JSON lines or Parquet, with paths of pictures, texts and labels, any number of classes,
-where an empty cell is a missing modality:
+does the same with real posts and pretrained encoders. ``--data`` also takes your own table (CSV,
+TSV, JSON lines or Parquet) with image paths, texts and labels of any number of classes. An empty
+cell is a missing modality:
 
     python examples/drf_mvsa.py --data posts.csv --image-column photo --text-column caption
 
-A column ``split`` with train, val and test is heeded. Needs ``robustfusion[examples]``.
+If the table has a column ``split`` with train, val and test, it decides the split. Needs
+``robustfusion[examples]``.
 """
 
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 try:
-    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import matplotlib  # noqa: F401 - a missing package is reported before the training
     import safetensors  # noqa: F401
     import torch
     import typer
@@ -64,7 +65,7 @@ try:
     from robustfusion.datasets import FeatureCache, PostDataset, Splits
     from robustfusion.evaluation import robustness_report
 except ImportError as error:
-    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
 
 def run(
@@ -75,7 +76,7 @@ def run(
     folder: Path,
     save_every: int,
 ) -> None:
-    """Prepare the posts, train both models, evaluate them, write everything."""
+    """Prepare the posts, train and evaluate both models, and write all results."""
     watch = Stopwatch(folder / "seconds.json")
     print(f"{len(dataset)} posts, classes {', '.join(dataset.class_names)}, {splits}")
     if dataset.report().problems:
@@ -93,7 +94,7 @@ def run(
     test_posts = prepare(test_ids, seeds=TEST_SEEDS)
     used = [len(posts.ids) for posts in (train_posts, val_posts, test_posts)]
     if settings.limit and settings.data:
-        print(f"of these, by --limit: {used[0]} train, {used[1]} val, {used[2]} test")
+        print(f"--limit uses {used[0]} train, {used[1]} val and {used[2]} test posts of them")
 
     recipe, device = recipe_of(settings), settings.device
     validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=device)
@@ -112,7 +113,7 @@ def run(
             seed=settings.seed,
             device=device,
             save_every=save_every,
-            title=title.split(" + ")[0],  # a bar has one line
+            title=title.split(" + ")[0],  # the progress bar has one line
             on_save=partial(watch.tick, kind),
         )
         config = {
@@ -122,7 +123,7 @@ def run(
             "settings": asdict(settings),
         }
         if kind == "drf":
-            # By posts that it has not seen: what is usual for intact ones, and how sure to be.
+            # Set p-value references and temperatures by posts that were not trained on.
             calibration = calibrate(model, clean_batches(val_posts, device)).to_markdown().strip()
             (folder / "calibration.md").write_text(calibration + "\n", encoding="utf-8")
             config["certainty"] = certainty(model, val_posts, device)
@@ -147,27 +148,32 @@ def run(
     write_json(folder / "run.json", record)
     write_results(folder, dict(zip(NAMES, reports, strict=True)))
     print(console(*reports))
-    print(f"\nDRF, calibrated by {len(val_posts.ids)} validation posts:\n\n{calibration}")
+    print(f"\nCalibration of DRF on {len(val_posts.ids)} validation posts:\n\n{calibration}")
     print(f"\n{record['total_seconds']:.0f} s. Tables, figures and models are in {folder}")
 
 
 def main(
     context: typer.Context,
     resume_dir: Annotated[
-        Path | None, typer.Argument(help="With --resume: the folder of the run.", metavar="[RUN]")
+        Path | None,
+        typer.Argument(help="Folder of the run to resume, with --resume.", metavar="[RUN]"),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A table, or the folder of MVSA-Single; without it posts are made."),
+        typer.Option(
+            help="A table, or the folder of MVSA-Single; by default posts are generated."
+        ),
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Of a table: paths of pictures.")] = "image",
-    text_column: Annotated[str, typer.Option(help="Of a table.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Of a table: classes, any number.")] = "label",
+    image_column: Annotated[str, typer.Option(help="Column of the image paths.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label_column: Annotated[
+        str, typer.Option(help="Column of the classes, any number of them.")
+    ] = "label",
     image_root: Annotated[
-        Path | None, typer.Option(help="What paths are relative to; by default the table.")
+        Path | None, typer.Option(help="Folder of the image paths; by default that of the table.")
     ] = None,
     allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Also open pictures outside of that folder.")
+        bool, typer.Option("--allow-outside", help="Also open images outside of that folder.")
     ] = False,
     image_encoder: Annotated[
         str, typer.Option(help="small, efficientnet-lite0, or a transformers model or folder.")
@@ -180,16 +186,19 @@ def main(
         bool, typer.Option("--freeze-image", help="Freeze the image encoder.")
     ] = False,
     recipe: Annotated[
-        RecipeName, typer.Option(help="Ours, or batch 16, 30 epochs, equations (1)-(16).")
+        RecipeName,
+        typer.Option(help="default, or paper: its head, batch size 16, 30 epochs."),
     ] = RecipeName.default,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
-    limit: Annotated[int | None, typer.Option(min=40, help="Use about so many posts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=40, help="Use about this many posts.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    output_dir: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("runs"),
+    output_dir: Annotated[Path, typer.Option(help="Folder for runs and generated posts.")] = Path(
+        "runs"
+    ),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the latest run, or with RUN.")
+        bool, typer.Option("--resume", help="Resume the latest run, or RUN.")
     ] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
 ) -> None:
@@ -197,11 +206,11 @@ def main(
     folder = None
     try:
         if resume:
-            folder, kept = find_run(resume_dir, output_dir)
-            settings = Settings(**kept_settings(folder, kept, Settings, context))
+            folder, saved = find_run(resume_dir, output_dir)
+            settings = Settings(**kept_settings(folder, saved, Settings, context))
         else:
             if resume_dir is not None:
-                raise SetupError(f"{resume_dir} stands without --resume before it")
+                raise SetupError(f"{resume_dir} is given without --resume")
             settings = Settings(
                 data=None if data is None else str(data.resolve()),
                 image_column=image_column,
@@ -218,15 +227,15 @@ def main(
                 limit=limit,
                 seed=seed,
                 device=device,
-                # Networks as small as ours lose more to the second thread than they gain.
+                # Networks as small as these are slower with a second thread.
                 threads=1 if image_encoder == text_encoder == "small" else torch.get_num_threads(),
             )
         torch.set_num_threads(settings.threads)
-        # Whatever can be wrong with encoders and data is found before anything is written.
+        # Check device, encoders and data before anything is written.
         check_device(settings.device)
         encoders = make_encoders(settings)
-        where = folder.parent if folder else output_dir
-        root = Path(settings.data) if settings.data else generate_posts(settings, where)
+        parent = folder.parent if folder else output_dir
+        root = Path(settings.data) if settings.data else generate_posts(settings, parent)
         dataset, splits = open_data(root, settings, encoders)
         folder = folder or new_run(output_dir, asdict(settings))
         run(settings, encoders, dataset, splits, folder, save_every)
@@ -234,8 +243,8 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except (Interrupted, KeyboardInterrupt):
-        again = f" To go on: python {sys.argv[0]} --resume {folder}" if folder else ""
-        print(f"\nInterrupted.{again}", file=sys.stderr)
+        command = f" To resume: python {sys.argv[0]} --resume {folder}" if folder else ""
+        print(f"\nInterrupted.{command}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -2,8 +2,8 @@
 
     python examples/export_onnx.py
 
-The exported graph is the inference path: tensors in, logits out, any batch size. Masks are inputs,
-so a modality may be missing in one row and there in the next. Needs
+The exported graph maps tensors to logits, for any batch size. The availability masks are inputs of
+the graph, so each sample of a batch may lack another modality. Needs
 ``robustfusion[examples,onnx]``.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDS = 'This example needs: pip install "robustfusion[examples,onnx]"'
+NEEDS = 'This example needs: pip install -e ".[examples,onnx]"'
 try:
     import torch
     import typer
@@ -23,7 +23,7 @@ except ImportError as error:
 
 
 class ForExport(nn.Module):
-    """Plain tensors in, logits out: one tensor, then one mask, for each modality in order."""
+    """Take all tensors, then all masks, in the order of the modalities; return the logits."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ForExport(nn.Module):
 
 
 def export(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
-    """Write ``model`` as ONNX, with inputs ``<name>`` and ``has_<name>``."""
+    """Write ``model`` as ONNX; its inputs are named ``<name>`` and ``has_<name>``."""
     names = tuple(inputs)
     available = [torch.ones(len(x), dtype=torch.bool) for x in inputs.values()]
     batch = torch.export.Dim("batch")
@@ -57,7 +57,7 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
 
 
 def run(path: Path, inputs: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Tensor:
-    """Return the logits that onnxruntime computes."""
+    """Compute the logits with onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -67,7 +67,7 @@ def run(path: Path, inputs: Mapping[str, Tensor], available: Mapping[str, Tensor
 
 
 def main(steps: int = 200, output_dir: Path = Path("runs/export_onnx")) -> None:
-    """Train for a moment, export, and compare on test digits with a half missing."""
+    """Train briefly, export, and compare both on test digits whose upper half is missing."""
     for name in ("onnxscript", "onnxruntime"):
         if find_spec(name) is None:
             sys.exit(f"No module named {name!r}. {NEEDS}")
@@ -89,9 +89,10 @@ def main(steps: int = 200, output_dir: Path = Path("runs/export_onnx")) -> None:
     export(model, {name: x[:4] for name, x in inputs.items()}, path)
     with torch.no_grad():
         expected = model(inputs, available).logits
-    got = run(path, inputs, available)
-    right = (got.argmax(1) == test["labels"]).float().mean()
-    print(f"{path}: largest difference {(got - expected).abs().max():.1e}, accuracy {right:.3f}")
+    exported = run(path, inputs, available)
+    right = (exported.argmax(1) == test["labels"]).float().mean()
+    gap = (exported - expected).abs().max()
+    print(f"{path}: largest difference {gap:.1e}, accuracy {right:.3f}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python examples/export_run.py runs/drf_mvsa-001
 
-writes ``model.onnx`` into the folder of the run. Its inputs are ``image``, ``text`` and the masks
-``has_image``, ``has_text``, any batch size: pixels and word ids, as ``main_job/encoders.py`` makes
-them, or the features of an encoder that was frozen, which stays outside of the file. Its outputs
-are ``probabilities``, in the order of the classes that the file's metadata name, and the p-values
-``image_p``, ``text_p``: at most 0.05 is an alarm, NaN a modality that is missing. Needs
-``robustfusion[examples,onnx]``.
+writes ``model.onnx`` into the folder of the run. Its inputs, for any batch size, are ``image``,
+``text`` and the masks ``has_image`` and ``has_text``. ``image`` and ``text`` are pixels and word
+ids, as ``main_job/encoders.py`` prepares them; of a frozen encoder, which stays outside of the
+file, they are its features. The outputs are ``probabilities``, in the order of ``class_names`` in
+the metadata of the file, and the p-values ``image_p`` and ``text_p``. A p-value of at most 0.05 is
+an alarm; it is NaN where the modality is missing. Needs ``robustfusion[examples,onnx]``.
 """
 
 import json
@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-NEEDS = 'This example needs: pip install "robustfusion[examples,onnx]"'
+NEEDS = 'This example needs: pip install -e ".[examples,onnx]"'
 try:
     import torch
     import typer
@@ -34,7 +34,7 @@ OUTPUTS = ("probabilities", "image_p", "text_p")
 
 
 class Served(nn.Module):
-    """Tensors in; probabilities and p-values out."""
+    """The model with plain tensors as inputs and outputs, as ONNX needs it."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
@@ -47,15 +47,15 @@ class Served(nn.Module):
         available = {"image": has_image, "text": has_text}
         out = self.model({"image": image, "text": text}, available)
         p = self.p_values(out)
-        odd = [p[name].where(available[name], torch.nan) for name in available]
-        return (out.logits.softmax(1), *odd)
+        masked = [p[name].where(available[name], torch.nan) for name in available]
+        return (out.logits.softmax(1), *masked)
 
 
 def example(predictor: Predictor) -> tuple[Tensor, ...]:
-    """Some posts, of which two have one modality."""
+    """Make four posts; two of them have one modality only."""
     noise = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8).numpy()
     pictures = [Image.fromarray(pixels) for pixels in noise]
-    texts = ["a first text", "another", None, "and one alone"]
+    texts = ["a first text", "another", None, "without an image"]
     inputs, available = predictor.prepare([*pictures, None], texts)
     if not isinstance(inputs["text"], Tensor):
         raise SetupError("the run trained a text encoder of transformers: export it with optimum")
@@ -80,9 +80,10 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     served = Served(predictor).eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of torchvision, which is not needed
+    # The exporter warns that torchvision is missing, which is not needed here.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(
             served,
             arguments,
@@ -95,13 +96,13 @@ def main(
     program.model.metadata_props["class_names"] = json.dumps(predictor.class_names)
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    more = [torch.cat([x, x]) for x in arguments]  # a batch of another size
+    more = [torch.cat([x, x]) for x in arguments]  # another batch size than that of the export
     feed = {name: x.numpy() for name, x in zip(INPUTS, more, strict=True)}
-    got = [torch.from_numpy(x) for x in session.run(OUTPUTS, feed)]
+    exported = [torch.from_numpy(x) for x in session.run(OUTPUTS, feed)]
     with torch.no_grad():
         expected = served(*more)
     print(path)
-    for name, a, b in zip(OUTPUTS, got, expected, strict=True):
+    for name, a, b in zip(OUTPUTS, exported, expected, strict=True):
         gap = (a.nan_to_num(-1) - b.nan_to_num(-1)).abs().max()
         print(f"  {name}: largest difference from PyTorch {gap:.1e}")
     for entry in session.get_inputs():

@@ -218,7 +218,7 @@ def main(
     print(", ".join(f"{count} {name}" for name, count in counts.most_common()))
     listed = ", ".join(f"{alarms[name]} for the {name}" for name in MODALITIES)
     print(f"alarms at {alarm_rate:.0%}: {listed}")
-    if predictor.made_up:
+    if predictor.generated:
         print(GENERATED)
     if done < total:
         print(f"\nInterrupted: {done} of {total} rows are in {output}", file=sys.stderr)

@@ -1,19 +1,19 @@
-"""Write a robustness report: of a saved run of drf_mvsa.py, or of a model class of your own.
+"""Write a robustness report of a saved run of drf_mvsa.py, or of your own model.
 
     python examples/report.py runs/drf_mvsa-001
 
-measures both models of the run again, on its test posts, and writes for each a report in Markdown,
-CSV and JSON and its figures, and one table that compares them, to ``runs/drf_mvsa-001/report``.
+measures both models of the run on its test posts. For each model it writes figures and a report in
+Markdown, CSV and JSON to ``runs/drf_mvsa-001/report``, and one table that compares both.
 
     python examples/report.py --model my_model.py:make
 
 does the same for any model that takes ``(inputs, available)`` and returns an output with
-``logits``; ``log_quality``, ``weights`` and ``recovered`` are reported where it has them. ``make``
-returns the trained model and the data to measure it on. A whole ``my_model.py``::
+``logits``; ``log_quality``, ``weights`` and ``recovered`` are reported if the output has them.
+``make`` returns the trained model and the data to measure it on. A whole ``my_model.py``::
 
     from types import SimpleNamespace
 
-    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import matplotlib  # noqa: F401 - a missing package is reported before the training
     import safetensors  # noqa: F401
     import torch
     from torch import nn
@@ -28,19 +28,19 @@ returns the trained model and the data to measure it on. A whole ``my_model.py``
             self.parts = nn.ModuleDict({m: nn.Linear(d, num_classes) for m, d in dims.items()})
 
         def forward(self, inputs, available):
-            seen = {m: x.where(available[m][:, None], 0.0) for m, x in inputs.items()}
-            return SimpleNamespace(logits=sum(self.parts[m](x) for m, x in seen.items()))
+            visible = {m: x.where(available[m][:, None], 0.0) for m, x in inputs.items()}
+            return SimpleNamespace(logits=sum(self.parts[m](x) for m, x in visible.items()))
 
 
     def make():
         features = {"image": torch.randn(200, 32), "text": torch.randn(200, 16)}
-        mask = FeatureCorruption(kind="mask")  # or features of corrupted inputs, (R, N, D)
+        mask = FeatureCorruption(kind="mask")  # or the features of corrupted inputs, (R, N, D)
         data = CachedFeatures(
             features, torch.arange(200) % 3, corrupted=dict.fromkeys(features, mask)
         )
         return MyModel({"image": 32, "text": 16}, num_classes=3), data
 
-For raw photos and texts give ``RawSamples`` instead of ``CachedFeatures``. Needs
+For raw images and texts return ``RawSamples`` instead of ``CachedFeatures``. Needs
 ``robustfusion[examples]``.
 """
 
@@ -53,7 +53,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 try:
-    import matplotlib  # noqa: F401 - that it is missing is told now, not after the training
+    import matplotlib  # noqa: F401 - a missing package is reported before the training
     import safetensors  # noqa: F401
     import torch
     import typer
@@ -72,11 +72,11 @@ try:
         robustness_report,
     )
 except ImportError as error:
-    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
 
 class EmbeddingName(StrEnum):
-    """How recovered features are brought into the plane."""
+    """Projection of recovered features to two dimensions."""
 
     pca = "pca"
     tsne = "tsne"
@@ -85,7 +85,7 @@ class EmbeddingName(StrEnum):
 def write_report(
     reports: Sequence[RobustnessReport], folder: Path, embedding: Any = "pca"
 ) -> list[Path]:
-    """Write one or more reports of the same samples, each in a folder of its own if several."""
+    """Write reports of the same samples; several of them get a folder each."""
     written = []
     for report in reports:
         own = folder / _slug(report.name) if len(reports) > 1 else folder
@@ -103,10 +103,10 @@ def write_report(
 
 
 def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any], Any]:
-    """Return the saved models of a run by name, and its test posts, disrupted as they were."""
-    folder, kept = find_run(run, run)
+    """Return the saved models of a run by name, and its test posts, disrupted as before."""
+    folder, saved = find_run(run, run)
     try:
-        settings = Settings(**{**kept, "device": device})
+        settings = Settings(**{**saved, "device": device})
         configs = {kind: read_config(folder / "models" / kind) for kind in NAMES}
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
@@ -115,7 +115,7 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
     if root is None:
         root = folder.parent / f"posts-{settings.limit or 1500}-seed{settings.seed}"
     if not root.exists():
-        raise SetupError(f"the posts of the run are not in {root}: say with --data where they are")
+        raise SetupError(f"the posts of the run are not in {root}: name their folder with --data")
     torch.set_num_threads(settings.threads)
     encoders = make_encoders(settings)
     models = {}
@@ -128,7 +128,7 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
         models[NAMES[kind]] = model.to(device).eval()
     dataset, splits = open_data(root, settings, encoders)
     if list(dataset.class_names) != configs["drf"]["class_names"]:
-        raise SetupError(f"{root} has the classes {dataset.class_names}, not those of the run")
+        raise SetupError(f"{root} has other classes than the run: {dataset.class_names}")
     posts = prepare_split(
         dataset,
         splits.open_test("report of a finished run"),
@@ -140,27 +140,30 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
     return models, posts
 
 
-def load_own(where: str) -> tuple[dict[str, Any], Any]:
-    """Return what ``FILE.py:FACTORY`` makes: a model by its name, and its data."""
-    path, _, name = where.rpartition(":")
+def load_own(factory_path: str) -> tuple[dict[str, Any], Any]:
+    """Call the function ``FILE.py:FACTORY``; return its model by name, and its data."""
+    path, _, name = factory_path.rpartition(":")
     if not path or not Path(path).is_file():
-        raise SetupError(f"--model {where} must be FILE.py:FACTORY, and the file must exist")
+        raise SetupError(
+            f"--model {factory_path} must be FILE.py:FACTORY, and the file must exist"
+        )
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise SetupError(f"--model: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # Where a file's own dataclasses and pickles look for it.
+    # Dataclasses and pickles of the file look the module up by its name.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     factory = getattr(module, name, None)
     if not callable(factory):
         raise SetupError(f"--model: {path} has no function {name}")
-    made = factory()
-    if not isinstance(made, tuple) or len(made) != 2 or not hasattr(made[1], "batches"):
+    result = factory()
+    if not isinstance(result, tuple) or len(result) != 2 or not hasattr(result[1], "batches"):
         raise SetupError(
-            f"--model: {name}() must return (model, data), data a CachedFeatures or RawSamples"
+            f"--model: {name}() must return (model, data); data is a CachedFeatures or RawSamples"
         )
-    return {type(made[0]).__name__: made[0]}, made[1]
+    model, data = result
+    return {type(model).__name__: model}, data
 
 
 def main(
@@ -168,22 +171,27 @@ def main(
         Path | None, typer.Argument(help="Folder of a run, such as runs/drf_mvsa-001.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="FILE.py:FACTORY instead of a run; it gives (model, data).")
+        str | None,
+        typer.Option(help="FILE.py:FACTORY instead of a run; it returns (model, data)."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where the posts of the run are, if they were moved.")
+        Path | None, typer.Option(help="Folder of the posts of the run, if they were moved.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="By default RUN/report, or runs/report.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="With --model: disruption seeds.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of disruption seeds, with --model.")
+    ] = 5,
     embedding: Annotated[
-        EmbeddingName, typer.Option(help="Of recovered features.")
+        EmbeddingName, typer.Option(help="Projection of recovered features.")
     ] = EmbeddingName.pca,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing report.")
+    ] = False,
 ) -> None:
-    """Measure models over the grid of disruptions and write tables and figures."""
+    """Measure models under all disruptions and write tables and figures."""
     try:
         if (run is None) == (model is None):
             raise SetupError("give either the folder of a run or --model FILE.py:FACTORY")
@@ -191,7 +199,7 @@ def main(
             raise SetupError("--data is for runs: with --model the factory returns the data")
         folder = output or (Path("runs/report") if run is None else run / "report")
         if folder.exists() and not overwrite:
-            raise SetupError(f"{folder} is there already: choose another --output, or --overwrite")
+            raise SetupError(f"{folder} exists already: choose another --output, or --overwrite")
         check_device(device)
         if run is not None:
             models, posts = load_run(run, data, device)

@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 2 examples/train_fsdp.py
     torchrun --nproc-per-node 3 examples/train_fsdp.py --resume --epochs 30
 
-Each process holds a part of every parameter and of the optimizer's state, and writes that part
-with torch.distributed.checkpoint; any number of processes goes on from there. The queues are
-buffers, which FSDP2 leaves whole, the same on every process.
-Needs ``robustfusion[examples]``.
+Each process holds a part of every parameter and of the optimizer's state, and saves that part
+with torch.distributed.checkpoint. Training can be resumed on any number of processes. The queues
+are buffers: FSDP2 does not shard them, so every process holds all of them. Needs
+``robustfusion[examples]``.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 
 def shard(model: Any, device: str) -> Any:
-    """Shard each encoder, the head, and what is left."""
+    """Shard each encoder, the head, and the parameters outside of both."""
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for part in (*model.encoders.values(), model.head, model):
         fully_shard(part, mesh=mesh)
@@ -32,25 +32,26 @@ def shard(model: Any, device: str) -> Any:
 
 
 def save(folder: Path, epoch: int, model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Write the parts of all processes; all of them call this."""
+    """Save the parts of all processes; every process has to call this."""
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments, "epoch": epoch}
     dcp.save(state, checkpoint_id=folder / f"epoch-{epoch:03d}")
 
 
 def load(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
-    """Fill model and optimizer with the latest that is whole; return the epoch."""
-    latest = max(folder.glob("epoch-*/.metadata")).parent  # .metadata is written last
+    """Load the latest complete checkpoint into model and optimizer, and return its epoch."""
+    # A checkpoint with .metadata is complete: that file is written last.
+    latest = max(folder.glob("epoch-*/.metadata")).parent
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments, "epoch": 0}
-    dcp.load(state, checkpoint_id=latest)  # in place, each process what it needs
+    dcp.load(state, checkpoint_id=latest)  # in place: each process reads its own part
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
     return int(state["epoch"])
 
 
 @torch.no_grad()
 def accuracy(model: Any, lost: str | None, device: str) -> float:
-    """Return the share of test digits that are told right, one half lost."""
+    """Return the accuracy on the test digits, with one half missing or none."""
     model.eval()
     batch = next(iter(DataLoader(HalfDigits("test", lost), batch_size=len(HalfDigits("test")))))
     batch = {name: value.to(device) for name, value in batch.items()}
@@ -60,15 +61,15 @@ def accuracy(model: Any, lost: str | None, device: str) -> float:
 def main(
     epochs: int = 20, output_dir: Path = Path("runs/train_fsdp"), resume: bool = False
 ) -> None:
-    """Train, save after each epoch, and evaluate with nothing and with each half missing."""
+    """Train, save after each epoch, and evaluate with both halves and with each missing."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    torch.manual_seed(0)  # the same weights on every rank
+    torch.manual_seed(0)  # every rank starts from the same weights
     model = shard(make_model().to(device), device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     start = load(output_dir, model, optimizer) if resume else 0
     data = HalfDigits("train")
-    sampler = DistributedSampler(data)  # gives every rank as many batches, as the head needs
+    sampler = DistributedSampler(data)  # the head needs as many batches on every rank
     for epoch in range(start + 1, epochs + 1):
         sampler.set_epoch(epoch)
         model.train()
@@ -85,7 +86,7 @@ def main(
         score = accuracy(model, lost, device)
         if dist.get_rank() == 0:
             print(f"accuracy, {lost or 'nothing'} missing: {score:.3f}")
-    dist.barrier()  # a rank that leaves first can take the others down
+    dist.barrier()  # a rank that exits early can stop the others
     dist.destroy_process_group()
 
 

@@ -17,7 +17,7 @@ try:
     from torch.utils.data import DataLoader
     from torchmetrics.classification import MulticlassAccuracy
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,lightning]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples,lightning]"')
 
 LOSSES = (None, "upper", "lower")
 
@@ -30,20 +30,20 @@ class HalfDigitsModule(lightning.LightningModule):
         self.save_hyperparameters()
         self.model = make_model()
         self.lr = lr
-        # A metric for each half that is lost; it gathers its counts over ranks by itself.
+        # One metric per missing half; torchmetrics gathers the counts over ranks.
         self.accuracies = torch.nn.ModuleList(
             MulticlassAccuracy(num_classes=10, average="micro") for _ in LOSSES
         )
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
-        """Return the loss; the head updates its queues by itself."""
+        """Return the loss; the head updates its queues in the forward pass."""
         output = self.model(*inputs_of(batch))
         loss = self.model.loss(output, batch["labels"])
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def test_step(self, batch: Sample, index: int, dataloader_idx: int = 0) -> None:
-        """Log the accuracy, one number for each half that is lost."""
+        """Log the accuracy, one number per missing half."""
         accuracy = self.accuracies[dataloader_idx]
         accuracy(self.model(*inputs_of(batch)).logits, batch["labels"])
         name = f"accuracy, {LOSSES[dataloader_idx] or 'nothing'} missing"
@@ -61,7 +61,7 @@ def main(
     output_dir: Path = Path("runs/train_lightning"),
     resume: Path | None = None,
 ) -> None:
-    """Train, keep the last checkpoint, and evaluate with nothing and with each half missing."""
+    """Train, keep the last checkpoint, and evaluate with both halves and with each missing."""
     lightning.seed_everything(0)
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -77,7 +77,7 @@ def main(
     )
     train = DataLoader(HalfDigits("train"), batch_size=32, shuffle=True)
     test = [DataLoader(HalfDigits("test", lost), batch_size=64) for lost in LOSSES]
-    # The queues are buffers: the checkpoint holds them, so a resumed run is the same run.
+    # The queues are buffers, so the checkpoint holds them and training resumes exactly.
     module = HalfDigitsModule()
     trainer.fit(module, train, ckpt_path=resume)
     for scores in trainer.test(module, test, verbose=False):

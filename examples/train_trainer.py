@@ -10,18 +10,18 @@ import sys
 from pathlib import Path
 
 try:
-    import accelerate  # noqa: F401 - of which the Trainer tells late
+    import accelerate  # noqa: F401 - the Trainer reports it missing only at the end
     import torch
     import typer
     from digits import HalfDigits, inputs_of, make_model
     from torch import Tensor, nn
     from transformers import EvalPrediction, Trainer, TrainingArguments
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,trainer]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples,trainer]"')
 
 
 class ForTrainer(nn.Module):
-    """Batches in by keyword, a dict with ``loss`` and ``logits`` out, as the Trainer wants."""
+    """Take a batch as keywords and return ``loss`` and ``logits``, as the Trainer expects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ForTrainer(nn.Module):
         has_lower: Tensor,
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the logits, and the loss where there are labels."""
+        """Return the logits, and the loss if labels are passed."""
         batch = {"upper": upper, "lower": lower, "has_upper": has_upper, "has_lower": has_lower}
         output = self.model(*inputs_of(batch))
         if labels is None:
@@ -44,7 +44,7 @@ class ForTrainer(nn.Module):
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the share of digits that are told right."""
+    """Return the accuracy."""
     hits = prediction.predictions.argmax(1) == prediction.label_ids
     return {"accuracy": float(hits.mean())}
 
@@ -55,7 +55,7 @@ def main(
     resume: bool = False,
     cpu: bool = True,
 ) -> None:
-    """Train, and evaluate with nothing and with each half missing."""
+    """Train, then evaluate with both halves and with each half missing."""
     torch.manual_seed(0)
     arguments = TrainingArguments(
         output_dir=str(output_dir),

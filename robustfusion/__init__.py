@@ -16,21 +16,20 @@ from robustfusion.feature_queue import (
     admit_all,
 )
 from robustfusion.fusion import QualityWeightedFusion
+from robustfusion.gaussian_quality import GaussianQualityEstimator
 from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
 from robustfusion.neighbor_quality import NeighborQualityEstimator
+from robustfusion.neighbor_vote import NeighborVoteHead
 from robustfusion.output import DRFOutput, HeadOutput
 from robustfusion.paper import PaperDRFHead
 from robustfusion.pooling import AttentionPooling, MaskedMean
-from robustfusion.quality import GaussianQualityEstimator, QualityEstimator
-from robustfusion.recovery import CrossModalRecovery
+from robustfusion.quality import QualityEstimator
 from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
 from robustfusion.standardize import Standardize
-from robustfusion.voting import VotingHead
 
 __all__ = [
     "AttentionPooling",
     "CalibrationReport",
-    "CrossModalRecovery",
     "DRFClassifier",
     "DRFHead",
     "DRFOutput",
@@ -43,13 +42,13 @@ __all__ = [
     "MaskedMean",
     "ModalityConverter",
     "NeighborQualityEstimator",
+    "NeighborVoteHead",
     "PaperDRFHead",
     "QualityEstimator",
     "QualityWeightedFusion",
     "RecoveredFeatures",
     "StandIn",
     "Standardize",
-    "VotingHead",
     "admit_above_mean",
     "admit_above_quantile",
     "admit_all",
@@ -59,19 +58,31 @@ __all__ = [
 
 try:
     __version__ = version("robustfusion")
-except PackageNotFoundError:  # a source tree that was never installed
+except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-_SUBPACKAGES = ("baselines", "datasets", "disruption", "evaluation", "integrations")
+# Imported when they are first used, so that the package itself stays light.
+_LAZY = (
+    "baselines",
+    "checkpoint",
+    "datasets",
+    "diagnostics",
+    "disruption",
+    "distributed",
+    "evaluation",
+    "integrations",
+    "monitor",
+    "testing",
+)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_SUBPACKAGES, "__version__"])
+    return sorted([*__all__, *_LAZY, "__version__"])
 
 
-if not TYPE_CHECKING:  # a type checker shall go on to know which names there are
+if not TYPE_CHECKING:  # with it, a type checker could no longer tell which names exist
 
     def __getattr__(name: str) -> Any:
-        if name in _SUBPACKAGES:
+        if name in _LAZY:
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,29 +1,31 @@
-"""Make what a head is given safe to compute with."""
+"""Make the features that a head receives safe to compute with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from robustfusion._modules import keep_rows
 from robustfusion._validation import check_available, check_features
 
-LARGEST = 1e9  # of a valid feature; squares and cubes of larger ones overflow float32
+MAX_ABS_FEATURE = 1e9  # squares and cubes of larger values overflow float32
 
 
 def make_safe(
     features: Mapping[str, Tensor],
     available: Mapping[str, Tensor] | None,
     dims: Mapping[str, int],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Check shapes, zero unavailable rows, and count rows no statistics survive as unavailable."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return features with unavailable rows set to zero, and the final mask, (B, M).
+
+    A row with NaN, inf or a value beyond ``MAX_ABS_FEATURE`` counts as unavailable.
+    """
     batch = check_features(features, dims)
     device = next(iter(features.values())).device
-    given = check_available(available, dims, batch, device)
-    present = {name: given[name] & (features[name].abs().amax(-1) < LARGEST) for name in dims}
-    return {name: keep_rows(features[name], present[name]) for name in dims}, present
-
-
-def all_of(masks: Sequence[Tensor]) -> Tensor:
-    """Elementwise ``and`` of at least one mask."""
-    return torch.stack(list(masks)).all(0)
+    masks = check_available(available, dims, batch, device)
+    largest = [torch.linalg.vector_norm(features[m].detach(), torch.inf, dim=-1) for m in dims]
+    dtype = max((x.dtype for x in largest), key=lambda dtype: dtype.itemsize)
+    finite = torch.stack([x.to(dtype) for x in largest], dim=1) < MAX_ABS_FEATURE
+    observed = torch.stack([masks[m] for m in dims], dim=1) & finite
+    hidden = (~observed)[..., None].unbind(1)
+    x = {m: features[m].masked_fill(mask, 0) for m, mask in zip(dims, hidden, strict=True)}
+    return x, observed

@@ -35,7 +35,7 @@ class ModuleList(nn.ModuleList, Generic[M]):
 
 
 def mlp(*widths: int, dropout: float = 0.0, activate_last: bool = False) -> nn.Sequential:
-    """Linear layers of the given widths with ReLU (and dropout) between them, or after each."""
+    """Stack linear layers of these widths with ReLU (and dropout) between them, or after each."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU(), nn.Dropout(dropout)]
@@ -43,11 +43,11 @@ def mlp(*widths: int, dropout: float = 0.0, activate_last: bool = False) -> nn.S
 
 
 class StackedLinear(nn.Module):
-    """One linear layer for each of M modalities, all in one product: (M, B, in) -> (M, B, out)."""
+    """Apply one linear layer per modality in one product, (M, B, in) -> (M, B, out)."""
 
     def __init__(self, modalities: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
-        bound = fan_in**-0.5  # as nn.Linear has it
+        bound = fan_in**-0.5  # the initialization of nn.Linear
         self.weight = nn.Parameter(
             torch.empty(modalities, fan_in, fan_out).uniform_(-bound, bound)
         )
@@ -60,9 +60,10 @@ class StackedLinear(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode that each module was in.
+    """Switch to evaluation mode and afterwards restore the mode of each module.
 
-    One by one: a frozen encoder inside a training model stays in evaluation mode.
+    Modes are restored one by one: a frozen encoder inside a training model stays in evaluation
+    mode.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -74,7 +75,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def keep_rows(features: Tensor, available: Tensor) -> Tensor:
-    """Set the unavailable rows of (B, ...) to zero: before a network, never after it.
+    """Set the unavailable rows of (B, ...) to zero. Call it before a network, never after it.
 
     ``where(mask, net(x), 0)`` would still carry a NaN of a masked row into the gradients of the
     network's weights; ``net(where(mask, x, 0))`` does not.
@@ -84,6 +85,6 @@ def keep_rows(features: Tensor, available: Tensor) -> Tensor:
 
 
 def arguments_of(module: nn.Module) -> str:
-    """What ``extra_repr`` shows: the arguments of the constructor that the module keeps."""
-    kept, names = vars(module), inspect.signature(type(module)).parameters
-    return ", ".join(f"{name}={kept[name]!r}" for name in names if name in kept)
+    """Return those constructor arguments that the module stores, for ``extra_repr``."""
+    attributes, names = vars(module), inspect.signature(type(module)).parameters
+    return ", ".join(f"{name}={attributes[name]!r}" for name in names if name in attributes)

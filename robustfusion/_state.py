@@ -1,4 +1,4 @@
-"""State that a training step reads and then overwrites: copied, kept precise, written once."""
+"""Copy state that a training step reads and then overwrites, and keep it precise."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def snapshot(state: Tensor, *, training: bool) -> Tensor:
     """Copy a buffer, so that a later write in place cannot reach a pending backward.
 
-    Evaluation writes nothing and needs no copy. Eagerly a copy is a ``clone``. Compiled, torch may
-    copy anew in the backward, from the buffer as it is by then, and the gradient is wrong without
-    a word (pytorch/pytorch#197039); what a custom operator returns is never computed twice.
+    Evaluation writes nothing and needs no copy. In eager mode a copy is a ``clone``. Compiled code
+    may repeat a ``clone`` in the backward pass, when the buffer has changed, and then the gradient
+    is silently wrong (pytorch/pytorch#197039); the output of a custom operator is not recomputed.
     """
     if not training:
         return state
@@ -20,7 +20,7 @@ def snapshot(state: Tensor, *, training: bool) -> Tensor:
 
 @torch.library.custom_op("robustfusion::copy", mutates_args=())
 def _opaque_copy(state: Tensor) -> Tensor:
-    # Compiled code gets here when it runs, and can tell a repeated forward only now.
+    # Compiled code can notice a repeated forward only when it runs, which is here.
     refuse_recompute("A compiled head")
     return state.clone()
 
@@ -31,9 +31,10 @@ def _(state: Tensor) -> Tensor:
 
 
 def inside_backward() -> bool:
-    """Whether this call runs within a backward pass, as a recomputed forward does.
+    """Return whether this call runs within a backward pass, as a recomputed forward does.
 
-    Traced code cannot ask, so there the answer is False: what is compiled asks as it copies state.
+    Traced code cannot ask and gets False; compiled code asks when it copies state. PyTorch has no
+    public function for the question (pytorch/pytorch#144928).
     """
     if torch.compiler.is_compiling():
         return False
@@ -41,7 +42,7 @@ def inside_backward() -> bool:
 
 
 def refuse_recompute(module: str) -> None:
-    """Raise if a forward that writes state runs a second time.
+    """Raise if a forward that writes state runs a second time, within a backward pass.
 
     Raises:
         RuntimeError: Within a backward pass.
@@ -54,43 +55,11 @@ def refuse_recompute(module: str) -> None:
         )
 
 
-# Beside state that must not be averaged. No floating point number: whoever averages buffers
-# computes in those, and so leaves another integer behind, even as the average of equal ones.
-SEAL = 2**62 + 1
-
-
-def check_seal(seal: Tensor, *, wait: bool = False) -> None:
-    """Raise if a seal was averaged, and so the state beside it.
-
-    Args:
-        seal: () long.
-        wait: Also ask a device for which the host would have to wait.
-
-    Raises:
-        RuntimeError: If it is no ``SEAL``.
-    """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
-        return
-    # Nor within a transform of torch.func, where no tensor shows its data.
-    if type(seal) is not Tensor or torch._C._functorch.peek_interpreter_stack() is not None:
-        return
-    found = SEAL
-    if seal.is_cpu:
-        found = seal.numpy().item()  # without any operator
-    elif wait and not seal.is_meta:
-        found = int(seal)
-    if found != SEAL:
-        raise RuntimeError(
-            "the slots of a queue were averaged, though each holds another sample at every "
-            "update: average parameters and copy buffers, as AveragedModel does with "
-            "use_buffers=False, or copy the buffers of the trained model over the averaged ones"
-        )
-
-
 def keep_float32(fn: Callable[[Tensor], Tensor], *buffers: Tensor) -> Callable[[Tensor], Tensor]:
-    """Let ``nn.Module._apply`` change the dtype of all tensors but narrow that of statistics.
+    """Let ``nn.Module._apply`` change every dtype, but never narrow that of statistics.
 
-    Sums overflow in float16, and in bfloat16 they lose their last rows. Their module overrides
+    Sums overflow in float16 and lose their last rows in bfloat16. A module with statistics
+    overrides
 
     .. code-block:: python
 
@@ -99,13 +68,13 @@ def keep_float32(fn: Callable[[Tensor], Tensor], *buffers: Tensor) -> Callable[[
 
     Then ``.half()`` moves ``totals`` and leaves it in float32, and ``.double()`` widens it.
     """
-    kept = {id(buffer) for buffer in buffers}
+    statistics = {id(buffer) for buffer in buffers}
 
     def change(tensor: Tensor) -> Tensor:
         changed = fn(tensor)
-        if id(tensor) not in kept or changed.dtype.itemsize >= 4:
+        if id(tensor) not in statistics or changed.dtype.itemsize >= 4:
             return changed
-        # Not from ``changed``, in which large sums are inf by now.
+        # Start from the original: in ``changed`` large sums may be inf already.
         return tensor.to(changed.device, torch.promote_types(tensor.dtype, torch.float32))
 
     return change

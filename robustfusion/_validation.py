@@ -1,4 +1,4 @@
-"""Every message about shapes, dtypes and modality names, in one place.
+"""All messages about shapes, dtypes and modality names.
 
 Checks read shapes and dtypes, never values, so that they cost nothing on a device or in a
 compiled graph. The one exception is :func:`check_labels`, which reads labels that are on the CPU.
@@ -75,7 +75,7 @@ def check_dims(dims: Mapping[str, int], *, at_least: int = 2) -> dict[str, int]:
 def check_names(
     got: Iterable[str], expected: Iterable[str], argument: str, *, of_samples: bool = False
 ) -> None:
-    """Raise unless both hold the same modality names; samples may lack one, so say how."""
+    """Raise unless both hold the same names; for samples, explain how to leave one out."""
     got, expected = list(got), list(expected)
     missing = [name for name in expected if name not in got]
     unknown = [name for name in got if name not in expected]
@@ -93,7 +93,7 @@ def check_names(
 
 
 def check_keys(got: Iterable[str], known: Iterable[str], argument: str) -> None:
-    """Raise if a mapping speaks of a modality that there is not."""
+    """Raise if a mapping has the name of an unknown modality."""
     names = tuple(known)
     for name in got:
         if name not in names:
@@ -126,36 +126,29 @@ def check_available(
     batch: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return one (B,) bool tensor per modality; ``None`` means that all are available."""
-    names = list(names)
-    if available is None:
-        everything = torch.ones(batch, dtype=torch.bool, device=device)
-        return dict.fromkeys(names, everything)
-    if not isinstance(available, Mapping):
+    """Return one (B,) bool tensor per modality, all True for a modality without a mask."""
+    names, masks = list(names), {} if available is None else available
+    if not isinstance(masks, Mapping):
         raise TypeError(
             f"available must map modality names to bool tensors, got {type(available).__name__}"
         )
-    unknown = [name for name in available if name not in names]
+    unknown = [name for name in masks if name not in names]
     if unknown:
         raise ValueError(f"available has unknown modality {unknown[0]!r}; expected {names}")
-    for name in names:
-        if name not in available:
-            raise ValueError(
-                f"available lacks modality {name!r}; expected {names}. A modality that every "
-                f"sample has is torch.ones({batch}, dtype=torch.bool)"
-            )
-        check_mask(available[name], (batch,), f'available["{name}"]')
-    return {name: available[name].to(device) for name in names}
+    for name, mask in masks.items():
+        check_mask(mask, (batch,), f'available["{name}"]')
+    present = torch.ones(batch, dtype=torch.bool, device=device)
+    return {name: masks[name].to(device) if name in masks else present for name in names}
 
 
-def made_by(factory: Callable[..., M], kind: type, argument: str, *given: object) -> M:
-    """Return what a factory makes of ``given`` after checking that it is a ``kind``."""
+def build_part(factory: Callable[..., M], kind: type, argument: str, *arguments: object) -> M:
+    """Call a factory with ``arguments`` and check that the result is a ``kind``."""
     if isinstance(factory, nn.Module) or not callable(factory):
         raise TypeError(f"{argument} must be a factory, say a class, got {type(factory).__name__}")
-    made = factory(*given)
-    if not isinstance(made, kind):
-        raise TypeError(f"{argument} must make a {kind.__name__}, got {type(made).__name__}")
-    return made
+    part = factory(*arguments)
+    if not isinstance(part, kind):
+        raise TypeError(f"{argument} must make a {kind.__name__}, got {type(part).__name__}")
+    return part
 
 
 def check_labels(labels: Tensor, batch: int, num_classes: int) -> None:
@@ -166,8 +159,8 @@ def check_labels(labels: Tensor, batch: int, num_classes: int) -> None:
         raise TypeError(f"labels must have dtype torch.long, got {labels.dtype}")
     if tuple(labels.shape) != (batch,):
         raise ValueError(f"labels must have shape ({batch},), got {tuple(labels.shape)}")
-    # Reading values would stall a device and break a compiled graph; there torch reports the
-    # class index itself.
+    # Reading values would make a device wait and break a compiled graph; torch itself reports a
+    # bad class index there.
     if labels.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes:

@@ -1,76 +1,94 @@
-"""Which modalities each candidate of a sample trusts."""
+"""The subsets of modalities that a head predicts from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 
-def enumerate_candidates(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """List which modalities each candidate trusts: all, all but one, one alone.
+class Candidates(nn.Module):
+    r"""The subsets of modalities that a head trusts in turn: all, all but one, each single one.
 
     Up to three modalities these are all subsets. Beyond, they stay 2M + 1 in number where all
-    subsets would be 2^M − 1, so that cost is quadratic in M.
-
-    >>> enumerate_candidates(["image", "text"])
-    (('image', 'text'), ('image',), ('text',))
-    """
-    names = tuple(names)
-    sizes = sorted({len(names), len(names) - 1, 1}, reverse=True)
-    return tuple(subset for size in sizes for subset in combinations(names, size))
-
-
-def trusted_by(modalities: int, device: torch.device) -> Tensor:
-    """Which modalities each of the candidates above trusts, (K, M) bool.
-
-    >>> trusted_by(2, torch.device("cpu"))
-    tensor([[ True,  True],
-            [ True, False],
-            [False,  True]])
-    """
-    alone = torch.eye(modalities, dtype=torch.bool, device=device)
-    # All but one in the order of what they keep: the last modality goes first.
-    but_one = [~alone.flip(0)] if modalities > 2 else []
-    return torch.cat([torch.ones_like(alone[:1]), *but_one, alone])
-
-
-def distinct_candidates(trusted: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Restrict candidates to what is present, and keep one of those that become the same.
+    subsets would be 2^M − 1, so that the cost is quadratic in M. Iterating gives the names of each
+    subset, from the largest to the smallest, in the order of ``names``.
 
     Args:
-        trusted: (K, M) bool, which modalities each candidate trusts: all, all but one, one alone.
-        present: (B, M) bool.
+        names: Names of the M modalities.
+        subsets: Other subsets than the default ones.
 
-    Returns:
-        (B, K, M) bool, the modalities that a candidate still trusts, and (B, K) bool, False for a
-        candidate that trusts nothing or what a smaller one trusts too.
+    Attributes:
+        subsets: The K tuples of names.
+        mask: (K, M), 1 where a candidate trusts a modality.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.candidates import Candidates
+        >>> candidates = Candidates(["image", "text"])
+        >>> list(candidates)
+        [('image', 'text'), ('image',), ('text',)]
+        >>> trusted, usable = candidates.restrict(torch.tensor([[True, False]]))
+        >>> usable  # without a text, the complete candidate equals the one of the image
+        tensor([[False,  True, False]])
     """
-    members = trusted & present[:, None]
-    same = (members[:, :, None] == members[:, None]).all(-1)
-    # Candidates come in the order of ever smaller sets; of equal ones the last is kept.
-    later = same.new_ones(same.shape[1:]).triu(1)
-    return members, members.any(-1) & ~(same & later).any(-1)
 
+    mask: Tensor
 
-def pattern_temperature(temperature: Tensor, here: Tensor, trusted: Tensor) -> Tensor:
-    """What the logits of samples that have just these modalities are divided by.
+    def __init__(
+        self, names: Iterable[str], subsets: Iterable[tuple[str, ...]] | None = None
+    ) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        if subsets is None:
+            sizes = sorted({len(self.names), len(self.names) - 1, 1}, reverse=True)
+            subsets = (subset for size in sizes for subset in combinations(self.names, size))
+        self.subsets = tuple(subsets)
+        # A float, because packages that average buffers cannot subtract bools.
+        mask = torch.tensor([[float(m in subset) for m in self.names] for subset in self.subsets])
+        self.register_buffer("mask", mask)
 
-    Args:
-        temperature: (K + 1,), for what each candidate trusts, then for every other pattern.
-        here: (B, M) bool.
-        trusted: (K, M) bool.
+    def restrict(self, available: Tensor) -> tuple[Tensor, Tensor]:
+        """Restrict the candidates to the available modalities and drop duplicates.
 
-    Returns:
-        (B, 1).
-    """
-    same = (trusted == here[:, None]).all(-1)
-    own = (same * temperature[:-1]).sum(-1, keepdim=True)
-    return own.where(same.any(-1, keepdim=True), temperature[-1])
+        Args:
+            available: (B, M) bool.
+
+        Returns:
+            (B, K, M) bool, the modalities that each candidate still trusts, and (B, K) bool, False
+            for a candidate that trusts nothing or the same as a smaller candidate.
+        """
+        trusted = (self.mask > 0) & available[:, None]
+        same = (trusted[:, :, None] == trusted[:, None]).all(-1)
+        # Candidates are ordered by decreasing size; of equal ones the last is kept.
+        later = same.new_ones(same.shape[1:]).triu(1)
+        return trusted, trusted.any(-1) & ~(same & later).any(-1)
+
+    def pattern(self, available: Tensor) -> Tensor:
+        """Return the candidate that trusts exactly what is available, (B, M) -> (B,).
+
+        K stands for every pattern that is no candidate.
+        """
+        same = ((self.mask > 0) == available[:, None]).all(-1)
+        index = torch.arange(len(self.subsets), device=same.device)
+        return torch.where(same, index, len(self.subsets)).amin(-1)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return iter(self.subsets)
+
+    def __len__(self) -> int:
+        return len(self.subsets)
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:
+        return self.subsets[index]
+
+    def extra_repr(self) -> str:
+        """Return the names of the modalities."""
+        return ", ".join(self.names)
 
 
 def candidate_names(model: nn.Module, count: int) -> tuple[str, ...]:
-    """Name the ``count`` candidates of a model: those of its ``candidates``, if it has so many.
+    """Name the ``count`` candidates of a model after its ``candidates``, if it has so many.
 
     >>> from robustfusion import DRFHead
     >>> candidate_names(DRFHead({"image": 8, "text": 4}, num_classes=3), 3)
@@ -78,6 +96,6 @@ def candidate_names(model: nn.Module, count: int) -> tuple[str, ...]:
     """
     for module in model.modules():
         candidates = getattr(module, "candidates", None)
-        if isinstance(candidates, tuple) and len(candidates) == count:
+        if isinstance(candidates, Candidates | tuple) and len(candidates) == count:
             return tuple(c if isinstance(c, str) else "+".join(c) for c in candidates)
     return tuple(f"candidate {k}" for k in range(count))

@@ -1,4 +1,4 @@
-"""Your encoders in front of any head."""
+"""Put your encoders in front of any head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from robustfusion._validation import check_available, check_names
 
 
 class DRFClassifier(nn.Module):
-    r"""Encode every modality with your encoders and classify with a head.
+    r"""Encode every modality with your encoders and classify with any head, DRF or not.
 
     The encoders are registered, so they train, move and are saved with the head. Floating inputs
-    of missing rows are set to zero before the encoder sees them, also inside a dict of tensors;
-    token ids and strings must hold a finite placeholder of the caller's, such as a lone [MASK].
-    Whatever an encoder makes of a placeholder is masked before the head sees it. An encoder with
-    batch statistics, such as batch norm, does see placeholders; and one that divides by the norm
-    of its input makes NaN gradients of them.
+    of missing rows are set to zero before the encoder sees them, also inside a dict of tensors.
+    Token ids and strings of missing rows must hold a finite placeholder of your choice, such as a
+    single [MASK]. Features of placeholders are masked before the head sees them. An encoder with
+    batch statistics, such as batch norm, does see placeholders, and an encoder that divides by the
+    norm of its input turns them into NaN gradients.
 
     Args:
         encoders: One module per modality that maps ``inputs[name]`` to (B, D_m).
@@ -27,8 +27,9 @@ class DRFClassifier(nn.Module):
             availability, with a ``loss(output, labels)``.
 
     Shape:
-        - ``inputs[name]``: whatever the encoder takes; ``available[name]``: (B,) bool
-        - Output: what the head returns
+        - ``inputs[name]``: whatever the encoder takes; ``available[name]``: (B,) bool, True where
+          the modality is present; a modality that ``available`` leaves out is present everywhere
+        - Output: the output of the head
 
     Raises:
         ValueError: If a modality is missing or unknown, its rows are not those of the others, or
@@ -75,10 +76,10 @@ class DRFClassifier(nn.Module):
     def encode(
         self, inputs: Mapping[str, Any], available: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return what the head is called with: features, and availability on their devices.
+        """Return features, and availability on their devices: the arguments of the head.
 
-        Keep it to give one encoding to several heads, or to one head several times. Of some
-        modalities only, where ``inputs`` holds only these.
+        One encoding can be given to several heads, or to one head several times. If ``inputs``
+        holds only some modalities, only these are encoded.
         """
         names = [name for name in self.encoders if name in inputs]
         check_names(inputs, names or self.encoders, "inputs", of_samples=True)

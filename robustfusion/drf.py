@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,113 +12,140 @@ from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, StackedLinear
 from robustfusion._state import refuse_recompute
 from robustfusion._validation import (
+    build_part,
     check_between,
     check_dims,
     check_labels,
     check_positive,
-    made_by,
 )
-from robustfusion.candidates import (
-    distinct_candidates,
-    enumerate_candidates,
-    pattern_temperature,
-    trusted_by,
-)
+from robustfusion.candidates import Candidates
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue
-from robustfusion.functional import destandardize, masked_mean, standardize
+from robustfusion.functional import (
+    Gaussian,
+    at_least_float32,
+    destandardize,
+    masked_mean,
+    standardize,
+)
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput
 from robustfusion.quality import QualityEstimator
-from robustfusion.stand_in import RecoveredFeatures, StandIn
+from robustfusion.stand_in import RecoveredFeatures, StandIn, off_diagonal
 
-# Of a standardized coordinate: corrupted features lie far out, where a network can be sure of
-# anything. In sketches out of fold 3 was as good as 10 on intact samples, better on corrupted.
-_FARTHEST = 3.0
-# Largest share of a sample's modalities to hide; each sample draws its own, so that all but one
-# and nearly none are seen in training.
-_HIDDEN = 0.8
+# Standardized coordinates are clipped here. Damaged features lie far out, where a network can be
+# sure of anything; cross-validated, 3 was as good as 10 on intact samples and better on damaged
+# ones.
+_MAX_COORDINATE = 3.0
+# Largest share of a sample's modalities that training hides. Each sample draws its own share, so
+# that training sees samples with all but one modality and with nearly none.
+_MAX_HIDDEN_SHARE = 0.8
+# Prior probability that one modality of a sample is damaged; 0.01 to 0.4 were tried in sketches.
+_PRIOR_DAMAGED = 0.2
+# Training scores no feature: each counts as a typical intact one, half of which score higher.
+_TYPICAL_LOG_QUALITY = math.log(0.5)
+
+
+def initial_log_prior(modalities: int) -> float:
+    """Return the log-quality that a stand-in has before calibration, log(0.2 / M).
+
+    At M = 2 a feature weighs as much as its stand-in if one in ten intact features is as unusual;
+    with more modalities the complete sample keeps its weight.
+
+    >>> round(initial_log_prior(2), 4)
+    -2.3026
+    """
+    return math.log(_PRIOR_DAMAGED / modalities)
 
 
 class DRFHead(nn.Module):
-    r"""Classify from the features of several modalities, any of which may be missing or poor.
+    r"""Classify samples of several modalities, any of which may be missing or damaged.
 
-    The paper's idea with the parts that measurement chose. Each modality keeps a queue of its
-    features, which standardizes them, and by which a quality estimator says how far a new one can
-    be trusted. A sample expands into candidates :math:`S`, each of which trusts some modalities
-    and lets something stand in for the others: a learned token, plus what the trusted ones tell
-    of the feature in question. Fusion weighs the candidates by quality:
-
-    .. math::
-        \begin{array}{rl}
-        h_S =& \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
-              + \sum_{m \notin S} (t_m + W_m \hat z_m)\Big), \\
-        w_S =& \operatorname{softmax}_S \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_0\Big), \\
-        \hat y =& \sum_S w_S \, \tfrac12 \Big(
-              W \operatorname{ReLU}(U h_S + u) + b + \frac1{|S|} \sum_{m \in S} B_m(z_m) \Big)
-        \end{array}
-
-    with standardized features :math:`z`, recovered ones :math:`\hat z`, log-qualities
-    :math:`q` and that of a stand-in, :math:`q_0`, and a network :math:`B_m` of two hidden layers
-    for each modality alone. So half of what a candidate says comes from features that are
-    fused, and half from decisions that are: the one finds what only the modalities together
-    tell, the other overfits less. A modality whose corruption shows in its features counts as a
-    missing one. Where at least three modalities are there, :math:`q_m` also holds how well the
-    prediction from m alone agrees with that of the others: a feature from another sample is
-    typical, but contradicts them.
-
-    Training supervises both halves of every candidate, not the fused prediction. From four
-    modalities on, some are dropped at random, since not every subset is a candidate. A row that
-    holds NaN, inf or a value beyond 1e9 counts as missing; a coordinate more than three deviations
-    from its mean counts as three. A sample without any modality gets logits of b / 2.
+    The head takes one feature vector per modality and a mask that says which are present. A
+    quality estimator per modality scores how unusual each feature is, compared with a queue of
+    past features. The sample expands into candidates; each candidate trusts some modalities and
+    replaces the others by a stand-in. Fusion weights the candidates by quality, so that a modality
+    whose damage shows in its features counts like a missing one.
 
     After training, :func:`~robustfusion.calibrate` on held-out samples makes qualities, p-values
-    and probabilities those of samples the head has not seen.
+    and probabilities those of samples that the head has not seen.
 
     Args:
-        dims: Feature width of each modality, at least two.
+        dims: Feature width of each modality, at least two modalities.
         num_classes: Number of classes C.
         quality: Factory of a :class:`~robustfusion.QualityEstimator`, called with the width of a
             modality.
         stand_in: Factory of a :class:`~robustfusion.StandIn`, called with ``dims`` and
             ``hidden_features``.
-        hidden_features: Width F of all hidden layers, so of the fused vector.
-        dropout: Probability of dropping a hidden unit in training. The first option to tune: out
-            of fold 0.1 was better on redundant views of clear classes, 0.7 on posts, where half
-            as many epochs did nearly as much.
+        hidden_features: Width F of all hidden layers and of the fused vector.
+        dropout: Probability of dropping a hidden unit in training. Tune this option first.
+            Cross-validated, 0.1 was better on redundant views of clear classes and 0.7 on posts,
+            where half as many epochs did nearly as much.
         gather_distributed: Whether queues take the rows of all ranks. Then every rank holds the
-            same state and DDP's default buffer broadcast is harmless; local queues need
+            same state and the default buffer broadcast of DDP is harmless. Local queues need
             ``forward_sync_buffers=False`` (``broadcast_buffers=False`` before torch 2.13).
 
     Attributes:
-        candidates: The modalities that each candidate trusts: all, all but one, one alone.
+        candidates: The subsets of modalities that the candidates trust, see
+            :class:`~robustfusion.candidates.Candidates`.
         estimators: The quality estimator of each modality.
-        queues: The :class:`~robustfusion.FeatureQueue` of each modality.
+        log_prior: (M,), the log-quality of each stand-in.
+        temperature: (K + 1,), what evaluation divides the logits by: for samples with exactly the
+            modalities of each candidate, then for all other samples.
 
     Shape:
-        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
+        - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool, True where the
+          modality is present; a modality that ``available`` leaves out is present everywhere
         - Output: :class:`~robustfusion.DRFOutput`; ``labels``: (B,) long
 
     Raises:
         ValueError: If a modality is missing, unknown or of the wrong shape, or a label too large.
-        TypeError: If a dtype does not fit, or a factory makes something else.
+        TypeError: If a dtype does not fit, or a factory builds something else.
 
     Example:
         >>> import torch
         >>> from robustfusion import DRFHead
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
         >>> features = {"image": torch.randn(16, 8), "text": torch.randn(16, 4)}
-        >>> available = {"image": torch.arange(16) > 3, "text": torch.ones(16, dtype=torch.bool)}
-        >>> out = head(features, available)
+        >>> out = head(features, available={"image": torch.arange(16) > 3})
         >>> loss = head.loss(out, torch.randint(3, (16,)))
         >>> loss.backward()
+        >>> out.logits.shape, head.candidates[0]
+        (torch.Size([16, 3]), ('image', 'text'))
+
+    Note:
+        With standardized features :math:`z`, recovered features :math:`\hat z`, log-qualities
+        :math:`q`, the log-priors :math:`q_0` of stand-ins, and a network :math:`B_m` of two hidden
+        layers per modality, the prediction is
+
+        .. math::
+            \begin{array}{rl}
+            h_S =& \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
+                  + \sum_{m \notin S} (t_m + W_m \hat z_m)\Big), \\
+            w_S =& \operatorname{softmax}_S
+                  \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_{0,m}\Big), \\
+            \hat y =& \sum_S w_S \, \tfrac12 \Big(
+                  W \operatorname{ReLU}(U h_S + u) + b + \frac1{|S|} \sum_{m \in S} B_m(z_m) \Big)
+            \end{array}
+
+        So half of a candidate's logits comes from fused features (early fusion), which can use
+        what only several modalities together show, and half from the mean of one network per
+        modality (late fusion), which overfits less. From three modalities on, :math:`q_m` also
+        contains how well the prediction from m agrees with that from the others, because a feature
+        of another sample looks usual but contradicts them.
+
+        Training supervises both halves of every candidate, not the fused prediction. From four
+        modalities on it hides some of them at random, because not every subset is a candidate. A
+        row with NaN, inf or a value beyond 1e9 counts as missing. A sample without any modality
+        gets logits of 0, that is, equal probabilities.
 
     Reference:
-        After https://arxiv.org/abs/2511.18751; :class:`~robustfusion.PaperDRFHead` is that paper's
-        head to the letter.
+        After https://arxiv.org/abs/2511.18751; :class:`~robustfusion.PaperDRFHead` is exactly the
+        head of that paper.
     """
 
+    log_prior: Tensor
     temperature: Tensor
 
     def __init__(
@@ -141,25 +167,25 @@ class DRFHead(nn.Module):
         self.num_classes = num_classes
         self.hidden_features = hidden_features
         self.gather_distributed = gather_distributed
-        self.candidates = enumerate_candidates(self.dims)
+        self.candidates = Candidates(self.dims)
         self.estimators = ModuleDict(
             {
-                name: made_by(quality, QualityEstimator, "quality", dim)
+                name: build_part(quality, QualityEstimator, "quality", dim)
                 for name, dim in self.dims.items()
             }
         )
         self.embed = ModuleDict(
             {name: nn.Linear(dim, hidden_features) for name, dim in self.dims.items()}
         )
-        self.stand_in = made_by(stand_in, StandIn, "stand_in", self.dims, hidden_features)
+        self.stand_in = build_part(stand_in, StandIn, "stand_in", self.dims, hidden_features)
         self.trunk = nn.Linear(hidden_features, hidden_features)
         self.dropout = nn.Dropout(dropout)
         self.fusion = QualityWeightedFusion()
         self.classifier = nn.Linear(hidden_features, num_classes)
-        self.embed_alone = ModuleDict(
+        self.branch_in = ModuleDict(
             {name: nn.Linear(dim, hidden_features) for name, dim in self.dims.items()}
         )
-        self.alone = nn.Sequential(
+        self.branches = nn.Sequential(
             nn.ReLU(),
             nn.Dropout(dropout),
             StackedLinear(len(self.dims), hidden_features, hidden_features),
@@ -167,7 +193,8 @@ class DRFHead(nn.Module):
             nn.Dropout(dropout),
             StackedLinear(len(self.dims), hidden_features, num_classes),
         )
-        # Of samples with just the modalities of each candidate, and of all others.
+        prior = torch.full((len(self.dims),), initial_log_prior(len(self.dims)))
+        self.register_buffer("log_prior", prior)
         self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
 
     @property
@@ -178,67 +205,66 @@ class DRFHead(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
     ) -> DRFOutput:
-        """Predict, and in training mode update the queues."""
+        """Predict, and in training mode store the features in the queues.
+
+        Training scores no feature. Its ``log_quality`` is log ½ wherever a modality is present, so
+        ``weights``, ``trust`` and ``logits`` are those of a sample with typical intact features.
+        """
         if self.training:
             refuse_recompute("DRFHead")
-        x, present = make_safe(features, available, self.dims)
-        here = torch.stack(list(present.values()), dim=1)
-        shown = self._drop_modalities(here) if self.training else here
-        every = trusted_by(len(self.dims), here.device)
-        trusted, usable = distinct_candidates(every, shown)
+        x, observed = make_safe(features, available, self.dims)
+        used = self._hide_modalities(observed) if self.training else observed
+        trusted, usable = self.candidates.restrict(used)
 
-        frames = {name: queue.gaussian() for name, queue in self.queues.items()}
-        dtype = self.classifier.weight.dtype
-        z = {
-            name: standardize(x[name], frame).clamp(-_FARTHEST, _FARTHEST).to(dtype)
-            for name, frame in frames.items()
+        scales = {
+            name: estimator.moments.gaussian() for name, estimator in self.estimators.items()
         }
-        log_quality = self._log_quality(x, present).where(here, -torch.inf)
-        stand_in = self.stand_in(z, here, self.embed)
-        mixing = trusted.to(dtype)
-        even = mixing / mixing.sum(-1, keepdim=True).clamp_min(1)
-        candidates = self._candidates(z, stand_in.hidden, mixing, even)
-        # The mean of what each trusted modality says alone, (B, K, C).
-        alone = self.alone(torch.stack([embed(z[m]) for m, embed in self.embed_alone.items()]))
-        late = even @ alone.transpose(0, 1)
-        member_logits = torch.stack([self.classifier(candidates), late], dim=2)
-        candidate_logits = member_logits.mean(2)
-        weights = self._weights(log_quality, candidate_logits, trusted, shown, usable)
-        share = weights.to(candidates.dtype)[:, None]
-        fused = (share @ candidates).squeeze(1)
-        logits = 0.5 * (self.classifier(fused) + (share @ late).squeeze(1))
+        z = self._standardize(x, scales)
+        log_quality = self._log_quality(x, observed).where(observed, -torch.inf)
+        stand_in = self.stand_in(z, observed, self.embed)
+        mask = trusted.to(z[next(iter(z))].dtype)
+        share = mask / mask.sum(-1, keepdim=True).clamp_min(1)  # equal for all that are trusted
+        hidden = self._early(z, stand_in.hidden, mask, share)
+        late_logits = self._late(z, share)
+        half_logits = torch.stack([self.classifier(hidden), late_logits], dim=2)
+        candidate_logits = half_logits.mean(2)
+        weights = self._weights(log_quality, candidate_logits, trusted, used, usable)
+        weight = weights.to(hidden.dtype)
+        logits = einsum(weight, candidate_logits, "b k, b k c -> b c")
         if not self.training:
-            logits = logits / pattern_temperature(self.temperature, here, every)
+            logits = logits / self.temperature[self.candidates.pattern(observed), None]
         return DRFOutput(
             logits=logits,
-            fused=fused,
+            fused=einsum(weight, hidden, "b k, b k f -> b f"),
+            aux_loss=stand_in.loss,
             features=x,
             candidate_logits=candidate_logits,
             weights=weights,
-            log_quality=dict(zip(self.dims, log_quality.unbind(1), strict=True)),
-            recovered={
-                target: self._by_source(target, destandardize(made, frames[target]))
-                for target, made in stand_in.recovered.items()
-            },
-            aux_loss=stand_in.loss,
-            usable=usable,
-            member_logits=member_logits,
+            trust=self._by_name(einsum(weight, share, "b k, b k m -> b m")),
+            log_quality=self._by_name(log_quality),
+            recovered=self._in_feature_units(stand_in.recovered, scales),
+            extras={"half_logits": half_logits, "usable": usable},
         )
 
     def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
-        """Return the training objective: the mean cross-entropy of both members of candidates."""
-        check_labels(labels, output.usable.shape[0], self.num_classes)
-        logits = cast("Tensor", output.member_logits)
-        target = labels[:, None, None].expand(logits.shape[:3])
-        loss = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
-        loss = loss.view(target.shape).mean(2).where(output.usable, 0.0)
-        per_sample = loss.sum(1) / output.usable.sum(1).clamp_min(1)
-        return masked_mean(per_sample, output.usable.any(1)) + output.aux_loss
+        """Return the training objective.
+
+        It is the mean cross-entropy over both halves of all candidates, plus ``output.aux_loss``,
+        the loss of the recovery, which is 0 in evaluation.
+        """
+        logits, usable = output.extras["half_logits"], output.extras["usable"]
+        check_labels(labels, usable.shape[0], self.num_classes)
+        index = labels[:, None, None, None].expand(*logits.shape[:3], 1)
+        log_prob = at_least_float32(logits).log_softmax(-1).gather(-1, index)
+        loss = -log_prob.squeeze(-1).mean(2).where(usable, 0.0)
+        per_sample = loss.sum(1) / usable.sum(1).clamp_min(1)
+        return masked_mean(per_sample, usable.any(1)) + output.aux_loss
 
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
-        """Return each modality's p-values, (B,): how many intact rows look as odd; NaN if missing.
+        """Return the p-values of each modality, (B,), NaN where it is missing.
 
-        See :class:`~robustfusion.QualityEstimator`; call :func:`~robustfusion.calibrate` before.
+        A p-value is the share of intact features that are at least as unusual; see
+        :class:`~robustfusion.QualityEstimator`. Call :func:`~robustfusion.calibrate` before.
         """
         return {
             name: estimator.p_value_of(output.log_quality[name]).where(
@@ -247,78 +273,101 @@ class DRFHead(nn.Module):
             for name, estimator in self.estimators.items()
         }
 
-    def _log_quality(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """The log-quality of each feature, (B, M), before its queue has it."""
-        scores = []
-        for name, estimator in self.estimators.items():
-            rows, mask = x[name].detach(), present[name]
-            everyone, masks = rows, mask
-            if self.training and self.gather_distributed:
-                everyone, masks = gather_rows(rows, mask)
-            if self.training and everyone is rows:
-                score = estimator.observe(rows, mask)
-            else:
-                score = estimator(rows)
-                if self.training:
-                    estimator.observe(everyone, masks)
-            scores.append(score)
-        return torch.stack(scores, dim=1)
+    def _hide_modalities(self, observed: Tensor) -> Tensor:
+        """Hide some modalities of each sample if there are four or more; at least one remains."""
+        if len(self.dims) < 4:
+            return observed
+        rate = _MAX_HIDDEN_SHARE * torch.rand(observed.shape[0], 1, device=observed.device)
+        draw = torch.rand(observed.shape, device=observed.device)
+        remaining = draw.where(observed, -1.0).argmax(1, keepdim=True)
+        index = torch.arange(observed.shape[1], device=observed.device)
+        return observed & ((draw > rate) | (index == remaining))
 
-    def _by_source(self, target: str, made: Tensor) -> dict[str, Tensor]:
-        """What was recovered, (B, M, D), from each other modality."""
-        sources = zip(self.dims, made.unbind(1), strict=True)
-        return {source: rows for source, rows in sources if source != target}
+    def _standardize(
+        self, x: Mapping[str, Tensor], scales: Mapping[str, Gaussian]
+    ) -> dict[str, Tensor]:
+        dtype = self.classifier.weight.dtype
+        bound = _MAX_COORDINATE
+        return {m: standardize(x[m], scales[m]).clamp(-bound, bound).to(dtype) for m in self.dims}
 
-    def _candidates(
-        self, z: Mapping[str, Tensor], stand_in: Tensor, mixing: Tensor, even: Tensor
+    def _log_quality(self, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
+        """Return the log-quality of each feature, (B or 1, M); in training, store the rows."""
+        if not self.training:
+            scores = [estimator(x[name]) for name, estimator in self.estimators.items()]
+            return torch.stack(scores, dim=1)
+        for (name, estimator), mask in zip(
+            self.estimators.items(), observed.unbind(1), strict=True
+        ):
+            rows = x[name].detach()
+            if self.gather_distributed:
+                rows, mask = gather_rows(rows, mask)
+            estimator.store(rows, mask)
+        return torch.full((1, len(self.dims)), _TYPICAL_LOG_QUALITY, device=rows.device)
+
+    def _early(
+        self, z: Mapping[str, Tensor], stand_in: Tensor, mask: Tensor, share: Tensor
     ) -> Tensor:
-        """The hidden units of each candidate, (B, K, F), by what it trusts, (B, K, M)."""
+        """Return the hidden units of each candidate, (B, K, F)."""
         own = torch.stack([embed(z[m]) for m, embed in self.embed.items()], dim=1)
-        # What stands in for a target is averaged over the sources that the candidate trusts.
-        made = einsum(1 - mixing, even, "b k t, b k s -> b k t s")
-        # Two matrix products for all candidates at once.
-        hidden = mixing @ own + made.flatten(2) @ stand_in.flatten(1, 2).to(own.dtype)
-        hidden = self.dropout(F.relu(hidden))
-        return cast("Tensor", self.dropout(F.relu(self.trunk(hidden))))
+        # The stand-in of a target is averaged over the sources that the candidate trusts.
+        replaced = einsum(1 - mask, share, "b k t, b k s -> b k t s")
+        # Two matrix products serve all candidates at once.
+        replaced = rearrange(off_diagonal(replaced), "b k t s -> b k (t s)")
+        stand_in = rearrange(stand_in, "b t s f -> b (t s) f").to(own.dtype)
+        hidden = self.dropout(F.relu(mask @ own + replaced @ stand_in))
+        hidden = self.trunk(hidden)
+        return self.dropout(F.relu(hidden))  # type: ignore[no-any-return]
+
+    def _late(self, z: Mapping[str, Tensor], share: Tensor) -> Tensor:
+        """Return the mean logits of the trusted modalities' own networks, (B, K, C)."""
+        branches = torch.stack([layer(z[m]) for m, layer in self.branch_in.items()])
+        logits: Tensor = self.branches(branches)
+        return share.to(logits.dtype) @ rearrange(logits, "m b c -> b m c")
 
     def _weights(
         self,
         log_quality: Tensor,
         candidate_logits: Tensor,
         trusted: Tensor,
-        shown: Tensor,
+        used: Tensor,
         usable: Tensor,
     ) -> Tensor:
-        """What each candidate counts, (B, K): what it trusts by its quality, the rest by ours."""
-        evidence = log_quality + self._agreement(candidate_logits.detach(), shown)
-        stood_in = shown[:, None] & ~trusted
-        # Not matrix products: autocast would round log-qualities to half precision.
-        log_weight = evidence[:, None].where(trusted, self.stand_in.log_quality * stood_in).sum(-1)
+        """Return candidate weights, (B, K), by trusted qualities and the priors of the rest."""
+        evidence = log_quality + self._agreement(candidate_logits.detach(), used)
+        replaced = used[:, None] & ~trusted
+        # This is no matrix product, because autocast would round log-qualities to half precision.
+        log_weight = evidence[:, None].where(trusted, self.log_prior * replaced).sum(-1)
         return self.fusion.weights(log_weight, usable)
 
-    def _drop_modalities(self, here: Tensor) -> Tensor:
-        """From four modalities on, hide some of each sample, at least one stays."""
-        if len(self.dims) < 4:
-            return here
-        rate = _HIDDEN * torch.rand(here.shape[0], 1, device=here.device)
-        draw = torch.rand(here.shape, device=here.device)
-        kept = draw.where(here, -1.0).argmax(1, keepdim=True)
-        index = torch.arange(here.shape[1], device=here.device)
-        return here & ((draw > rate) | (index == kept))
+    def _agreement(self, candidate_logits: Tensor, used: Tensor) -> Tensor:
+        r"""Return :math:`\log C \sum_c p_m(c) p_{-m}(c)`, (B, K, C) -> (B, M).
 
-    def _agreement(self, candidate_logits: Tensor, here: Tensor) -> Tensor:
-        r"""Log-odds from the others, (B, K, C) -> (B, M): :math:`\log C \sum_c p_m(c) p_{-m}(c)`.
-
-        If modalities are independent given the class, this is the log-ratio of how likely m and
-        the others are to occur together against apart. Two modalities can only disagree, not say
-        which is wrong; then it is 0.
+        If modalities are independent given the class, this is the log-odds that m and the others
+        belong to the same sample. Two modalities that disagree do not show which one is wrong, so
+        for fewer than three it is 0.
         """
         modalities = len(self.dims)
         if modalities < 3:
-            return torch.zeros_like(here, dtype=torch.float32)
+            return torch.zeros_like(used, dtype=torch.float32)
         log_prob = candidate_logits.float().log_softmax(-1)
-        alone = log_prob[:, -modalities:]
-        # All-but-one candidates come in the order of what they keep: the last modality goes first.
+        single = log_prob[:, -modalities:]
+        # Candidates without one modality are ordered by what they contain: the last one lacks the
+        # first modality.
         others = log_prob[:, 1 : modalities + 1].flip(1)
-        agreement = (alone + others).logsumexp(-1) + math.log(self.num_classes)
-        return agreement.where(here & (here.sum(1, keepdim=True) > 2), 0.0)
+        agreement = (single + others).logsumexp(-1) + math.log(self.num_classes)
+        return agreement.where(used & (used.sum(1, keepdim=True) > 2), 0.0)
+
+    def _by_name(self, values: Tensor) -> dict[str, Tensor]:
+        """Split (B, M) into one (B,) per modality."""
+        return dict(zip(self.dims, values.unbind(1), strict=True))
+
+    def _in_feature_units(
+        self, recovered: Mapping[str, Tensor], scales: Mapping[str, Gaussian]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Undo the standardization of what was recovered, by target and source."""
+        outcome = {}
+        for target, standardized in recovered.items():
+            sources = [source for source in self.dims if source != target]
+            rows = destandardize(standardized, scales[target]).unbind(1)
+            outcome[target] = dict(zip(sources, rows, strict=True))
+        return outcome

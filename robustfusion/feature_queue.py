@@ -1,15 +1,13 @@
 """A first-in, first-out store of recent feature vectors, and rules for what may enter it."""
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from robustfusion._state import SEAL, check_seal, inside_backward, snapshot
+from robustfusion._modules import arguments_of
+from robustfusion._state import inside_backward, snapshot
 from robustfusion._validation import check_between, check_mask, check_positive, check_vectors
-from robustfusion.functional import Gaussian, standardize
-from robustfusion.moments import RunningMoments
 
 
 class FeatureQueue(nn.Module):
@@ -17,26 +15,18 @@ class FeatureQueue(nn.Module):
 
     The contents are those of a ``deque(maxlen=capacity)`` to which the available rows are appended
     in order. As a layer it returns its input and, in training mode, stores it: put it behind any
-    encoder. Storing is detached, needs no host synchronisation and accepts any batch size. A row
-    is stored as it is: keep NaN out with ``available``, as the heads do.
-
-    All state is in persistent buffers, so a resumed run is the same run. Under
-    ``DistributedDataParallel`` the default buffer broadcast overwrites the queues of all ranks
-    with rank 0's: use ``forward_sync_buffers=False`` (``broadcast_buffers=False`` before torch
-    2.13) or gather the rows first, as :class:`~robustfusion.DRFHead` does. A queue whose buffers
-    were averaged, as by ``AveragedModel(use_buffers=True)``, refuses to be used.
+    encoder. Stored rows are detached. Storing accepts any batch size and needs no host
+    synchronization. A row is stored as it is: use ``available`` to keep NaN out, as the heads do.
 
     Args:
         dim: Width D of one feature vector.
         capacity: Number of rows N that are kept.
-        track_moments: Keep mean and variance of about the last N rows in ``moments``, a
-            :class:`~robustfusion.moments.RunningMoments`, at a cost that does not grow with N.
 
     Attributes:
-        rows: (N + 1, D), the storage and one spare row that takes what is not stored.
-        cursor: (), where the next row is written.
-        count: (), how many rows hold data.
-        seal: (), a constant that no average leaves as it was.
+        storage: (N, D), the rows in the order of their slots; zero where there is no data yet.
+        valid: (N,) bool, True where a row of ``storage`` holds data.
+        cursor: (), the slot of the next row.
+        count: (), the number of rows that hold data.
 
     Shape:
         - ``features``: (B, D), any B
@@ -46,49 +36,47 @@ class FeatureQueue(nn.Module):
     Raises:
         ValueError: If a size is not positive or a shape does not fit.
         TypeError: If ``features`` is not floating or ``available`` not bool.
-        RuntimeError: If buffers were averaged.
 
     Example:
         >>> import torch
         >>> from robustfusion import FeatureQueue
         >>> queue = FeatureQueue(dim=2, capacity=4)
         >>> _ = queue(torch.randn(3, 2))
-        >>> queue.enqueue(torch.randn(3, 2), torch.tensor([True, False, True]))
+        >>> _ = queue.enqueue(torch.randn(3, 2), torch.tensor([True, False, True]))
         >>> len(queue)
         4
+
+    Note:
+        All state is in persistent buffers, so a resumed run is the same run. The default buffer
+        broadcast of ``DistributedDataParallel`` overwrites the queues of all ranks with those of
+        rank 0: use ``forward_sync_buffers=False`` (``broadcast_buffers=False`` before torch 2.13)
+        or gather the rows first, as :class:`~robustfusion.DRFHead` does. Averaging buffers mixes
+        rows of different samples: average parameters only, or fill the queue again afterwards.
 
     Reference:
         The queues of section 3.2 of https://arxiv.org/abs/2511.18751, after MoCo,
         https://arxiv.org/abs/1911.05722.
     """
 
-    rows: Tensor
+    slots: Tensor
     cursor: Tensor
     count: Tensor
-    seal: Tensor
 
-    def __init__(self, dim: int, capacity: int = 512, *, track_moments: bool = False) -> None:
+    def __init__(self, dim: int, capacity: int = 512) -> None:
         super().__init__()
         check_positive(dim, "dim")
         check_positive(capacity, "capacity")
         self.dim = dim
         self.capacity = capacity
-        self.register_buffer("rows", torch.zeros(capacity + 1, dim))
+        # One spare slot behind the last takes the rows that are not stored.
+        self.register_buffer("slots", torch.zeros(capacity + 1, dim))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
-        self.register_buffer("seal", torch.tensor(SEAL))
-        self.moments = RunningMoments(dim, window=capacity) if track_moments else None
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode, if the state is sound."""
-        check_seal(self.seal, wait=True)
-        return super().train(mode)
 
     @property
     def storage(self) -> Tensor:
         """(N, D), the rows in the order of their slots; zero where there is no data yet."""
-        check_seal(self.seal)
-        return self.rows[:-1]
+        return self.slots[:-1]
 
     @property
     def valid(self) -> Tensor:
@@ -97,56 +85,40 @@ class FeatureQueue(nn.Module):
         return torch.arange(self.capacity, device=count.device) < count
 
     @torch.no_grad()
-    def enqueue(self, features: Tensor, available: Tensor | None = None) -> None:
-        """Append the available rows, overwriting the oldest; also in evaluation mode."""
+    def enqueue(self, features: Tensor, available: Tensor | None = None) -> Tensor:
+        """Append the available rows, overwriting the oldest ones; also in evaluation mode.
+
+        Returns:
+            (B,) long, the slot of each row; N for a row that was not stored.
+        """
         check_vectors(features, self.dim, "features", batched=True)
         if available is None:
             available = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
         check_mask(available, (features.shape[0],), "available")
-        self.store(features, available)
-
-    def store(self, features: Tensor, available: Tensor) -> Tensor:
-        """Do what ``enqueue`` does, and return the slot of each row, (B,); N where it has none."""
-        check_seal(self.seal)
         rank = available.cumsum(0)
-        stored = rank[-1:].sum()  # of no rows it is 0
-        # The n-th available row goes to the n-th slot from the cursor; what is not stored goes to
-        # the spare row. So one indexed copy of fixed shape does it all.
-        if features.shape[0] > self.capacity:  # only the newest N have a slot
+        stored = rank[-1:].sum()  # also right for an empty batch
+        # The n-th available row goes to the n-th slot from the cursor, every other row to the
+        # spare slot, so that one indexed copy of fixed shape stores them all.
+        if features.shape[0] > self.capacity:  # only the newest N rows have a slot
             available = available & (rank > stored - self.capacity)
         slots = (rank + (self.cursor - 1)).remainder_(self.capacity)
         slots = torch.where(available, slots, self.capacity)
-        self.rows.index_copy_(0, slots, features.to(self.rows.dtype))
-        self.rows[-1].zero_()
+        self.slots.index_copy_(0, slots, features.to(self.slots.dtype))
+        self.slots[-1].zero_()
         self.cursor.add_(stored).remainder_(self.capacity)
         self.count.add_(stored).clamp_max_(self.capacity)
-        if self.moments is not None:
-            self.moments.observe(features, available)
         return slots
 
-    def gaussian(self) -> Gaussian:
-        """Return mean and deviation of each coordinate, by the moments of the queue."""
-        check_seal(self.seal)
-        if self.moments is None:
-            raise ValueError("moments are kept by FeatureQueue(..., track_moments=True) only")
-        return self.moments.gaussian("diag")
-
-    def standardize(self, features: Tensor) -> Tensor:
-        """Give each coordinate mean 0 and deviation 1 by the moments of the queue."""
-        return standardize(features, self.gaussian())
-
     def reset(self) -> None:
-        """Forget everything."""
-        self.rows.zero_()
+        """Forget all rows."""
+        self.slots.zero_()
         self.cursor.zero_()
         self.count.zero_()
-        self.seal.fill_(SEAL)
-        if self.moments is not None:
-            self.moments.reset()
 
     def forward(self, features: Tensor, available: Tensor | None = None) -> Tensor:
         """Store the available rows if in training mode, and return ``features``."""
-        # Activation checkpointing repeats the forward in backward: the rows are in already.
+        # Activation checkpointing repeats the forward in backward, when the rows are stored
+        # already.
         if self.training and not inside_backward():
             self.enqueue(features, available)
         return features
@@ -154,10 +126,7 @@ class FeatureQueue(nn.Module):
     def __len__(self) -> int:
         return int(self.count)
 
-    def extra_repr(self) -> str:
-        """Return the arguments of the constructor."""
-        tracked = ", track_moments=True" if self.moments is not None else ""
-        return f"dim={self.dim}, capacity={self.capacity}{tracked}"
+    extra_repr = arguments_of
 
 
 def admit_all(log_prob: Tensor, queue_log_prob: Tensor, valid: Tensor) -> Tensor:
@@ -189,7 +158,7 @@ def admit_above_mean(log_prob: Tensor, queue_log_prob: Tensor, valid: Tensor) ->
     """Admit a row whose density exceeds the mean density of the queue: the paper's (13).
 
     Each admission tightens the queue around its mean, which raises the bar for the next: with a
-    fixed encoder acceptance falls below 2 % and the queue's spread below its true value. Prefer
+    fixed encoder acceptance falls below 2 % and the queue's variance below its true value. Prefer
     :func:`admit_all` or :func:`admit_above_quantile` unless you reproduce the paper.
 
     The mean is taken over densities, in log space; with fewer than two valid rows everything
@@ -211,7 +180,7 @@ def admit_above_mean(log_prob: Tensor, queue_log_prob: Tensor, valid: Tensor) ->
     """
     queue_log_prob = queue_log_prob.where(valid, -math.inf)
     log_mean = queue_log_prob.logsumexp(0) - valid.sum().log()
-    # Fewer than two rows have no spread to compare with; an empty queue would admit nothing ever.
+    # Fewer than two rows have no variance to compare with, and an empty queue would admit nothing.
     return (log_prob > log_mean) | (valid.sum() < 2)
 
 

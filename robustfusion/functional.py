@@ -14,8 +14,9 @@ from robustfusion._validation import check_between
 
 CovarianceType = Literal["spherical", "diag", "full"]
 
-_MAX_EXPONENT = 30.0
-_SAME = 1e-3  # relative error of a projection onto a copy of oneself
+_MAX_EXPONENT = 30.0  # an outlier beyond this would overflow the loss
+# Two rows count as copies if the projection of one onto the other agrees to this relative error.
+_COPY_TOLERANCE = 1e-3
 
 
 class Gaussian(NamedTuple):
@@ -85,19 +86,19 @@ def fit_gaussian(
         x = x.where(valid[:, None], 0.0)
         count = valid.sum().clamp_min(1)
         mean = x.sum(0) / count
-        centred = (x - mean).where(valid[:, None], 0.0)
+        centered = (x - mean).where(valid[:, None], 0.0)
         if covariance_type == "spherical":
-            variance = centred.square().sum() / count
+            variance = centered.square().sum() / count
             return Gaussian(mean, variance.clamp_min(eps).sqrt())
         if covariance_type == "diag":
-            variance = centred.square().sum(0) / count
+            variance = centered.square().sum(0) / count
             variance = torch.lerp(variance, variance.mean(), shrinkage)
             return Gaussian(mean, variance.clamp_min(eps).sqrt())
         if covariance_type != "full":
             raise ValueError(
                 f'covariance_type must be "spherical", "diag" or "full", got {covariance_type!r}'
             )
-        covariance = centred.T @ centred / count
+        covariance = centered.T @ centered / count
         average = covariance.diagonal().mean()
         identity = torch.eye(dim, dtype=x.dtype, device=x.device)
         covariance = (1 - shrinkage) * covariance + (shrinkage * average + eps) * identity
@@ -121,15 +122,15 @@ def mahalanobis_sq(features: Tensor, gaussian: Gaussian) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         mean, scale = (at_least_float32(moment) for moment in gaussian)
-        centred = at_least_float32(features) - mean
+        centered = at_least_float32(features) - mean
         if scale.ndim < 2:
-            distance: Tensor = (centred / scale).square().sum(-1)
+            distance: Tensor = (centered / scale).square().sum(-1)
             return distance
-        flat = centred.reshape(-1, centred.shape[-1])
+        flat = centered.reshape(-1, centered.shape[-1])
         # One solve with a (D, B) right-hand side; a batch of (D, 1) solves is 200 times slower.
         whitened = torch.linalg.solve_triangular(scale.to(flat.dtype), flat.T, upper=False)
         distance = whitened.square().sum(0)
-        return distance.reshape(centred.shape[:-1])
+        return distance.reshape(centered.shape[:-1])
 
 
 def gaussian_log_prob(features: Tensor, gaussian: Gaussian) -> Tensor:
@@ -228,8 +229,8 @@ def moment_matching_loss(generated: Gaussian, reference: Gaussian) -> Tensor:
             f"{tuple(generated.scale.shape)} and {tuple(reference.scale.shape)}"
         )
     loss: Tensor = torch.linalg.vector_norm(generated.mean - reference.mean)
-    spread: Tensor = torch.linalg.vector_norm(generated.scale - reference.scale)
-    return loss + spread
+    scale_gap: Tensor = torch.linalg.vector_norm(generated.scale - reference.scale)
+    return loss + scale_gap
 
 
 def distribution_constraint_loss(
@@ -274,12 +275,12 @@ def _difference(x: Tensor, y: Tensor) -> Tensor:
     return pad(x, (0, width - x.shape[-1])) - pad(y, (0, width - y.shape[-1]))
 
 
-def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) -> Tensor:
-    r"""Shift and scale features by a Gaussian of theirs, (..., D) -> (..., D).
+def standardize(features: Tensor, gaussian: Gaussian, *, target_std: float = 1.0) -> Tensor:
+    r"""Shift and scale features by their Gaussian, (..., D) -> (..., D).
 
-    :math:`s\,(f - \mu) / \sigma` with the spread :math:`s`. A "diag" Gaussian gives each
-    coordinate the deviation :math:`s`; a "spherical" one multiplies all by one number, so that
-    the root mean square distance from the mean becomes :math:`s`.
+    :math:`s\,(f - \mu) / \sigma` with the target :math:`s`. A "diag" Gaussian gives each
+    coordinate the standard deviation :math:`s`. A "spherical" one multiplies all coordinates by
+    one number, so that the root mean square distance from the mean becomes :math:`s`.
 
     Example:
         >>> import torch
@@ -293,11 +294,11 @@ def standardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) ->
     with torch.autocast(features.device.type, enabled=False):
         mean, scale = (at_least_float32(moment) for moment in gaussian)
         z = (at_least_float32(features) - mean) / scale
-        return z if spread == 1 else spread * z
+        return z if target_std == 1 else target_std * z
 
 
-def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) -> Tensor:
-    """Undo :func:`standardize`, (..., D) -> (..., D).
+def destandardize(features: Tensor, gaussian: Gaussian) -> Tensor:
+    """Undo :func:`standardize` with a target of 1, (..., D) -> (..., D).
 
     Example:
         >>> import torch
@@ -309,8 +310,59 @@ def destandardize(features: Tensor, gaussian: Gaussian, *, spread: float = 1.0) 
     """
     with torch.autocast(features.device.type, enabled=False):
         mean, scale = (at_least_float32(moment) for moment in gaussian)
-        scale = scale if spread == 1 else scale / spread
         return torch.addcmul(mean, at_least_float32(features), scale)
+
+
+def conformal_p_value(scores: Tensor, references: Tensor, valid: Tensor | None = None) -> Tensor:
+    r"""P-value of each outlier score among reference scores, (B,) and (N,) -> (B,).
+
+    :math:`p = (1 + \#\{j : r_j \ge s\}) / (n + 1)` over the n valid references. If a score and the
+    references are exchangeable, :math:`P(p \le \alpha) \le \alpha` for every :math:`\alpha`.
+
+    Args:
+        scores: (B,), higher is less usual.
+        references: (N,), the scores of intact samples that nothing was fitted to.
+        valid: (N,) bool, True where a reference counts; ``None`` means all.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.functional import conformal_p_value
+        >>> conformal_p_value(torch.tensor([2.5, 9.0]), torch.tensor([1.0, 2.0, 3.0]))
+        tensor([0.5000, 0.2500])
+
+    Reference:
+        Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005.
+    """
+    if valid is None:
+        valid = torch.ones_like(references, dtype=torch.bool)
+    at_least = references[None] >= scores[:, None]
+    return (1 + (at_least & valid).sum(1)) / (1 + valid.sum())
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> Tensor:
+    r"""Mean gap between confidence and accuracy over equally wide bins of confidence, a scalar.
+
+    :math:`\sum_b \tfrac{n_b}{n} \lvert \mathrm{acc}_b - \mathrm{conf}_b \rvert`; 0 is calibrated.
+
+    Args:
+        confidence: (B,), between 0 and 1.
+        correct: (B,) bool, or a share between 0 and 1.
+        bins: Number of bins.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.functional import expected_calibration_error
+        >>> confidence, correct = torch.tensor([0.9, 0.9]), torch.tensor([True, False])
+        >>> expected_calibration_error(confidence, correct)
+        tensor(0.4000)
+
+    Reference:
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    index = (confidence * bins).long().clamp(0, bins - 1)
+    gap = torch.zeros(bins, device=confidence.device, dtype=confidence.dtype)
+    gap.index_add_(0, index, correct.to(confidence.dtype) - confidence)
+    return gap.abs().sum() / max(len(confidence), 1)
 
 
 def nearest_similarity(
@@ -327,9 +379,10 @@ def nearest_similarity(
 
     With :math:`x' = (x - o) / s` the cosine to row j is :math:`\langle x', r'_j \rangle /
     (\lVert x' \rVert \ell_j)`, from one matrix product a chunk with the rows as they are:
-    neither are N rows standardized nor their lengths computed anew. A row onto which a feature
-    projects exactly, :math:`\langle x', r'_j \rangle = \lVert x' \rVert^2`, is a copy of it from
-    an earlier epoch, and no neighbor: it counts like a slot without a row, as a cosine of 0.
+    the N rows are not standardized and their lengths are not computed again. A row onto which a
+    feature projects exactly, :math:`\langle x', r'_j \rangle = \lVert x' \rVert^2`, is a copy of
+    the feature from an earlier epoch and no neighbor. It counts as a cosine of 0, like a slot
+    without a row.
 
     Args:
         features: (B, D).
@@ -337,7 +390,7 @@ def nearest_similarity(
         inverse_lengths: (N,), :math:`1 / \ell`; 0 where a row holds no data.
         origin: (D,), :math:`o`.
         scale: (D,), :math:`s`.
-        neighbors: How many are averaged.
+        neighbors: Number of most similar rows that are averaged.
         chunk: Rows per matrix product; its result should fit a CPU's cache.
 
     Returns:
@@ -357,12 +410,12 @@ def nearest_similarity(
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
         direction = x / (length * scale)
         offset = (direction @ origin)[:, None]
-        best = []
+        best: list[Tensor] = []
         for start in range(0, rows.shape[0], chunk):
             block = at_least_float32(rows[start : start + chunk]).to(x.dtype)
             inverse = inverse_lengths[start : start + chunk].to(x.dtype)
             projection = torch.addmm(offset, direction, block.T, beta=-1)
-            copied = (projection - length).abs_() < _SAME * length
+            copied = (projection - length).abs_() < _COPY_TOLERANCE * length
             cosine = (projection * inverse).masked_fill_(copied, 0.0)
             best.append(cosine.topk(min(neighbors, cosine.shape[1]), dim=-1).values)
         top = best[0] if len(best) == 1 else torch.cat(best, -1).topk(neighbors, dim=-1).values

@@ -10,6 +10,7 @@ from robustfusion._validation import check_mask, check_vectors
 from robustfusion.functional import (
     Gaussian,
     distribution_constraint_loss,
+    fit_gaussian,
     moment_matching_loss,
     sample_recovery_loss,
 )
@@ -22,8 +23,8 @@ class DistributionRecoveryLoss(nn.Module):
         \frac{w_s}{B} \sum_{i=1}^{B} \lVert C(f^v_i) - f^t_i \rVert_2
         + w_d \left( \lVert \mu_{v \to t} - \mu_t \rVert_2 + |\sigma_{v \to t} - \sigma_t| \right)
 
-    The first term (4), over the B paired rows, is misled by mismatched pairs; the second (7)
-    compares the moments of converted features (5), (6) with those of the target modality, and
+    The first term (4) runs over the B paired rows and is misled by mismatched pairs. The second
+    (7) compares the moments of converted features (5), (6) with those of the target modality and
     needs no pairs. A weight of 0 switches its term off.
 
     Args:
@@ -33,7 +34,8 @@ class DistributionRecoveryLoss(nn.Module):
     Shape:
         - ``recovered``, ``target``: (B, D); ``paired``: (B,) bool
         - ``generated``: the Gaussian of converted features; ``reference``: that of the target
-          modality; both of one covariance type
+          modality; both of one covariance type. ``None`` fits a spherical Gaussian to the paired
+          rows of this batch
         - Output: scalar, zero where no row is paired and the moments agree
 
     Raises:
@@ -43,12 +45,9 @@ class DistributionRecoveryLoss(nn.Module):
     Example:
         >>> import torch
         >>> from robustfusion import DistributionRecoveryLoss
-        >>> from robustfusion.functional import fit_gaussian
         >>> convert = torch.nn.Linear(8, 4)
         >>> image, text = torch.randn(32, 8), torch.randn(32, 4)
-        >>> loss = DistributionRecoveryLoss()(
-        ...     convert(image), text, fit_gaussian(convert(image)), fit_gaussian(text)
-        ... )
+        >>> loss = DistributionRecoveryLoss()(convert(image), text)
         >>> loss.backward()
 
     Reference:
@@ -70,8 +69,8 @@ class DistributionRecoveryLoss(nn.Module):
         self,
         recovered: Tensor,
         target: Tensor,
-        generated: Gaussian,
-        reference: Gaussian,
+        generated: Gaussian | None = None,
+        reference: Gaussian | None = None,
         *,
         paired: Tensor | None = None,
     ) -> Tensor:
@@ -90,6 +89,8 @@ class DistributionRecoveryLoss(nn.Module):
         else:
             loss = torch.zeros((), device=recovered.device)
         if self.distribution_weight:
+            generated = fit_gaussian(recovered, paired) if generated is None else generated
+            reference = fit_gaussian(target, paired) if reference is None else reference
             loss = loss + self.distribution_weight * moment_matching_loss(generated, reference)
         return loss
 

@@ -1,4 +1,4 @@
-"""Mean, variance and skew of a stream of rows, at a cost that does not grow with its length."""
+"""Mean and variance of a stream of rows, at a cost that does not grow with its length."""
 
 from collections.abc import Callable
 from typing import Self, cast
@@ -11,12 +11,14 @@ from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
 
-_LEAST = 1e-3  # deviation
-_SHARED = 0.01  # of the mean deviation, added to each: some coordinates hardly vary
+_MIN_STD = 1e-3
+_SHARED_STD = (
+    0.01  # share of the mean std that is added to every std: some coordinates hardly vary
+)
 
 
 class RunningMoments(nn.Module):
-    r"""Track the first three moments of about the last ``window`` rows.
+    r"""Track mean and variance of about the last ``window`` rows.
 
     A batch of n rows moves each moment by the share :math:`a = n / \min(t, N)` towards its own,
     with t rows seen in all and the window N:
@@ -27,16 +29,16 @@ class RunningMoments(nn.Module):
 
     Up to N rows these are exactly the moments of all rows; beyond, old rows fade. Each moment is
     taken about the mean, so features far from zero lose no digits, and rounding errors fade like
-    the rows. :class:`~robustfusion.FeatureQueue` owns one when built with ``track_moments=True``.
+    the rows. Every :class:`~robustfusion.QualityEstimator` owns one.
 
     Args:
         dim: Width D of one row.
         window: Number of rows N.
 
     Attributes:
-        moments: (3, D), mean, variance and third central moment.
-        diagonal: (2, D), mean and deviation as ``gaussian("diag")`` has them.
-        count: (), how many rows were seen, at most N.
+        moments: (2, D), mean and variance.
+        diagonal: (2, D), mean and standard deviation of ``gaussian("diag")``.
+        count: (), the number of rows seen, at most N.
 
     Raises:
         ValueError: If a size is not positive.
@@ -65,7 +67,7 @@ class RunningMoments(nn.Module):
         check_positive(window, "window")
         self.dim = dim
         self.window = window
-        self.register_buffer("moments", torch.zeros(3, dim))
+        self.register_buffer("moments", torch.zeros(2, dim))
         self.register_buffer("diagonal", torch.stack([torch.zeros(dim), torch.ones(dim)]))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
@@ -75,45 +77,39 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def observe(self, rows: Tensor, available: Tensor | None = None) -> None:
-        """Take in the available rows of (B, D); the others may hold anything."""
+        """Update the moments with the available rows of (B, D); other rows may hold anything."""
         if available is None:
             available = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
         with torch.autocast(rows.device.type, enabled=False):
             number = available.sum()
             self.count.add_(number).clamp_max_(self.window)
-            x = keep_rows(at_least_float32(rows), available)
-            x = x.to(torch.promote_types(x.dtype, self.moments.dtype))
+            x = keep_rows(at_least_float32(rows), available).to(self.moments.dtype)
             share = (number / self.count.clamp_min(1)).clamp_max(1).to(x.dtype)
             weight = (available / number.clamp_min(1)).to(x.dtype)[None]
-            mean, variance, third = self.moments.to(x.dtype)
             batch_mean = (weight @ x)[0]
-            centered = x - batch_mean
-            square = centered.square()
+            batch_variance = (weight @ (x - batch_mean).square())[0]
+            mean, variance = self.moments
             shift = batch_mean - mean
-            step = share * shift
-            mean = mean + step
-            variance = variance.lerp((weight @ square)[0], share).addcmul(step, shift - step)
-            # Exact where the mean does not move, as when the stream is steady.
-            third = third.lerp((weight @ (square * centered))[0], share)
-            self.moments.copy_(torch.stack([mean, variance, third]))
-            deviation = variance.sqrt()
-            deviation = torch.add(deviation, deviation.mean(), alpha=_SHARED)
-            deviation = deviation.masked_fill(self.count < 2, 1.0)
-            self.diagonal.copy_(torch.stack([mean, deviation.clamp_min(_LEAST)]))
+            variance.lerp_(batch_variance, share).addcmul_(shift.square(), share * (1 - share))
+            mean.addcmul_(shift, share)
+            std = variance.sqrt()
+            std = torch.add(std, std.mean(), alpha=_SHARED_STD).clamp_min_(_MIN_STD)
+            self.diagonal[0].copy_(mean)
+            self.diagonal[1].copy_(std.masked_fill_(self.count < 2, 1.0))
 
     def gaussian(self, covariance_type: CovarianceType = "diag") -> Gaussian:
-        """Return the spherical or diagonal Gaussian; of fewer than two rows its deviations are 1.
+        """Return the spherical or diagonal Gaussian; below two rows its standard deviations are 1.
 
-        A hundredth of the mean deviation is added to each of a diagonal one, for coordinates that
-        hardly vary.
+        A diagonal one adds a hundredth of the mean standard deviation to each coordinate, because
+        some coordinates hardly vary.
         """
-        mean, deviation = at_least_float32(snapshot(self.diagonal, training=self.training))
+        mean, std = at_least_float32(snapshot(self.diagonal, training=self.training))
         if covariance_type == "diag":
-            return Gaussian(mean, deviation)
+            return Gaussian(mean, std)
         if covariance_type == "spherical":
             variance = at_least_float32(snapshot(self.moments, training=self.training))[1].sum()
             return Gaussian(
-                mean, torch.where(self.count > 1, variance, self.dim).sqrt().clamp_min(_LEAST)
+                mean, torch.where(self.count > 1, variance, self.dim).sqrt().clamp_min(_MIN_STD)
             )
         raise ValueError(
             'covariance_type must be "spherical" or "diag" for running moments, got '

@@ -1,17 +1,19 @@
-"""What heads return: the least that every head does, and what a DRF head adds."""
+"""The outputs of heads: the fields that all of them share, and those of a DRF head."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 
 class HeadOutput(NamedTuple):
-    """The head contract: class scores, a fused vector for other tasks, a label-free loss.
+    """The output of any head: class scores, a fused vector for other tasks, a label-free loss.
 
     Attributes:
-        logits: Class scores, shape ``(B, C)``.
-        fused: Fused representation, shape ``(B, F)``.
-        aux_loss: Sum of the training terms that need no labels, shape ``()``.
+        logits: (B, C), class scores.
+        fused: (B, F), the fused representation.
+        aux_loss: (), the sum of the training terms that need no labels.
+        extras: Tensors that the head's own ``loss`` needs, by name.
 
     Example:
         >>> import torch
@@ -36,35 +38,37 @@ class HeadOutput(NamedTuple):
     logits: Tensor
     fused: Tensor
     aux_loss: Tensor
+    extras: Mapping[str, Tensor] = {}
 
 
 class DRFOutput(NamedTuple):
-    """What a DRF head returns.
+    """The output of a DRF head; the first three fields are those of :class:`HeadOutput`.
 
     Attributes:
-        logits: (B, C).
-        fused: (B, F), the weighted sum of the candidates, for any other task head.
-        features: (B, D_m) for each modality, what the head was given, zero where nothing was.
-        candidate_logits: (B, K, C), the prediction from each candidate alone.
-        weights: (B, K), in the order of ``head.candidates``; 0 for what is not available.
+        logits: (B, C), class scores.
+        fused: (B, F), the weighted sum of the candidates' vectors, for any other task.
+        aux_loss: (), the sum of the training terms that need no labels.
+        features: (B, D_m) for each modality, the head's input, zero where nothing was available.
+        candidate_logits: (B, K, C), the prediction from each candidate.
+        weights: (B, K), in the order of ``head.candidates``; 0 for an unavailable candidate.
+        trust: (B,) for each modality, the weight with which it entered the prediction:
+            the weight of each candidate, divided equally among the modalities it trusts. It sums
+            to 1 over the modalities for normalized weights.
         log_quality: (B,) for each modality, −inf where it is not available.
-        recovered: ``recovered[target][source]``, (B, D_target); empty where nothing is.
-        aux_loss: Scalar, the loss terms that need no labels.
-        usable: (B, K) bool, True where a candidate exists for the sample.
-        member_logits: (B, K, 2, C), what fused features and what fused decisions say, which
-            ``head.loss`` supervises one by one and ``candidate_logits`` averages; ``None`` for a
-            head without.
+        recovered: ``recovered[target][source]``, (B, D_target), in the units of the features;
+            empty if the head recovers nothing.
+        extras: Tensors that the head's own ``loss`` needs, by name.
 
     Example:
         >>> import torch
         >>> from robustfusion import DRFHead
         >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
-        >>> available = {"image": torch.arange(5) > 0, "text": torch.ones(5, dtype=torch.bool)}
-        >>> out = head({"image": torch.randn(5, 8), "text": torch.randn(5, 4)}, available)
-        >>> head.candidates, out.usable[0]
-        ((('image', 'text'), ('image',), ('text',)), tensor([False, False,  True]))
-        >>> out.weights[0], out.log_quality["image"][0]
-        (tensor([0., 0., 1.]), tensor(-inf))
+        >>> features = {"image": torch.randn(5, 8), "text": torch.randn(5, 4)}
+        >>> out = head(features, {"image": torch.arange(5) > 0})  # the first sample has no image
+        >>> list(head.candidates), out.weights[0]
+        ([('image', 'text'), ('image',), ('text',)], tensor([0., 0., 1.]))
+        >>> out.trust["text"][0], out.log_quality["image"][0]
+        (tensor(1.), tensor(-inf))
 
     Reference:
         The qualities of (10) and (11), the expanded samples of (12) and the terms of (16) without
@@ -73,11 +77,11 @@ class DRFOutput(NamedTuple):
 
     logits: Tensor
     fused: Tensor
+    aux_loss: Tensor
     features: dict[str, Tensor]
     candidate_logits: Tensor
     weights: Tensor
+    trust: dict[str, Tensor]
     log_quality: dict[str, Tensor]
     recovered: dict[str, dict[str, Tensor]]
-    aux_loss: Tensor
-    usable: Tensor
-    member_logits: Tensor | None = None
+    extras: Mapping[str, Tensor] = {}

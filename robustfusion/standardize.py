@@ -1,4 +1,4 @@
-"""Features on a scale that what comes next expects."""
+"""Shift and scale the features of one modality."""
 
 from typing import Literal, Self
 
@@ -13,23 +13,23 @@ from robustfusion.moments import RunningMoments
 
 
 class Standardize(nn.Module):
-    r"""Center the features of one modality and scale them to a given spread.
+    r"""Center the features of one modality and scale them to a given standard deviation.
 
-    :math:`s\,(f - \mu) / \sigma`. "diag" gives each coordinate the deviation :math:`s`;
-    "spherical" multiplies all of them by one number, so that the root mean square distance
-    from the mean, the paper's σ (2), becomes :math:`s`. It has no parameters. For frozen
-    encoders ``fit`` it to the training features; else it follows them in training mode, about
-    the last ``window`` rows, and what it did not see yet passes as it is.
+    "diag" gives each coordinate the standard deviation :math:`s`. "spherical" multiplies all
+    coordinates by one number, so that the root mean square distance from the mean, the paper's σ
+    (2), becomes :math:`s`. There are no parameters. For frozen encoders, ``fit`` it to the
+    training features. Otherwise it follows the features in training mode, over about the last
+    ``window`` rows; features that come before any update pass unchanged.
 
     Args:
         dim: Width D of one feature vector.
         covariance_type: "diag" or "spherical".
-        spread: The spread :math:`s`. For :class:`~robustfusion.PaperDRFHead` take "spherical" and
-            0.4, at which the peak of (9) is 1.
-        window: Number of rows that the moments are taken over in training mode.
+        target_std: The target :math:`s`. For :class:`~robustfusion.PaperDRFHead` use "spherical"
+            and 0.4, at which the peak of (9) is 1.
+        window: Number of rows that the moments cover in training mode.
 
     Shape:
-        - ``features``, ``samples``: (B, D); ``available``, ``valid``: (B,) bool
+        - ``features``: (B, D); ``available``: (B,) bool
         - Output: (B, D), float32 or better
 
     Raises:
@@ -40,10 +40,13 @@ class Standardize(nn.Module):
         >>> import torch
         >>> from robustfusion import Standardize
         >>> features = 14 + 3 * torch.randn(500, 64)
-        >>> scale = Standardize(64, covariance_type="spherical", spread=0.4).fit(features)
+        >>> scale = Standardize(64, covariance_type="spherical", target_std=0.4).fit(features)
         >>> distance = scale(features).norm(dim=1)
         >>> torch.allclose(distance.square().mean().sqrt(), torch.tensor(0.4))
         True
+
+    Note:
+        The output is :math:`s\,(f - \mu) / \sigma`.
 
     Reference:
         Equations (2) and (9) of https://arxiv.org/abs/2511.18751.
@@ -54,7 +57,7 @@ class Standardize(nn.Module):
         dim: int,
         *,
         covariance_type: Literal["diag", "spherical"] = "diag",
-        spread: float = 1.0,
+        target_std: float = 1.0,
         window: int = 2048,
     ) -> None:
         super().__init__()
@@ -63,34 +66,39 @@ class Standardize(nn.Module):
             raise ValueError(
                 f'covariance_type must be "diag" or "spherical", got {covariance_type!r}'
             )
-        if spread <= 0:
-            raise ValueError(f"spread must be positive, got {spread}")
+        if target_std <= 0:
+            raise ValueError(f"target_std must be positive, got {target_std}")
         self.dim = dim
         self.covariance_type: Literal["diag", "spherical"] = covariance_type
-        self.spread = spread
+        self.target_std = target_std
         self.window = window
         self.moments = RunningMoments(dim, window)
 
     @torch.no_grad()
-    def fit(self, samples: Tensor, valid: Tensor | None = None) -> Self:
-        """Take the moments of the valid samples, and forget what was seen before."""
+    def fit(self, features: Tensor, available: Tensor | None = None) -> Self:
+        """Take the moments of the available features and forget earlier ones."""
+        mask = self._mask(features, available)
         self.moments.reset()
-        self.moments.observe(samples.detach(), self._mask(samples, valid, "samples", "valid"))
+        self.moments.observe(features.detach(), mask)
         return self
 
-    def forward(self, features: Tensor, available: Tensor | None = None) -> Tensor:
-        """Shift and scale; in training mode first take in the available rows."""
-        mask = self._mask(features, available, "features", "available")
-        if self.training and not inside_backward():
-            self.moments.observe(features.detach(), mask)
+    def transform(self, features: Tensor, available: Tensor | None = None) -> Tensor:
+        """Shift and scale by the moments as they are, in every mode."""
+        mask = self._mask(features, available)
         gaussian = self.moments.gaussian(self.covariance_type)
-        return standardize(keep_rows(features, mask), gaussian, spread=self.spread)
+        return standardize(keep_rows(features, mask), gaussian, target_std=self.target_std)
 
-    def _mask(self, rows: Tensor, mask: Tensor | None, name: str, mask_name: str) -> Tensor:
-        check_vectors(rows, self.dim, name, batched=True)
-        if mask is None:
-            return torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
-        check_mask(mask, (rows.shape[0],), mask_name)
-        return mask
+    def forward(self, features: Tensor, available: Tensor | None = None) -> Tensor:
+        """Shift and scale; in training mode, first update the moments with the available rows."""
+        if self.training and not inside_backward():
+            self.moments.observe(features.detach(), self._mask(features, available))
+        return self.transform(features, available)
+
+    def _mask(self, features: Tensor, available: Tensor | None) -> Tensor:
+        check_vectors(features, self.dim, "features", batched=True)
+        if available is None:
+            return torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+        check_mask(available, (features.shape[0],), "available")
+        return available
 
     extra_repr = arguments_of

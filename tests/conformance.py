@@ -12,17 +12,24 @@ from typing import Any, Literal, NamedTuple
 import torch
 from reproductions import (
     CLMLFHead,
+    DyMoHead,
     HSANHead,
+    LateTransformerHead,
     MGNNSHead,
     MissingPromptsHead,
+    MMINHead,
     MVANHead,
     MVCNHead,
+    NearestImputationHead,
+    NearestVoteHead,
+    StackingHead,
 )
 from torch import Tensor, nn
 
 import robustfusion as rf
 from robustfusion import baselines
 from robustfusion.functional import Gaussian
+from robustfusion.paper import CrossModalRecovery
 
 Inputs = dict[str, Any]  # keyword arguments of forward
 CLASSES = 3
@@ -164,7 +171,7 @@ def classifier(head: Callable[[dict[str, int], int], nn.Module]) -> nn.Module:
 
 
 def voting(dims: dict[str, int], classes: int) -> nn.Module:
-    head = rf.VotingHead(rf.DRFHead(dims, classes), capacity=40, neighbors=3)
+    head = rf.NeighborVoteHead(rf.DRFHead(dims, classes), capacity=40, neighbors=3)
     features = {name: torch.randn(20, dim) for name, dim in dims.items()}
     return head.fit(features, torch.arange(20) % classes, masks(dims, 20))
 
@@ -211,7 +218,7 @@ PARTS = {
         partial(rf.QualityWeightedFusion, normalize=False, temperature=2.0), fusion_inputs
     ),
     "CrossModalRecovery": part(
-        lambda: rf.CrossModalRecovery(DIMS[3], detach=False),
+        lambda: CrossModalRecovery(DIMS[3], detach=False),
         lambda batch: {"features": head_inputs(DIMS[3], batch)["features"]},
         masked=False,
     ),
@@ -259,7 +266,7 @@ DRF = {
     },
     **COMBINATIONS,
     **{
-        f"VotingHead-{size}": Case(
+        f"NeighborVoteHead-{size}": Case(
             partial(voting, DIMS[size], CLASSES),
             partial(head_inputs, DIMS[size]),
             head=True,
@@ -328,7 +335,6 @@ BASELINES = {
         compiled=TRAIN,
     ),
     **heads("ecml", baselines.ECMLHead, options=SMALL, writes="loss", clock=("steps",)),
-    **heads("mmin", baselines.MMINHead, options=SMALL, own_evaluation=True, compiled=TRAIN),
     **heads(
         "embracenet", baselines.EmbraceNetHead, options=SMALL, own_evaluation=True, compiled=TRAIN
     ),
@@ -340,18 +346,23 @@ BASELINES = {
         writes="forward",
         compiled=TRAIN,
     ),
+}
+
+_token_heads = partial(heads, tokens=True, exported=True)
+REPRODUCTIONS = {
+    **heads("mmin", MMINHead, options=SMALL, own_evaluation=True, compiled=TRAIN),
     **heads(
-        "nearest",
-        baselines.ImputationHead,
-        options={**SMALL, "strategy": "nearest", "capacity": 16},
+        "nearest imputation",
+        NearestImputationHead,
+        options={**SMALL, "capacity": 16},
         writes="forward",
         compiled=TRAIN,
         exported=True,
     ),
-    **heads("stacking", baselines.StackingHead, options=SMALL, own_evaluation=True),
+    **heads("stacking", StackingHead, options=SMALL, own_evaluation=True),
     **heads(
         "nearest vote",
-        baselines.NearestVoteHead,
+        NearestVoteHead,
         options={**SMALL, "neighbors": 3},
         writes="loss",
         own_evaluation=True,
@@ -360,7 +371,7 @@ BASELINES = {
     ),
     **heads(
         "late transformer",
-        baselines.LateTransformerHead,
+        LateTransformerHead,
         options=SMALL,
         own_evaluation=True,
         compiled=TRAIN,
@@ -368,17 +379,13 @@ BASELINES = {
     ),
     **heads(
         "dymo",
-        baselines.DyMoHead,
+        DyMoHead,
         options=SMALL,
         writes="loss",
         own_evaluation=True,
         compiled=BOTH,
         exported=True,
     ),
-}
-
-_token_heads = partial(heads, tokens=True, exported=True)
-REPRODUCTIONS = {
     **_token_heads("missing prompts", MissingPromptsHead, options=SMALL, own_evaluation=True),
     **_token_heads("hsan", HSANHead, options=SMALL),
     **_token_heads("mvan", MVANHead, options=SMALL),

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustfusion.disruption import robustness_grid
-from robustfusion.evaluation import CachedFeatures, RobustnessReport, robustness_report
+from robustfusion.disruption import CachedFeatures, robustness_grid
+from robustfusion.evaluation import RobustnessReport, robustness_report
 
 NAMES = ("image", "text", "audio")
 

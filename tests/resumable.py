@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
-from robustfusion import DRFClassifier, DRFHead, NeighborQualityEstimator, PaperDRFHead
-from robustfusion.checkpoint import (
+from main_job.checkpoints import (
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
+from torch import nn
+
+from robustfusion import DRFClassifier, DRFHead, NeighborQualityEstimator, PaperDRFHead
 
 SAMPLES, BATCH, STEPS, SAVE_EVERY, SEED = 44, 8, 60, 3, 7
 DIMS = {"image": 8, "text": 6}

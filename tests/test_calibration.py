@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustfusion import DRFHead, LearnedTokens, PaperDRFHead, VotingHead, calibrate
+from robustfusion import DRFHead, LearnedTokens, NeighborVoteHead, PaperDRFHead, calibrate
 
 DIMS = {"image": 6, "text": 4}
 BORN = math.log(0.1)
@@ -38,7 +38,7 @@ def trained(batch: dict[str, Any]) -> DRFHead:
 @torch.no_grad()
 def costs(head: DRFHead, batch: dict[str, Any], log_quality: Tensor) -> float:
     """What is to be minimized, by the head itself."""
-    head.stand_in.log_quality.copy_(log_quality)
+    head.log_prior.copy_(log_quality)
     head.temperature.fill_(1)
     logits = head.eval()(batch["inputs"]).logits
     prior = 0.5 * (log_quality - BORN).square().sum()
@@ -49,9 +49,9 @@ def test_a_modality_that_tells_nothing_is_doubted_more_and_the_other_is_not() ->
     torch.manual_seed(0)
     head = trained(draw(60, image_tells=False))
     report = calibrate(head, [draw(400, image_tells=False)])
-    assert report.doubts == pytest.approx({"image": 0.2, "text": 0.1})
-    assert head.stand_in.log_quality.exp().tolist() == pytest.approx([0.2, 0.1])
-    assert "less quality than: image 0.20, text 0.10" in report.to_markdown()
+    assert report.trust_thresholds == pytest.approx({"image": 0.2, "text": 0.1})
+    assert head.log_prior.exp().tolist() == pytest.approx([0.2, 0.1])
+    assert "Below a quality of 0.20 (image), 0.10 (text) the head" in report.to_markdown()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -59,14 +59,14 @@ def test_where_both_tell_the_stand_ins_stay_as_they_were(seed: int) -> None:
     torch.manual_seed(seed)
     head = trained(draw(600, image_tells=True))
     report = calibrate(head, [draw(2000, image_tells=True)])  # of few, chance may say otherwise
-    assert report.doubts == pytest.approx({"image": 0.1, "text": 0.1})
+    assert report.trust_thresholds == pytest.approx({"image": 0.1, "text": 0.1})
 
 
 def test_what_is_found_is_the_best_on_the_grid_and_found_again() -> None:
     torch.manual_seed(1)
     head, held_out = trained(draw(60, image_tells=False)), draw(90, image_tells=False)
-    doubts = calibrate(head, [held_out]).doubts
-    assert calibrate(head, [held_out]).doubts == doubts
+    doubts = calibrate(head, [held_out]).trust_thresholds
+    assert calibrate(head, [held_out]).trust_thresholds == doubts
     found = torch.tensor([math.log(doubt) for doubt in doubts.values()])
     steps = BORN + torch.linspace(0, math.log(2), 8)
     least = min(costs(head, held_out, torch.stack([a, b])) for a in steps for b in steps)
@@ -77,17 +77,15 @@ def test_it_is_saved_reset_and_of_heads_without_stand_ins_not_told() -> None:
     torch.manual_seed(0)
     head = trained(draw(60, image_tells=False))
     batch = draw(200, image_tells=False)
-    voting = VotingHead(head)
-    assert calibrate(voting, [batch], voters=[batch]).doubts == pytest.approx(
+    voting = NeighborVoteHead(head).fit(batch["inputs"], batch["label"])
+    assert calibrate(voting, [batch]).trust_thresholds == pytest.approx(
         {"image": 0.2, "text": 0.1}
     )
     again = DRFHead(DIMS, 3, stand_in=LearnedTokens)
     again.load_state_dict(head.state_dict())
-    assert torch.equal(again.stand_in.log_quality, head.stand_in.log_quality)
-    again.stand_in.reset_log_quality()
-    assert again.stand_in.log_quality.tolist() == pytest.approx([BORN, BORN])
+    assert torch.equal(again.log_prior, head.log_prior)
     report = calibrate(PaperDRFHead(DIMS, 3).eval(), [batch])
-    assert report.doubts == {}
+    assert report.trust_thresholds == {}
     assert "stand-in" not in report.to_markdown()
 
 
@@ -98,13 +96,12 @@ def test_samples_with_one_modality_or_none_change_nothing() -> None:
         "image": torch.zeros(50, dtype=torch.bool),
         "text": torch.arange(50) > 3,
     }
-    assert calibrate(head, [batch]).doubts == pytest.approx({"image": 0.1, "text": 0.1})
+    assert calibrate(head, [batch]).trust_thresholds == pytest.approx({"image": 0.1, "text": 0.1})
 
 
 GOOD = draw(50, image_tells=True)
 
 
-@pytest.mark.parametrize("argument", ["batches", "voters"])
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
@@ -116,11 +113,10 @@ GOOD = draw(50, image_tells=True)
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_changes(
-    argument: str, bad: Any, error: type[Exception], message: str
+    bad: Any, error: type[Exception], message: str
 ) -> None:
-    head = VotingHead(DRFHead(DIMS, 3))
+    head = NeighborVoteHead(DRFHead(DIMS, 3))
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    given = {"batches": [GOOD], "voters": [GOOD], argument: [GOOD, bad]}
     with pytest.raises(error, match=message):
-        calibrate(head, **given)
+        calibrate(head, [GOOD, bad])
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())

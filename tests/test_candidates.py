@@ -1,4 +1,4 @@
-"""The closed forms of candidates against sets of names."""
+"""Candidates against sets of names."""
 
 from itertools import product
 
@@ -7,38 +7,51 @@ import torch
 from torch import nn
 
 from robustfusion import DRFHead, PaperDRFHead
-from robustfusion.candidates import (
-    candidate_names,
-    distinct_candidates,
-    enumerate_candidates,
-    trusted_by,
-)
+from robustfusion.candidates import Candidates, candidate_names
 
 NAMES = "abcdef"
 
 
 @pytest.mark.parametrize("modalities", [2, 3, 4, 6])
-def test_masks_are_those_of_the_names(modalities: int) -> None:
+def test_the_mask_is_that_of_the_names(modalities: int) -> None:
     names = NAMES[:modalities]
-    candidates = enumerate_candidates(names)
-    expected = [[name in candidate for name in names] for candidate in candidates]
-    assert trusted_by(modalities, torch.device("cpu")).tolist() == expected
+    candidates = Candidates(names)
+    expected = [[float(name in candidate) for name in names] for candidate in candidates]
+    assert candidates.mask.tolist() == expected
     assert (
         len(set(candidates)) == len(candidates) == (3 if modalities == 2 else 2 * modalities + 1)
     )
+    sizes = [len(candidate) for candidate in candidates]
+    assert sizes == sorted(sizes, reverse=True)
+    assert candidates[0] == tuple(names)
 
 
 @pytest.mark.parametrize("modalities", [2, 3, 4, 6])
-def test_distinct_candidates_are_distinct_sets(modalities: int) -> None:
-    trusted = trusted_by(modalities, torch.device("cpu"))
-    present = torch.tensor(list(product([True, False], repeat=modalities)))
-    members, usable = distinct_candidates(trusted, present)
-    for here, sets, use in zip(present, members, usable, strict=True):
-        restricted = {tuple((row & here).tolist()) for row in trusted} - {(False,) * modalities}
-        kept = [tuple(row.tolist()) for row, keep in zip(sets, use, strict=True) if keep]
-        # Every set that is left of a candidate, once, and none that is empty.
-        assert len(kept) == len(set(kept))
-        assert set(kept) == restricted
+def test_restricted_candidates_are_distinct_sets(modalities: int) -> None:
+    candidates = Candidates(NAMES[:modalities])
+    available = torch.tensor(list(product([True, False], repeat=modalities)))
+    trusted, usable = candidates.restrict(available)
+    for row, sets, use in zip(available, trusted, usable, strict=True):
+        restricted = {tuple(((mask > 0) & row).tolist()) for mask in candidates.mask}
+        restricted -= {(False,) * modalities}
+        remaining = [tuple(s.tolist()) for s, keep in zip(sets, use, strict=True) if keep]
+        # Every set that is left of a candidate occurs once, and no empty one.
+        assert len(remaining) == len(set(remaining))
+        assert set(remaining) == restricted
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 4])
+def test_a_pattern_is_the_candidate_with_exactly_these_names(modalities: int) -> None:
+    names = NAMES[:modalities]
+    candidates = Candidates(names)
+    available = list(product([True, False], repeat=modalities))
+    found = candidates.pattern(torch.tensor(available)).tolist()
+    for row, index in zip(available, found, strict=True):
+        subset = tuple(name for name, present in zip(names, row, strict=True) if present)
+        expected = (
+            list(candidates).index(subset) if subset in list(candidates) else len(candidates)
+        )
+        assert index == expected
 
 
 def test_names_are_those_of_the_model_s_candidates() -> None:

@@ -178,8 +178,16 @@ def test_an_absent_modality_says_what_to_do() -> None:
     inputs, available = batch()
     with pytest.raises(ValueError, match=r"inputs lacks modality 'text'.*placeholder"):
         classifier(DRFHead)({"image": inputs["image"]}, available)
-    with pytest.raises(ValueError, match=r"available lacks modality 'text'"):
-        classifier(DRFHead)(inputs, {"image": available["image"]})
+
+
+def test_a_mask_that_leaves_a_modality_out_means_that_it_is_present() -> None:
+    inputs, available = batch()
+    model = classifier(DRFHead).eval()
+    everywhere = {"image": available["image"], "text": torch.ones_like(available["image"])}
+    got, expected = model(inputs, {"image": available["image"]}), model(inputs, everywhere)
+    assert torch.equal(got.logits, expected.logits)
+    with pytest.raises(ValueError, match=r"available has unknown modality 'audio'"):
+        model(inputs, {"audio": available["image"]})
 
 
 def test_construction_is_checked() -> None:

@@ -455,17 +455,19 @@ def test_drf_output_contract(name: str) -> None:
         assert all(recovered.shape == (6, dims[target]) for recovered in sources.values())
     assert candidates[0] == tuple(modalities)
     assert [len(c) for c in candidates] == sorted((len(c) for c in candidates), reverse=True)
-    assert output.usable.shape == output.weights.shape
-    assert (output.weights[~output.usable] == 0).all()
     assert (output.weights >= 0).all()
     anything = torch.stack([present[m] for m in modalities]).any(0)
-    assert torch.equal(output.usable.any(1), anything)
+    trust = torch.stack(list(output.trust.values()), dim=1)
+    assert (trust[~torch.stack([present[m] for m in modalities], dim=1)] == 0).all()
+    torch.testing.assert_close(trust.sum(1), output.weights.sum(1))
     if isinstance(head, rf.DRFHead):
         torch.testing.assert_close(output.weights.sum(1), anything.float())
+        assert (output.weights[~output.extras["usable"]] == 0).all()
+        assert torch.equal(output.extras["usable"].any(1), anything)
     else:
         for k, trusted in enumerate(candidates):
             everything = torch.stack([present[m] for m in trusted]).all(0)
-            assert torch.equal(output.usable[:, k], everything)
+            assert torch.equal(output.weights[:, k] > 0, everything)
 
 
 @each_head

@@ -167,9 +167,9 @@ def slide_to_the_end(browser: Any, label: str) -> None:
 def test_sliders_move_quality_and_weights(browser: Any) -> None:
     before = ready(browser)
     assert sum(before[name] for name in ("positive", "neutral", "negative")) in (99, 100, 101)
-    slide_to_the_end(browser, "Severity for the image")
+    slide_to_the_end(browser, "Severity of the image damage")
     # Bars change one after another, so what is waited for is the whole of what must follow.
-    lower, higher = "Intact images that look as odd (p-value)", "text trusted"
+    lower, higher = "Share of intact images at least as unusual (p-value)", "text trusted"
     wait(
         browser,
         lambda: (
@@ -234,8 +234,8 @@ def test_the_first_sight_is_an_intact_post_and_disruption_alarms(
         "The text looks intact.",
     ]
     assert not page.warning
-    assert any("made-up posts" in caption.value for caption in page.caption)
-    (image,) = [s for s in page.slider if s.label == "Severity for the image"]
+    assert any("generated posts" in caption.value for caption in page.caption)
+    (image,) = [s for s in page.slider if s.label == "Severity of the image damage"]
     image.set_value(0.6).run()
     assert [box.value[:16] for box in page.warning] == ["Alarm: the image"]
     assert [box.value for box in page.success] == ["The text looks intact."]

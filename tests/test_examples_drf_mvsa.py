@@ -22,12 +22,13 @@ pytest.importorskip("tqdm")
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
+from main_job.checkpoints import load_checkpoint, save_checkpoint
 from main_job.posts import make_posts
 from typer import Typer
 from typer.testing import CliRunner
 
 from robustfusion import DRFClassifier, DRFHead
-from robustfusion.checkpoint import load_checkpoint, load_model, read_config, save_checkpoint
+from robustfusion.checkpoint import load_model, read_config
 from robustfusion.datasets import MVSA, FeatureCache, encode
 from robustfusion.disruption import ImageCorruption, TextCorruption, robustness_grid
 from robustfusion.evaluation import RawSamples, robustness_report
@@ -233,7 +234,7 @@ def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: P
     model = parts.make_model("drf", own, len(config["class_names"]), settings)
     assert load_model(model, folder) == config
     assert config["certainty"] == sorted(config["certainty"])
-    assert len(config["certainty"]) == int(model.head.estimators["text"].held_out_count)
+    assert len(config["certainty"]) == int(model.head.estimators["text"].reference_count)
     calibration = (folder.parents[1] / "calibration.md").read_text()
     assert "| image + text |" in calibration
     assert calibration.strip() in result.stdout
@@ -274,8 +275,8 @@ def test_encoded_posts_say_what_raw_samples_say(example: Any, tmp_path: Path) ->
     grid = robustness_grid(("image", "text"), rates=(0.5,))
     ours, theirs = (robustness_report(model, data, grid, seeds=(0, 1)) for data in (made, raw))
     assert ours.fingerprint.disruptions == theirs.fingerprint.disruptions
-    for key, cell in ours.cells.items():
-        expected = theirs[key]
+    for key, cell in ours.answers.items():
+        expected = theirs.answers[key]
         assert (cell.predictions == expected.predictions).all(), key
         assert cell.confidence == pytest.approx(expected.confidence, abs=2e-3)
 

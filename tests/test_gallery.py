@@ -47,6 +47,12 @@ def test_drift_monitor(run: Run) -> None:
     assert 0 <= waits["100 % damaged"] < 60 <= waits["30 % damaged"] < 400
 
 
+def test_pairing(run: Run) -> None:
+    alarms = run("pairing")
+    assert alarms["own half"] < 0.1
+    assert alarms["half of another"] > 0.3
+
+
 def test_out_of_distribution(run: Run) -> None:
     table = run("out_of_distribution", steps=200)
     assert table["NeighborQualityEstimator"]["digits 7-9"] > 0.8
@@ -73,7 +79,7 @@ def test_three_modalities(run: Run) -> None:
 def test_tabular(run: Run) -> None:
     accuracy = run("tabular", n=600, epochs=10)
     half = {way: by_share[0.5] for way, by_share in accuracy.items()}
-    assert half["imputed, with indicators"] > half["a hole makes the row missing"] + 0.02
+    assert half["imputed, with indicators"] > half["an empty cell makes the row missing"] + 0.02
 
 
 def test_retrofit(run: Run) -> None:

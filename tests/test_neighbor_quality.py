@@ -58,7 +58,7 @@ def test_features_of_another_precision_than_the_queue_s(dtype: torch.dtype) -> N
     estimator = NeighborQualityEstimator(6, capacity=50).fit(torch.randn(50, 6))
     x = torch.randn(9, 6).to(dtype)
     torch.testing.assert_close(
-        estimator.measure(x).float(), estimator.measure(x.float()), rtol=1e-4, atol=1e-4
+        estimator.distance(x).float(), estimator.distance(x.float()), rtol=1e-4, atol=1e-4
     )
 
 
@@ -79,8 +79,8 @@ def test_copies_of_a_row_in_the_queue_are_passed_over(center: float, drift: floa
             estimator.observe(batch)
     if drift:  # what comes next moves and widens the standardization
         estimator.observe((1 + drift) * torch.randn(300, 5) @ mixing + center + drift)
-    seen = estimator.measure(rows[:40])
-    alone = [without(estimator, (k, 300 + k)).measure(rows[k : k + 1]) for k in range(40)]
+    seen = estimator.distance(rows[:40])
+    alone = [without(estimator, (k, 300 + k)).distance(rows[k : k + 1]) for k in range(40)]
     difference = seen - torch.cat(alone)
     assert difference.min() > -1e-2  # a copy would be a neighbor at cosine 1
     # Now and then another row is taken for a copy, for it projects onto the feature as one would.
@@ -106,7 +106,7 @@ def test_shift_scale_and_sign_of_coordinates_change_nothing() -> None:
     plain = NeighborQualityEstimator(12, capacity=300).fit(rows)
     moved = NeighborQualityEstimator(12, capacity=300).fit(rows * factor + offset)
     torch.testing.assert_close(
-        moved.measure(odd * factor + offset), plain.measure(odd), rtol=0.02, atol=0.02
+        moved.distance(odd * factor + offset), plain.distance(odd), rtol=0.02, atol=0.02
     )
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from robustfusion import (
-    CrossModalRecovery,
     DistributionConstraintLoss,
     DistributionRecoveryLoss,
     DRFOutput,
@@ -28,6 +27,7 @@ from robustfusion.functional import (
     moment_matching_loss,
     sample_recovery_loss,
 )
+from robustfusion.paper import CrossModalRecovery
 
 DIMS = {"v": 3, "t": 4}
 SWITCHES = (
@@ -180,7 +180,7 @@ def check_qualities(real: str, source: str) -> None:
     # The recovered features' density is what the candidate's weight holds beside the source's.
     convert = oracles.mlp_of(head.recovery.converters[real][source].layers)  # type: ignore[arg-type]
     recovered = [oracles.density(convert(x), *moments) for x in rows_of(features[source])]
-    weight = output.weights[:, head.candidates.index((source,))]
+    weight = output.weights[:, head.candidates.subsets.index((source,))]
     assert_close(weight / output.log_quality[source].exp(), column(recovered))
 
 
@@ -194,7 +194,7 @@ def test_equation_11_text_qualities() -> None:
 
 def test_equation_12_fusion() -> None:
     head = PaperDRFHead(DIMS, 3).double()
-    assert head.candidates == (("v", "t"), ("v",), ("t",))
+    assert head.candidates.subsets == (("v", "t"), ("v",), ("t",))
     for trace in train(head=head):
         expected = torch.tensor(trace.expected.weights).double()
         assert_close(trace.output.weights, expected)

@@ -38,9 +38,9 @@ def split(rows: list[list[tuple[float, bool]]]) -> tuple[Tensor, Tensor]:
     return values, torch.tensor([[here for _, here in row] for row in rows])
 
 
-@given(st.integers(1, 6), batches, st.booleans())
-def test_queue_is_a_deque(capacity: int, masks: list[list[bool]], track: bool) -> None:
-    queue = FeatureQueue(2, capacity, track_moments=track)
+@given(st.integers(1, 6), batches)
+def test_queue_is_a_deque(capacity: int, masks: list[list[bool]]) -> None:
+    queue = FeatureQueue(2, capacity)
     expected: deque[list[float]] = deque(maxlen=capacity)
     number = 0.0
     for mask in masks:

@@ -112,11 +112,11 @@ def test_what_calibrate_was_told_is_forgotten_when_training_goes_on(kind: str) -
     estimator = ESTIMATORS[kind](DIM).fit(world.draw(200))
     probe = world.draw(50)
     estimator.calibrate(world.draw(19))
-    assert int(estimator.held_out_count) == 19
+    assert int(estimator.reference_count) == 19
     p = estimator.p_value(probe)
     assert_close(p * 20, (p * 20).round())
     estimator.observe(world.draw(10))
-    assert int(estimator.held_out_count) == 0
+    assert int(estimator.reference_count) == 0
     p = estimator.p_value(probe)
     assert_close(p * 211, (p * 211).round())  # beside the rows of training again
 
@@ -140,8 +140,8 @@ def test_calibration_takes_an_even_choice_of_many_rows_and_refuses_too_few(kind:
     world = World()
     estimator = ESTIMATORS[kind](DIM).fit(world.draw(100))
     estimator.calibrate(world.draw(3000))
-    assert int(estimator.held_out_count) == 2048
-    with pytest.raises(ValueError, match="held_out must have at least 2 available rows, got 1"):
+    assert int(estimator.reference_count) == 2048
+    with pytest.raises(ValueError, match="features must have at least 2 available rows, got 1"):
         estimator.calibrate(world.draw(3), torch.tensor([False, True, False]))
 
 
@@ -281,8 +281,8 @@ def test_no_estimator_is_ever_constant(kind: str, epochs: int) -> None:
 
 def test_an_estimator_of_one_s_own_works_in_the_head() -> None:
     class Largest(QualityEstimator):
-        def measure(self, features: Tensor) -> Tensor:
-            return self.queue.standardize(features).abs().amax(1)
+        def distance(self, features: Tensor) -> Tensor:
+            return self.standardize(features).abs().amax(1)
 
     world = World()
     head = DRFHead({"image": DIM, "text": DIM}, 3, quality=Largest, hidden_features=8)
@@ -359,9 +359,9 @@ def test_a_stored_row_is_measured_by_the_gaussian_of_the_others(kind: Covariance
         for k in range(30)
     ])  # fmt: skip
     # To a constant factor, which the deviation of scores divides out: n / (n - 1).
-    difference = estimator.measure_stored(x) - 0.5 * (refitted * 29 / 30).log()
+    difference = estimator.leave_one_out_distance(x) - 0.5 * (refitted * 29 / 30).log()
     assert difference.abs().max() < (0.15 if kind == "diag" else 1e-6)
-    assert (estimator.measure_stored(x) > estimator.measure(x)).all()
+    assert (estimator.leave_one_out_distance(x) > estimator.distance(x)).all()
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -456,13 +456,13 @@ def test_errors_name_the_argument(kind: str) -> None:
     estimator, x = ESTIMATORS[kind](3), torch.randn(5, 3)
     with pytest.raises(ValueError, match=r"features must have shape \(B, 3\), got \(5, 4\)"):
         estimator(torch.randn(5, 4))
-    with pytest.raises(ValueError, match=r"samples must have shape \(B, 3\), got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"features must have shape \(B, 3\), got \(5, 4\)"):
         estimator.fit(torch.randn(5, 4))
-    with pytest.raises(ValueError, match=r"held_out must have shape \(B, 3\), got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"features must have shape \(B, 3\), got \(5, 4\)"):
         estimator.calibrate(torch.randn(5, 4))
     with pytest.raises(TypeError, match=r"features must have a floating dtype, got torch.int64"):
         estimator.observe(x.long())
-    with pytest.raises(TypeError, match=r"valid must have dtype torch.bool, got torch.int64"):
+    with pytest.raises(TypeError, match=r"available must have dtype torch.bool, got torch.int64"):
         estimator.fit(x, torch.ones(5).long())
     with pytest.raises(ValueError, match=r"available must have shape \(5,\), got \(4,\)"):
         estimator.observe(x, torch.ones(4).bool())
@@ -476,4 +476,4 @@ def test_a_share_of_alarms_of_too_few_rows_is_not_a_number() -> None:
     here = {"image": torch.ones(60, dtype=torch.bool), "text": torch.arange(60) < 30}
     batch = {"inputs": rows, "available": here, "label": torch.arange(60) % 3}
     told = calibrate(head, [batch]).to_markdown()
-    assert re.search(r"Alarms at 5 %: image \d+\.\d %, text not known \(too few rows\)\.", told)
+    assert re.search(r"Alarms at 5 %: image \d+\.\d %, text unknown \(too few rows\)\.", told)

@@ -102,8 +102,8 @@ def test_a_run_is_kept(
     assert figure.read_bytes() == (run / "accuracy.png").read_bytes()
     drf = RobustnessReport.load(run / "report-drf.json")
     accuracy = record["results"]["accuracy"]["DRF"]
-    assert accuracy.keys() == drf.cells.keys()
-    for key, cell in drf.cells.items():
+    assert accuracy.keys() == drf.scores.keys()
+    for key, cell in drf.scores.items():
         assert accuracy[key] == pytest.approx([100 * bound for bound in cell.accuracy], abs=0.051)
     assert record["results"]["majority"] == pytest.approx(100 * drf.majority.accuracy, abs=0.051)
     assert f"{record['command']}` at commit `{record['commit']}`" in page.read_text()

@@ -1,11 +1,11 @@
-"""What can be recovered, against scikit-learn and by hand."""
+"""Recoverability against scikit-learn and by hand."""
 
 import math
 
 import pytest
 import torch
 
-from robustfusion._recoverability import _ridge
+from robustfusion._recoverability import _errors
 from robustfusion.diagnostics import recoverability
 
 
@@ -27,7 +27,7 @@ def test_shares_of_variance_are_found() -> None:
     own = torch.randn(text.shape, generator=torch.Generator().manual_seed(1))
     features["text"] = text + own * text.std(0)
     found = recoverability(features)
-    assert found.rows == 400
+    assert found.samples == 400
     assert found.r2["text"]["image"] == pytest.approx(0.5, abs=0.05)
     assert found.r2["text"]["all others"] == pytest.approx(0.5, abs=0.05)
     assert found.r2["noise"]["image"] == pytest.approx(0.0, abs=0.03)
@@ -46,7 +46,7 @@ def test_two_modalities_have_no_others() -> None:
     }
 
 
-def test_only_rows_with_both_count_and_wide_features_do_not_overfit() -> None:
+def test_only_rows_with_both_count() -> None:
     features = related(noise=0.1)
     there = {name: torch.ones(400, dtype=torch.bool) for name in features}
     there["image"][:100] = False
@@ -54,35 +54,62 @@ def test_only_rows_with_both_count_and_wide_features_do_not_overfit() -> None:
     features["text"][100] = torch.inf  # not finite is not there
     found = recoverability(features, there)
     assert found.r2["text"]["image"] > 0.9
-    # Wider than there are rows: the best penalty is a large one.
-    wide = {"image": torch.randn(60, 300), "text": torch.randn(60, 3)}
-    assert -0.35 < recoverability(wide).r2["text"]["image"] < 0.1
+
+
+@pytest.mark.parametrize(("rows", "width"), [(60, 300), (200, 500), (400, 768)])
+def test_nothing_is_recovered_from_independent_features_with_fewer_rows_than_columns(
+    rows: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(rows, width, generator=generator)
+    text = torch.randn(rows, 40, generator=generator)
+    r2 = recoverability({"image": image, "text": text}).r2
+    # Predicting the mean itself scores about -1 / rows out of fold.
+    assert -0.05 <= r2["text"]["image"] < 0.03
+    assert -0.05 <= r2["image"]["text"] < 0.03
+
+
+@pytest.mark.parametrize(("rows", "width"), [(120, 300), (300, 300), (400, 30)])
+def test_equals_cross_validated_ridge_of_scikit_learn(rows: int, width: int) -> None:
+    linear = pytest.importorskip("sklearn.linear_model")
+    selection = pytest.importorskip("sklearn.model_selection")
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    scaling = pytest.importorskip("sklearn.preprocessing")
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, 5, generator=generator)
+    image, text = (
+        hidden @ torch.randn(5, d, generator=generator) + torch.randn(rows, d, generator=generator)
+        for d in (width, 8)
+    )
+    r2 = recoverability({"image": image, "text": text}).r2["text"]["image"]
+    ridge = linear.RidgeCV(alphas=[10.0**k * width for k in range(-5, 6)])
+    model = pipeline.make_pipeline(scaling.StandardScaler(), ridge)
+    folds = selection.KFold(5, shuffle=True, random_state=0)
+    predicted = torch.from_numpy(selection.cross_val_predict(model, image, text, cv=folds))
+    expected = 1 - float((predicted - text).square().sum() / (text - text.mean(0)).square().sum())
+    assert expected > 0.5
+    assert r2 == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.parametrize("width", [8, 80])
-def test_ridge_equals_scikit_learn_under_its_penalty(width: int) -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
-    x, noise = torch.randn(50, width).double(), torch.randn(50, 3).double()
-    x = x - x.mean(0)
-    y = x @ torch.randn(width, 3).double() + noise
-    y = y - y.mean(0)
-    weights = _ridge(x, y)
-    # The penalty is one of the grid: the ridge of one of them must be these weights.
-    values = torch.linalg.svdvals(x).square()[: min(x.shape)]
-    scale = (values.sum() / len(values) * 50 / 1000).item()
-    close = [
-        abs(
-            linear.Ridge(alpha=scale * 10.0**k, fit_intercept=False).fit(x, y).coef_.T
-            - weights.numpy()
-        ).max()
-        for k in range(-3, 6)
-    ]
-    assert min(close) < 1e-6
+def test_errors_are_those_of_the_normal_equations(width: int) -> None:
+    x, y = torch.randn(60, width).double(), torch.randn(60, 3).double()
+    train = torch.arange(60) < 50
+    errors = _errors(x, y, train, ~train)
+    z = (x - x[train].mean(0)) / x[train].std(0, unbiased=False)
+    offset = y[train].mean(0)
+    gram = z[train].T @ z[train]
+    scale = torch.linalg.svdvals(z[train]).square().mean() * 50 / 1000
+    for k, error in zip(range(-3, 8), errors, strict=True):
+        penalty = scale * 10.0**k * torch.eye(width)
+        weights = torch.linalg.solve(gram + penalty, z[train].T @ (y[train] - offset))
+        expected = (y[~train] - offset - z[~train] @ weights).square().sum()
+        torch.testing.assert_close(error, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_the_table_says_what_it_means() -> None:
     text = recoverability(related()).to_markdown()
-    assert "| recovered | from text | from noise | from all others | from image |" in text
+    assert "| recovered | from image | from text | from noise | from all others |" in text
     assert "- image: a good part can be recovered" in text
     assert "- noise: next to nothing can be recovered" in text
 

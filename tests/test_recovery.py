@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustfusion import CrossModalRecovery, ModalityConverter
+from robustfusion import ModalityConverter
+from robustfusion.paper import CrossModalRecovery
 
 DIMS = {"image": 3, "text": 4, "audio": 5}
 

@@ -110,7 +110,7 @@ def test_the_documented_model_is_short_and_gets_a_whole_report(
     report = RobustnessReport.load(tmp_path / "out" / "report.json")
     assert report.name == "MyModel"
     assert report.seeds == (0, 1)
-    assert len(report.cells) == 1 + 3 * (2 + 5)
+    assert len(report.scores) == 1 + 3 * (2 + 5)
 
 
 def test_a_run_is_measured_with_its_own_posts_and_models(example: Any, run: Path) -> None:

@@ -84,7 +84,7 @@ def test_what_is_not_installed_is_told_in_a_sentence(
     with pytest.raises(SystemExit) as told:
         runpy.run_path(str(path))
     message = str(told.value.code)
-    assert f'pip install "robustfusion[{extra}]"' in message
+    assert f'pip install -e ".[{extra}]"' in message
     assert len(message.splitlines()) == 1
 
 

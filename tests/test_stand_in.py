@@ -48,19 +48,19 @@ def test_recovered_is_by_target_and_source_in_the_units_of_the_features(size: in
         converters: Any = head.stand_in.converters
         for source, rows in sources.items():
             assert rows.shape == (8, dims[target])
-            z = head.queues[source].standardize(features[source]).clamp(-3, 3)
-            z = z.where(available[source][:, None], head.queues[source].standardize(
+            z = head.estimators[source].standardize(features[source]).clamp(-3, 3)
+            z = z.where(available[source][:, None], head.estimators[source].standardize(
                 torch.zeros(dims[source])
             ).clamp(-3, 3))  # fmt: skip
             made = converters[target].decode(converters[source].encode(z))
-            mean, scale = head.queues[target].gaussian()
+            mean, scale = head.estimators[target].moments.gaussian()
             torch.testing.assert_close(rows, mean + scale * made, rtol=1e-4, atol=1e-4)
     assert DRFHead(dims, 3, stand_in=LearnedTokens)(features).recovered == {}
 
 
 @sizes
 @KINDS
-def test_a_modality_that_is_not_there_is_not_peeked_at(kind: type[StandIn], size: int) -> None:
+def test_what_a_missing_modality_holds_changes_nothing(kind: type[StandIn], size: int) -> None:
     dims = DIMS[size]
     features, available = given(dims)
     results = []
@@ -166,7 +166,7 @@ def test_a_stand_in_may_be_called_alone(kind: type[StandIn]) -> None:
     features = {m: torch.randn(5, d) for m, d in dims.items()}
     out = part(features, torch.ones(5, 3, dtype=torch.bool), embed)
     assert isinstance(out, StandInOutput)
-    assert out.hidden.shape[1:] == (3, 3, 16)
+    assert out.hidden.shape[1:] == (3, 2, 16)
     assert out.loss.shape == ()
     assert part.eval()(features, torch.ones(5, 3, dtype=torch.bool), embed).loss == 0
     with pytest.raises(ValueError, match="out_features must be at least 1, got 0"):

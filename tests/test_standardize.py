@@ -18,7 +18,7 @@ def samples(n: int = 300, dim: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize("spread", [1.0, 0.4])
 def test_diag_gives_each_coordinate_the_spread(spread: float) -> None:
     x = samples()
-    z = Standardize(5, spread=spread).fit(x).eval()(x)
+    z = Standardize(5, target_std=spread).fit(x).eval()(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(5), atol=1e-4, rtol=0)
     # A hundredth of the mean deviation is added, for coordinates that hardly vary.
     deviation = x.std(0, unbiased=False)
@@ -28,7 +28,7 @@ def test_diag_gives_each_coordinate_the_spread(spread: float) -> None:
 
 def test_spherical_multiplies_by_one_number_so_that_the_paper_s_sigma_is_the_spread() -> None:
     x = samples()
-    z = Standardize(5, covariance_type="spherical", spread=0.4).fit(x).eval()(x)
+    z = Standardize(5, covariance_type="spherical", target_std=0.4).fit(x).eval()(x)
     assert fit_gaussian(z).scale.item() == pytest.approx(0.4, rel=1e-4)
     ratio = z / (x - x.mean(0))
     torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=2e-2, atol=1e-4)
@@ -92,7 +92,7 @@ def test_it_makes_the_paper_s_head_weigh_frozen_features() -> None:
         encoders: dict[str, nn.Module] = {m: nn.Identity() for m in dims}
         if name == "standardized":
             encoders = {
-                m: Standardize(d, covariance_type="spherical", spread=0.4).fit(features[m])
+                m: Standardize(d, covariance_type="spherical", target_std=0.4).fit(features[m])
                 for m, d in dims.items()
             }
         model = DRFClassifier(encoders, PaperDRFHead(dims, 3))
@@ -106,8 +106,8 @@ def test_it_makes_the_paper_s_head_weigh_frozen_features() -> None:
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r'covariance_type must be "diag" or "spherical", got'):
         Standardize(5, covariance_type="full")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="spread must be positive, got 0"):
-        Standardize(5, spread=0)
+    with pytest.raises(ValueError, match="target_std must be positive, got 0"):
+        Standardize(5, target_std=0)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         Standardize(5, window=0)
     with pytest.raises(ValueError, match=r"features must have shape \(B, 5\), got \(3, 4\)"):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import CASES, built
+from conformance import CASES
 from torch import Tensor, nn
 from torch.optim import swa_utils
 from torch.optim.swa_utils import AveragedModel
@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from robustfusion import DRFClassifier, DRFHead, FeatureQueue, PaperDRFHead
 from robustfusion._state import (
-    SEAL,
-    check_seal,
     inside_backward,
     keep_float32,
     refuse_recompute,
@@ -254,75 +252,3 @@ def test_averaged_weights_go_with_the_state_of_the_latest(kind: str, average: st
         pairs = zip(averaged.module.parameters(), head.parameters(), strict=True)
         assert any(not torch.equal(p, q) for p, q in pairs)
     assert averaged.eval()(features).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["default", "paper"])
-@pytest.mark.parametrize("average", AVERAGES)
-def test_an_average_over_the_slots_of_a_queue_is_refused(kind: str, average: str) -> None:
-    head = DRFHead(DIMS, 3) if kind == "default" else PaperDRFHead(DIMS, 3)
-    averaged = AveragedModel(head, **AVERAGES[average], use_buffers=True).eval()
-    features = train(head, averaged, steps=1)
-    averaged(features)  # the first update copies
-    features = train(head, averaged)
-    for use in (
-        lambda: averaged(features),  # it was in evaluation mode before, and stays so
-        averaged.eval,
-        averaged.train,
-        lambda: copy.deepcopy(averaged).train(),
-    ):
-        with pytest.raises(RuntimeError, match=r"slots .* were averaged.* use_buffers=False"):
-            use()
-    again = copy.deepcopy(head)
-    again.load_state_dict(averaged.module.state_dict())  # the last step of many recipes
-    with pytest.raises(RuntimeError, match="were averaged"):
-        again.eval()
-    for own, latest in zip(averaged.module.buffers(), head.buffers(), strict=True):
-        own.copy_(latest)
-    assert averaged.eval()(features).logits.isfinite().all()
-
-
-WITH_A_QUEUE = [
-    name
-    for name, case in CASES.items()
-    if any(isinstance(module, FeatureQueue) for module in case.build().modules())
-]
-
-
-@pytest.mark.parametrize("name", WITH_A_QUEUE)
-def test_every_part_with_a_queue_refuses_an_average(name: str) -> None:
-    module = built(name)
-    averaged = AveragedModel(module, **AVERAGES["slow ema"], use_buffers=True)
-    for _ in range(2):
-        averaged.update_parameters(module)
-    with pytest.raises(RuntimeError, match="were averaged"):
-        averaged.eval()
-    if CASES[name].head:  # which reads its queues in either mode
-        with pytest.raises(RuntimeError, match="were averaged"):
-            averaged(**CASES[name].inputs(4))
-
-
-def test_what_was_averaged_can_be_forgotten() -> None:
-    queue = FeatureQueue(4, 8)
-    queue.seal.add_(1)
-    for use in (lambda: queue.enqueue(torch.ones(2, 4)), lambda: queue.storage, queue.eval):
-        with pytest.raises(RuntimeError, match="were averaged"):
-            use()
-    queue.reset()
-    queue.eval().enqueue(torch.ones(2, 4))
-    assert len(queue) == 2
-
-
-def test_only_a_seal_that_can_be_read_is_read() -> None:
-    torn = torch.tensor(SEAL - 1)
-    for seal in (torn.to("meta"), torn.as_subclass(nn.Buffer)):
-        check_seal(seal, wait=True)
-
-    def checked(seal: Tensor) -> Tensor:
-        check_seal(seal, wait=True)
-        return seal + 1
-
-    assert torch.func.vmap(checked)(torn[None]).tolist() == [SEAL]
-    compiled: Any = torch.compile(checked, backend="eager", fullgraph=True)
-    assert int(compiled(torn)) == SEAL
-    with pytest.raises(RuntimeError, match="were averaged"):
-        check_seal(torn)

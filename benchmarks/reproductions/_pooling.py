@@ -1,11 +1,11 @@
-"""Pools over tokens of which some are padding, or belong to a modality that is missing."""
+"""Pooling of tokens, some of which are padding or belong to a missing modality."""
 
 import torch
 from torch import Tensor, nn
 
 from robustfusion.functional import at_least_float32, masked_softmax
 
-CLOSED = 1e-3  # what a closed gate leaves, ours
+CLOSED = 1e-3  # The share that a closed gate leaves; our choice.
 
 
 class AttentionPool(nn.Module):
@@ -13,7 +13,7 @@ class AttentionPool(nn.Module):
 
     Args:
         width: Width H of the tokens and of the context.
-        contextual: Whether there is a context ``c``.
+        contextual: Use a context ``c``.
 
     Shape:
         - tokens (..., L, H); valid (..., L); context (..., H) if contextual
@@ -39,8 +39,8 @@ class AttentionPool(nn.Module):
 def gated_share(weights: Tensor, gate: Tensor) -> Tensor:
     """Close some entries of a distribution and renormalize the rest; (..., K) -> (..., K).
 
-    A closed gate leaves a thousandth, so that all closed is as good as all open, and gradients
-    through a gate stay bounded where the only open entry had hardly any weight.
+    A closed gate leaves a thousandth. So closing all gates equals opening all of them, and the
+    gradient of a gate stays bounded where the only open entry had hardly any weight.
     """
     mixed = weights * (gate + CLOSED)
     total = mixed.sum(dim=-1, keepdim=True)
@@ -48,6 +48,6 @@ def gated_share(weights: Tensor, gate: Tensor) -> Tensor:
 
 
 def masked_token_mean(tokens: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid tokens, zero without any; (B, L, H), (B, L) -> (B, H)."""
-    kept = tokens.where(valid.unsqueeze(-1), 0.0).sum(dim=1)
-    return kept / valid.sum(dim=1, keepdim=True).clamp_min(1)
+    """Average the valid tokens, zero without any; (B, L, H), (B, L) -> (B, H)."""
+    total = tokens.where(valid.unsqueeze(-1), 0.0).sum(dim=1)
+    return total / valid.sum(dim=1, keepdim=True).clamp_min(1)

@@ -1,13 +1,12 @@
-"""Token inputs: (B, L, D) per modality, a vector (B, D) counting as one token."""
+"""Token inputs: (B, L, D) per modality, where a vector (B, D) counts as one token."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
-from robustfusion._inputs import LARGEST
+from robustfusion._inputs import MAX_ABS_FEATURE
 from robustfusion._modules import ModuleDict
 from robustfusion._validation import (
     check_available,
@@ -17,7 +16,8 @@ from robustfusion._validation import (
     check_positive,
     check_vectors,
 )
-from robustfusion.baselines.head import Output, cross_entropy
+from robustfusion.baselines.head import cross_entropy
+from robustfusion.output import HeadOutput
 
 
 def masked_tokens(
@@ -31,8 +31,8 @@ def masked_tokens(
     A token that holds NaN, infinity or a value beyond 1e9 counts as padding.
 
     Returns:
-        Tokens ``{name: (B, L_m, D_m)}``, their validity ``{name: (B, L_m)}`` and what is available
-        (B, M) in the order of ``dims``: a modality without a valid token is missing.
+        Tokens ``{name: (B, L_m, D_m)}``, their validity ``{name: (B, L_m)}`` and a mask (B, M) of
+        the available modalities in the order of ``dims``: without a valid token one is missing.
     """
     if not isinstance(features, Mapping):
         raise TypeError(
@@ -59,7 +59,7 @@ def masked_tokens(
     rows = check_available(available, dims, batch, device)
     masks = _token_masks(token_mask, tokens, dims)
     valid = {
-        name: masks[name] & rows[name].unsqueeze(1) & (x.abs().amax(dim=-1) < LARGEST)
+        name: masks[name] & rows[name].unsqueeze(1) & (x.abs().amax(dim=-1) < MAX_ABS_FEATURE)
         for name, x in tokens.items()
     }
     clean = {name: tokens[name].where(valid[name].unsqueeze(-1), 0.0) for name in dims}
@@ -71,28 +71,28 @@ def _token_masks(
     tokens: Mapping[str, Tensor],
     dims: Mapping[str, int],
 ) -> dict[str, Tensor]:
-    given = {} if token_mask is None else token_mask
-    unknown = [name for name in given if name not in dims]
+    known = {} if token_mask is None else token_mask
+    unknown = [name for name in known if name not in dims]
     if unknown:
         raise ValueError(f"token_mask has unknown modality {unknown[0]!r}; expected {list(dims)}")
     masks = {}
     for name in dims:
         shape = tuple(tokens[name].shape[:2])
-        if name in given:
-            check_mask(given[name], shape, f'token_mask["{name}"]')
-            masks[name] = given[name].to(tokens[name].device)
+        if name in known:
+            check_mask(known[name], shape, f'token_mask["{name}"]')
+            masks[name] = known[name].to(tokens[name].device)
         else:
             masks[name] = torch.ones(shape, dtype=torch.bool, device=tokens[name].device)
     return masks
 
 
 def projections(dims: Mapping[str, int], width: int) -> ModuleDict[nn.Linear]:
-    """One linear map per modality to a common width."""
+    """Return one linear map per modality to a common width."""
     return ModuleDict({name: nn.Linear(dim, width) for name, dim in dims.items()})
 
 
 def pick_text(dims: Mapping[str, int], text: str | None) -> str:
-    """Name of the leading modality: the one given, else "text", else the first."""
+    """Return the leading modality: ``text`` if not None, else "text", else the first."""
     if text is None:
         return "text" if "text" in dims else next(iter(dims))
     if text not in dims:
@@ -100,12 +100,12 @@ def pick_text(dims: Mapping[str, int], text: str | None) -> str:
     return text
 
 
-class TokenHead(nn.Module, ABC, Generic[Output]):
-    """What the heads over tokens share: how they are built, called and trained.
+class TokenHead(nn.Module, ABC):
+    """The base of the heads over tokens: how they are built, called and trained.
 
-    ``forward`` zeroes every token that is padding or belongs to a modality that is missing, and
-    only then calls ``fuse``. A head's docstring names arguments, shapes and errors only where it
-    adds to these.
+    ``forward`` zeroes every token that is padding or belongs to a missing modality, and only then
+    calls ``fuse``. The docstring of a head names arguments, shapes and errors only where they
+    differ from these.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``; at least two.
@@ -123,10 +123,13 @@ class TokenHead(nn.Module, ABC, Generic[Output]):
         TypeError: If features are not floating or a mask is not bool.
     """
 
-    def __init__(self, dims: Mapping[str, int], num_classes: int, *, fewest: int = 2) -> None:
+    def __init__(
+        self, dims: Mapping[str, int], num_classes: int, *, min_modalities: int = 2
+    ) -> None:
         super().__init__()
-        self.dims = check_dims(dims, at_least=fewest)
+        self.dims = check_dims(dims, at_least=min_modalities)
         check_positive(num_classes, "num_classes")
+        self.num_classes = num_classes
 
     def forward(
         self,
@@ -134,16 +137,16 @@ class TokenHead(nn.Module, ABC, Generic[Output]):
         available: Mapping[str, Tensor] | None = None,
         *,
         token_mask: Mapping[str, Tensor] | None = None,
-    ) -> Output:
-        """Fuse the tokens that are there; what is missing may hold anything."""
+    ) -> HeadOutput:
+        """Fuse the available tokens; missing ones may hold anything."""
         return self.fuse(*masked_tokens(features, available, token_mask, self.dims))
 
     @abstractmethod
     def fuse(
         self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
-    ) -> Output:
-        """From tokens (B, L, D_m) that are zero where not valid (B, L) to the head's output."""
+    ) -> HeadOutput:
+        """Compute the output from tokens (B, L, D_m) that are zero where not valid (B, L)."""
 
-    def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Cross-entropy, and what needs no labels."""
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Return the cross-entropy plus the terms that need no labels."""
         return cross_entropy(output.logits, labels) + output.aux_loss

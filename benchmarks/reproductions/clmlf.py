@@ -1,7 +1,6 @@
 """CLMLF-style: a fusion transformer over all tokens, with two contrastive losses."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +8,19 @@ from torch import Tensor, nn
 
 from reproductions._pooling import AttentionPool, masked_token_mean
 from reproductions._tokens import TokenHead, pick_text, projections
+from reproductions._transformer import INITIAL_STD, TransformerBlock
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._validation import check_positive
 from robustfusion.baselines.head import zero_loss
-from robustfusion.baselines.transformer import SMALL, TransformerBlock
 from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.output import HeadOutput
 
-TEMPERATURE = 0.07  # the authors'
-TOKEN_DROPOUT = 0.2  # ours, in place of their augmentation
+TEMPERATURE = 0.07  # The authors' value.
+TOKEN_DROPOUT = 0.2  # Our choice, in place of their augmentation.
 
 
 def data_contrast(first: Tensor, second: Tensor, keep: Tensor) -> Tensor:
-    """InfoNCE: find a row's other version among those of the batch; (B, H), (B, H), (B,)."""
+    """Compute InfoNCE of a sample and its other version; (B, H), (B, H), (B,) -> ()."""
     with torch.autocast(first.device.type, enabled=False):
         one = F.normalize(at_least_float32(first), dim=1)
         other = F.normalize(at_least_float32(second), dim=1)
@@ -30,9 +30,9 @@ def data_contrast(first: Tensor, second: Tensor, keep: Tensor) -> Tensor:
 
 
 def label_contrast(vectors: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """Supervised contrast: rows of one label close, others far; (B, H), (B,), (B,) -> ().
+    """Pull samples of one label together and push others apart; (B, H), (B,), (B,) -> ().
 
-    The mean over the rows that have a partner of the same label, itself excluded everywhere.
+    This is the mean over the samples that have another sample of the same label in the batch.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         unit = F.normalize(at_least_float32(vectors), dim=1)
@@ -47,16 +47,7 @@ def label_contrast(vectors: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         return masked_mean(losses, partners > 0)
 
 
-class CLMLFOutput(NamedTuple):
-    """Output of :class:`CLMLFHead`; ``available`` is (B, M) in the order of ``dims``."""
-
-    logits: Tensor
-    fused: Tensor
-    aux_loss: Tensor
-    available: Tensor
-
-
-class CLMLFHead(TokenHead[CLMLFOutput]):
+class CLMLFHead(TokenHead):
     r"""Contrastive learning and multi-layer fusion over the tokens of all modalities.
 
     .. math:: H = \mathrm{Enc}([\,\mathrm{GELU}(W_t T);\; \mathrm{Enc}_v(\mathrm{GELU}(W_v V))\,]),
@@ -69,13 +60,15 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
     - Kept: image encoder of two layers over pooled and patch tokens, fusion encoder of three,
       no positions in the fusion, attention pooling, temperature 0.07, both weights 1.
     - Replaced: back-translation and image augmentation become dropping tokens (never all of a
-      modality) in a second pass with its own dropout; vectors are normalized and a row is not
-      its own partner; blocks are pre-norm and, by default, 128 wide where the authors have 768.
+      modality) in a second pass with its own dropout; vectors are normalized and a sample
+      is not its own partner; blocks are pre-norm and, by default, 128 wide where the authors
+      have 768.
     - Unverified: the schedule that freezes the text encoder for twenty epochs is the caller's.
-    - Missing rule: the tokens of a missing modality are no keys; one learned token per modality
-      takes their place, so that the row says what it lacks. Rows with nothing are in no contrast.
+    - Missing rule: the tokens of a missing modality are not among the keys; one learned token per
+      modality takes their place, so that the input says what is missing. Samples with everything
+      missing are in neither contrast.
 
-    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`;
+    Other arguments, shapes and errors are those of :class:`~reproductions._tokens.TokenHead`;
     ``aux_loss`` is the weighted contrast of the data.
 
     Args:
@@ -84,6 +77,9 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
         num_layers: Layers of the fusion encoder.
         data_weight: The :math:`\lambda_d` above; 0 saves the second pass.
         label_weight: The :math:`\lambda_l` above.
+
+    Shape:
+        - ``extras["available"]``: (B, M) bool
 
     Example:
         >>> import torch
@@ -122,7 +118,7 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
                 if name != text
             }
         )
-        self.missing = nn.Parameter(SMALL * torch.randn(len(self.dims), width))
+        self.missing = nn.Parameter(INITIAL_STD * torch.randn(len(self.dims), width))
         self.fusion = ModuleList(
             TransformerBlock(width, dropout=dropout) for _ in range(num_layers)
         )
@@ -137,23 +133,23 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
 
     def fuse(
         self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
-    ) -> CLMLFOutput:
+    ) -> HeadOutput:
         """Fuse all tokens; in training mode also an augmented version for the contrast."""
         fused = self._fuse(tokens, valid, mask)
         logits: Tensor = self.classifier(fused)
         aux_loss = zero_loss(logits)
         if self.training and self.contrast is not None:
-            fewer = {name: _drop_tokens(kept) for name, kept in valid.items()}
-            again = self._fuse(tokens, fewer, mask)
+            fewer = {name: _drop_tokens(tokens_valid) for name, tokens_valid in valid.items()}
+            augmented = self._fuse(tokens, fewer, mask)
             aux_loss = self.data_weight * data_contrast(
-                self.contrast(fused), self.contrast(again), mask.any(dim=1)
+                self.contrast(fused), self.contrast(augmented), mask.any(dim=1)
             )
-        return CLMLFOutput(logits, fused, aux_loss, mask)
+        return HeadOutput(logits, fused, aux_loss, {"available": mask})
 
-    def loss(self, output: CLMLFOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy and both contrasts."""
-        total = super().loss(output, labels)  # first: it checks the labels
-        contrast = label_contrast(output.fused, labels, output.available.any(dim=1))
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Return the cross-entropy plus both contrasts."""
+        total = super().loss(output, labels)  # This comes first, because it checks the labels.
+        contrast = label_contrast(output.fused, labels, output.extras["available"].any(dim=1))
         return total + self.label_weight * contrast
 
     def _fuse(
@@ -161,23 +157,23 @@ class CLMLFHead(TokenHead[CLMLFOutput]):
     ) -> Tensor:
         parts, keep = [], []
         for index, (name, layer) in enumerate(self.projections.items()):
-            sequence, kept = F.gelu(layer(tokens[name])), valid[name]
+            sequence, is_key = F.gelu(layer(tokens[name])), valid[name]
             if name in self.encoders:
-                pooled = masked_token_mean(sequence, kept).unsqueeze(1)
+                pooled = masked_token_mean(sequence, is_key).unsqueeze(1)
                 sequence = torch.cat([pooled.to(sequence.dtype), sequence], dim=1)
-                kept = torch.cat([mask[:, index, None], kept], dim=1)
+                is_key = torch.cat([mask[:, index, None], is_key], dim=1)
                 for block in self.encoders[name]:
-                    sequence = block(sequence, kept)
+                    sequence = block(sequence, is_key)
             parts += [sequence, self.missing[index].expand(mask.shape[0], 1, -1)]
-            keep += [kept, ~mask[:, index, None]]
-        sequence, kept = torch.cat(parts, dim=1), torch.cat(keep, dim=1)
+            keep += [is_key, ~mask[:, index, None]]
+        sequence, is_key = torch.cat(parts, dim=1), torch.cat(keep, dim=1)
         for block in self.fusion:
-            sequence = block(sequence, kept)
-        fused: Tensor = self.pool(sequence, kept)
+            sequence = block(sequence, is_key)
+        fused: Tensor = self.pool(sequence, is_key)
         return fused
 
 
 def _drop_tokens(valid: Tensor) -> Tensor:
-    luck = torch.rand(valid.shape, device=valid.device).where(valid, -1.0)
-    luckiest = luck == luck.amax(dim=1, keepdim=True)
-    return valid & ((luck >= TOKEN_DROPOUT) | luckiest)
+    score = torch.rand(valid.shape, device=valid.device).where(valid, -1.0)
+    largest = score == score.amax(dim=1, keepdim=True)
+    return valid & ((score >= TOKEN_DROPOUT) | largest)

@@ -1,4 +1,4 @@
-"""HSAN-style: hierarchical attention over the text, guided by what the image says."""
+"""HSAN-style: hierarchical attention over the text, guided by the image."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ class HSANHead(TokenHead):
     - Unverified: the equations, read from secondary descriptions; no code was ever published.
     - Missing rule: a learned token stands for the pooled text, and one for each other modality.
 
-    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`.
+    Other arguments, shapes and errors are those of :class:`~reproductions._tokens.TokenHead`.
 
     Args:
         text: The modality to attend over; by default "text", else the first.
@@ -95,28 +95,28 @@ class HSANHead(TokenHead):
         mask: Tensor,
         segment_ids: Tensor | None = None,
     ) -> HeadOutput:
-        """Pool the others, and the words and sentences of the text in their light."""
-        place = {name: index for index, name in enumerate(self.dims)}
+        """Pool the other modalities, then the words and sentences of the text given these."""
+        positions = {name: index for index, name in enumerate(self.dims)}
         pooled = []
         for name, pool in self.context_pools.items():
             vector = pool(self.projections[name](tokens[name]), valid[name])
-            present = mask[:, place[name], None]
-            pooled.append(torch.where(present, vector, self.missing[place[name]]))
+            is_available = mask[:, positions[name], None]
+            pooled.append(torch.where(is_available, vector, self.missing[positions[name]]))
         context: Tensor = self.context(torch.cat(pooled, dim=1))
 
         words = self.projections[self.text](tokens[self.text]).unsqueeze(1)
-        members = self._segments(valid[self.text], segment_ids)
-        sentences = self.word_pool(words, members, context.unsqueeze(1))
-        document = self.sentence_pool(sentences, members.any(dim=-1), context)
-        present = mask[:, place[self.text], None]
-        document = torch.where(present, document, self.missing[place[self.text]])
+        segments = self._segments(valid[self.text], segment_ids)
+        sentences = self.word_pool(words, segments, context.unsqueeze(1))
+        document = self.sentence_pool(sentences, segments.any(dim=-1), context)
+        is_available = mask[:, positions[self.text], None]
+        document = torch.where(is_available, document, self.missing[positions[self.text]])
 
         fused: Tensor = self.network(torch.cat([document, context], dim=1))
         logits: Tensor = self.classifier(fused)
         return HeadOutput(logits, fused, zero_loss(logits))
 
     def _segments(self, valid: Tensor, segment_ids: Tensor | None) -> Tensor:
-        """Which words belong to which sentence, (B, S, L); one sentence without ids."""
+        """Say which words belong to which sentence, (B, S, L); one sentence without ids."""
         if segment_ids is None:
             return valid.unsqueeze(1)
         if segment_ids.shape != valid.shape:

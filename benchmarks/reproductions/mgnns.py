@@ -1,4 +1,4 @@
-"""MGNNS-style: graphs of what occurs together over the whole data set, one per modality."""
+"""MGNNS-style: one graph per modality of co-occurrences over the whole data set."""
 
 from collections.abc import Mapping
 
@@ -8,29 +8,29 @@ from torch import Tensor, nn
 
 from reproductions._pooling import masked_token_mean
 from reproductions._tokens import TokenHead, projections
+from reproductions._transformer import MultiHeadAttention
 from robustfusion._modules import ModuleDict, ModuleList, mlp
 from robustfusion._state import refuse_recompute
 from robustfusion._validation import check_positive
 from robustfusion.baselines.head import zero_loss
-from robustfusion.baselines.transformer import MultiHeadAttention
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
 
-MOMENTUM = 0.1  # of the running mean, as of torch's batch normalization
+MOMENTUM = 0.1  # The momentum of the running mean is that of torch's batch normalization.
 
 
 def adjacency(cooccurrence: Tensor) -> Tensor:
-    """Row-normalized graph of the pairs above their row's average, with loops; (K, K)."""
+    """Normalize by rows the graph of the pairs above their row's average, with loops; (K, K)."""
     share = cooccurrence / cooccurrence.sum(dim=1, keepdim=True).clamp_min(
         torch.finfo(cooccurrence.dtype).tiny
     )
-    kept = share.where(share >= 1 / share.shape[1], 0.0)
-    graph = kept + torch.eye(len(share), dtype=share.dtype, device=share.device)
+    strong = share.where(share >= 1 / share.shape[1], 0.0)
+    graph = strong + torch.eye(len(share), dtype=share.dtype, device=share.device)
     return graph / graph.sum(dim=1, keepdim=True)
 
 
 class AnchorGraph(nn.Module):
-    r"""Learned anchors, how strongly a sample's tokens activate them, and a GCN over them.
+    r"""Learned anchors, their activation by the tokens of a sample, and a GCN over them.
 
     ``s = max_tokens softmax(x Eᵀ / √H)``, ``G = Â LeakyReLU(Â E W₁) W₂``, nodes ``s_k G_k``. The
     co-occurrence behind ``Â`` is a running mean of ``sᵀ s``, written in training mode.
@@ -87,13 +87,14 @@ class MGNNSHead(TokenHead):
       information, become learned anchors whose co-occurrence is counted over the training
       stream; one channel per modality (pass two image encoders for two image channels).
     - Unverified: how much of the published result the label vocabularies carry.
-    - Missing rule: a missing modality activates no anchor and is no key; a learned token stands
-      for each crossing in which it takes part.
+    - Missing rule: a missing modality activates no anchor and is not among the keys; a learned
+      token replaces each crossing in which it takes part.
 
-    Each rank of a distributed run counts its own co-occurrence: wrap with
-    ``forward_sync_buffers=False`` or accept rank 0's. Activation checkpointing is refused.
+    Each rank of a distributed run counts its own co-occurrence, so wrap the model with
+    ``forward_sync_buffers=False``, or use the counts of rank 0. Activation checkpointing is
+    refused.
 
-    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`.
+    Other arguments, shapes and errors are those of :class:`~reproductions._tokens.TokenHead`.
 
     Args:
         num_anchors: Nodes per channel.
@@ -140,20 +141,20 @@ class MGNNSHead(TokenHead):
         """Read every channel's graph, cross the channels, classify."""
         if self.training:
             refuse_recompute("MGNNSHead")
-        present = {name: mask[:, index, None] for index, name in enumerate(self.dims)}
+        is_available = {name: mask[:, index, None] for index, name in enumerate(self.dims)}
         queries = self.class_queries.expand(mask.shape[0], -1, -1)
         projected = {name: layer(tokens[name]) for name, layer in self.projections.items()}
         channels: dict[str, Tensor] = {}
         for name, reader in self.readers.items():
             nodes = self.graphs[name](projected[name], valid[name])
-            keys = present[name].expand(-1, nodes.shape[1])
+            keys = is_available[name].expand(-1, nodes.shape[1])
             channels[name] = reader(queries, nodes, keys).mean(dim=1)
         parts = list(channels.values())
         for index, (source, target) in enumerate(self.pairs):
             mean = masked_token_mean(projected[source], valid[source])
             query = torch.stack([channels[source], mean.to(channels[source].dtype)], dim=1)
             crossed = self.crossings[index](query, projected[target], valid[target]).mean(dim=1)
-            both = present[source] & present[target]
+            both = is_available[source] & is_available[target]
             parts.append(torch.where(both, crossed, self.missing[index]))
         fused: Tensor = self.network(torch.cat(parts, dim=1))
         logits: Tensor = self.classifier(fused)

@@ -31,9 +31,9 @@ class MVANHead(TokenHead):
       Attention weights are shared by the hops.
     - Unverified: hops, exact pooling and the memory update, from secondary descriptions; code
       was announced but not published.
-    - Missing rule: a learned token stands for the last reading of a missing modality.
+    - Missing rule: a learned token replaces the last reading of a missing modality.
 
-    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`;
+    Other arguments, shapes and errors are those of :class:`~reproductions._tokens.TokenHead`;
     ``fused`` is (B, 2 F).
 
     Args:
@@ -82,13 +82,13 @@ class MVANHead(TokenHead):
         self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
     ) -> HeadOutput:
         """Refine the text by every view, stack the results and pool them."""
-        place = {name: index for index, name in enumerate(self.dims)}
+        positions = {name: index for index, name in enumerate(self.dims)}
         words: Tensor = self.text_projection(tokens[self.text])
-        has_text = mask[:, place[self.text], None]
+        has_text = mask[:, positions[self.text], None]
         stack = []
         for index, name in enumerate(self.views):
             view = self.view_projections[index](tokens[name])
-            has_view = mask[:, place[name], None]
+            has_view = mask[:, positions[name], None]
             memory = masked_token_mean(words, valid[self.text])
             reading = attended = torch.zeros_like(memory)
             for _ in range(self.num_hops):

@@ -1,7 +1,6 @@
 """MVCN-style: sparse text-guided fusion, congruent modalities, calibrated labels."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +8,18 @@ from torch import Tensor, nn
 
 from reproductions._pooling import CLOSED, gated_share, masked_token_mean
 from reproductions._tokens import TokenHead, pick_text, projections
+from reproductions._transformer import MultiHeadAttention
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._validation import check_labels
 from robustfusion.baselines._branches import column_means, normalize, unimodal_losses, weighted_sum
-from robustfusion.baselines.transformer import MultiHeadAttention
 from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.output import HeadOutput
 
-TEMPERATURE = 0.1  # ours: the paper's is unverified
+TEMPERATURE = 0.1  # Our choice: the paper's value is unverified.
 
 
 def keep_gate(scores: Tensor, training: bool) -> Tensor:
-    """Zero or one per token: drawn in training with a straight-through gradient, else rounded."""
+    """Return 0 or 1 per token: training draws with a straight-through gradient, else rounds."""
     scores = at_least_float32(scores)
     if not training:
         return (scores > 0).to(scores.dtype)
@@ -29,9 +29,9 @@ def keep_gate(scores: Tensor, training: bool) -> Tensor:
 
 
 def divergence(log_probability: Tensor, available: Tensor) -> Tensor:
-    """Mean ``KL(p_m || p̄)`` of the available distributions; (B, M, C), (B, M) -> (B,).
+    """Average ``KL(p_m || p̄)`` over the available distributions; (B, M, C), (B, M) -> (B,).
 
-    The Jensen-Shannon divergence: zero where they agree or only one is available.
+    This is the Jensen-Shannon divergence: zero where they agree or only one is available.
     """
     weights = normalize(available.to(log_probability.dtype))
     mean = weighted_sum(log_probability.exp(), weights)
@@ -41,27 +41,14 @@ def divergence(log_probability: Tensor, available: Tensor) -> Tensor:
 
 
 def disagreement(probability: Tensor, available: Tensor) -> Tensor:
-    """Mean total variation over the available pairs, in [0, 1]; (B, M, C), (B, M) -> (B,)."""
+    """Average the total variation over the available pairs; (B, M, C), (B, M) -> (B,)."""
     distance = (probability.unsqueeze(1) - probability.unsqueeze(2)).abs().sum(dim=-1) / 2
     pairs = distance.where(available.unsqueeze(1) & available.unsqueeze(2), 0.0)
     count = available.sum(dim=1)
     return pairs.sum(dim=(1, 2)) / (count * (count - 1)).clamp_min(1)
 
 
-class MVCNOutput(NamedTuple):
-    """Output of :class:`MVCNHead`; the last two have the columns of ``dims``.
-
-    ``similarity`` (B, M, C) are scaled cosines with the class centroids.
-    """
-
-    logits: Tensor
-    fused: Tensor
-    aux_loss: Tensor
-    similarity: Tensor
-    available: Tensor
-
-
-class MVCNHead(TokenHead[MVCNOutput]):
+class MVCNHead(TokenHead):
     r"""Multi-view calibration network, reconstructed from an abstract-level description.
 
     - Fusion: text tokens attend to the other modality's tokens, those with gate 0 left out,
@@ -77,10 +64,10 @@ class MVCNHead(TokenHead[MVCNOutput]):
       centroid similarities is a Jensen-Shannon divergence, so any number of modalities fits.
     - Unverified: all details (gate, centroids, form of the calibration); the paper's abstract is
       all that could be checked, and no code was published.
-    - Missing rule: a missing modality has no tokens to attend to, no congruity term and no say in
-      the calibration; a learned token stands for its vector.
+    - Missing rule: a missing modality has no tokens to attend to, no congruity term and no part in
+      the calibration; a learned token replaces its vector.
 
-    Other arguments, shapes, errors: :class:`~reproductions._tokens.TokenHead`;
+    Other arguments, shapes and errors are those of :class:`~reproductions._tokens.TokenHead`;
     ``aux_loss`` is the weighted divergence.
 
     Args:
@@ -89,11 +76,16 @@ class MVCNHead(TokenHead[MVCNOutput]):
         max_calibration: The :math:`\beta_{max}` above; 0 trusts all labels.
         hidden_features: Width F of tokens and hidden layer, divisible by four.
 
+    Shape:
+        - ``extras["similarity"]``: (B, M, C), scaled cosines with the class centroids
+        - ``extras["available"]``: (B, M) bool
+
     Example:
         >>> import torch
         >>> from reproductions import MVCNHead
         >>> head = MVCNHead({"text": 3, "image": 4}, num_classes=2)
-        >>> head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)}).similarity.shape
+        >>> output = head({"text": torch.randn(5, 7, 3), "image": torch.randn(5, 9, 4)})
+        >>> output.extras["similarity"].shape
         torch.Size([5, 2, 2])
 
     Reference:
@@ -130,8 +122,8 @@ class MVCNHead(TokenHead[MVCNOutput]):
 
     def fuse(
         self, tokens: Mapping[str, Tensor], valid: Mapping[str, Tensor], mask: Tensor
-    ) -> MVCNOutput:
-        """Let the text pick what it needs of the others, and compare all with the centroids."""
+    ) -> HeadOutput:
+        """Let the text attend to the other modalities, and compare all with the centroids."""
         projected = {name: layer(tokens[name]) for name, layer in self.projections.items()}
         words, guide = (
             projected[self.text],
@@ -140,8 +132,8 @@ class MVCNHead(TokenHead[MVCNOutput]):
         vectors, guided = {self.text: guide}, words
         for name, attention in self.attentions.items():
             patches = projected[name]
-            spread = guide.unsqueeze(1).expand(-1, patches.shape[1], -1).to(patches.dtype)
-            scores = self.gates[name](torch.cat([patches, spread], dim=-1)).squeeze(-1)
+            repeated = guide.unsqueeze(1).expand(-1, patches.shape[1], -1).to(patches.dtype)
+            scores = self.gates[name](torch.cat([patches, repeated], dim=-1)).squeeze(-1)
             gate = keep_gate(scores, self.training)
             guided = guided + attention(words, patches, valid[name], (gate + CLOSED).log())
             vectors[name] = weighted_sum(patches, gated_share(valid[name].to(gate.dtype), gate))
@@ -156,23 +148,27 @@ class MVCNHead(TokenHead[MVCNOutput]):
         fused: Tensor = self.network(torch.cat([summary, stacked.flatten(1)], dim=1))
         logits: Tensor = self.classifier(fused)
         similarity = self._similarity(stacked)
-        spread_loss = masked_mean(divergence(similarity.log_softmax(dim=-1), mask))
-        return MVCNOutput(logits, fused, self.congruity_weight * spread_loss, similarity, mask)
+        incongruity = masked_mean(divergence(similarity.log_softmax(dim=-1), mask))
+        extras = {"similarity": similarity, "available": mask}
+        return HeadOutput(logits, fused, self.congruity_weight * incongruity, extras)
 
-    def loss(self, output: MVCNOutput, labels: Tensor) -> Tensor:
-        """Calibrated cross-entropy and congruity."""
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Return the calibrated cross-entropy plus both congruity terms."""
         check_labels(labels, *output.logits.shape)
         target = self.calibrated_labels(output, labels)
         log_probability = at_least_float32(output.logits).log_softmax(dim=-1)
         fit = masked_mean(-(target * log_probability).sum(dim=-1))
-        pull = column_means(unimodal_losses(output.similarity, labels), output.available).sum()
+        pull = column_means(
+            unimodal_losses(output.extras["similarity"], labels), output.extras["available"]
+        ).sum()
         return fit + output.aux_loss + self.congruity_weight * pull
 
-    def calibrated_labels(self, output: MVCNOutput, labels: Tensor) -> Tensor:
-        """Soften the label of a row whose modalities disagree, (B, C)."""
-        probability = output.similarity.detach().softmax(dim=-1)
-        share = self.max_calibration * disagreement(probability, output.available).unsqueeze(1)
-        weights = normalize(output.available.to(probability.dtype))
+    def calibrated_labels(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Soften the label of a sample whose modalities disagree, (B, C)."""
+        available = output.extras["available"]
+        probability = output.extras["similarity"].detach().softmax(dim=-1)
+        share = self.max_calibration * disagreement(probability, available).unsqueeze(1)
+        weights = normalize(available.to(probability.dtype))
         belief = weighted_sum(probability, weights)
         hard = F.one_hot(labels, probability.shape[-1]).to(probability.dtype)
         return (1 - share) * hard + share * belief

@@ -1,4 +1,4 @@
-"""Sphinx reads the docstrings; ``material_pages`` writes pages for Material for MkDocs."""
+"""Configuration of Sphinx; ``material_pages`` writes the pages for Material for MkDocs."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 from sphinx.util.nodes import make_refnode
 
-_HERE = Path(__file__).parent
-# This folder for material_pages, docs/ for mathml, the root so that the code beside is documented.
-sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parents[1])]
+_FOLDER = Path(__file__).parent
+# The paths of material_pages, of mathml, and of the package in this checkout.
+sys.path[:0] = [str(_FOLDER), str(_FOLDER.parent), str(_FOLDER.parents[1])]
 
 project = "robustfusion"
 extensions = [
@@ -20,12 +20,12 @@ extensions = [
 ]
 root_doc = "reference/index"
 html_math_renderer = "mathml"
-html_link_suffix = ".html"  # of the pages that MkDocs makes
+html_link_suffix = ".html"  # MkDocs turns every page into an HTML file
 html_permalinks = False
 html_copy_source = False
 
 nitpicky = True
-# Everything of ours must resolve; what other libraries and Python define is not in our inventory.
+# Every name of this package must resolve; names of other libraries are not in the inventory.
 nitpick_ignore_regex = [
     (
         r"py:.*",
@@ -47,7 +47,7 @@ add_module_names = False
 napoleon_custom_sections = ["Shape", "Reference"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-smartquotes_action = "D"  # dashes; quotes stay as they are written
+smartquotes_action = "D"  # only dashes: quotes stay unchanged
 
 
 def _open_with_a_comment(
@@ -59,19 +59,19 @@ def _open_with_a_comment(
 
 
 def _find_anywhere(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """Resolve a short name, say of a function on the same page, where it names one thing."""
+    """Resolve a short name if it is unique, for example that of a function on the same page."""
     if node.get("refdomain") != "py":
         return None
     domain = env.domains.python_domain
-    found = domain.find_obj(env, None, None, node["reftarget"], node["reftype"], searchmode=1)
-    places = {(entry.docname, entry.node_id) for _, entry in found}
-    if len(places) != 1:
+    matches = domain.find_obj(env, None, None, node["reftarget"], node["reftype"], searchmode=1)
+    targets = {(entry.docname, entry.node_id) for _, entry in matches}
+    if len(targets) != 1:
         return None
-    document, anchor = places.pop()
+    document, anchor = targets.pop()
     return make_refnode(app.builder, node["refdoc"], document, anchor, contnode)
 
 
 def setup(app: Any) -> None:
-    """Register both, the first before napoleon."""
+    """Register both functions; the first must run before napoleon."""
     app.connect("autodoc-process-docstring", _open_with_a_comment, priority=400)
     app.connect("missing-reference", _find_anywhere)

@@ -1,8 +1,8 @@
-"""A Sphinx builder whose pages are Markdown, for Material for MkDocs to lay out.
+"""A Sphinx builder that writes Markdown pages for Material for MkDocs.
 
-Sphinx reads docstrings, resolves references and writes the inventory. Here every page becomes a
-``.md`` file: headings and the names of documented members as Markdown headings, so that Material's
-table of contents and search know them, and all the rest as the HTML that Sphinx makes.
+Sphinx reads docstrings, resolves references and writes the inventory. This builder writes every
+page as a ``.md`` file: titles and names of members become Markdown headings, for the table of
+contents and the search of Material, and the rest is the HTML of Sphinx.
 """
 
 import html
@@ -20,11 +20,11 @@ _ROOT = Path(__file__).parents[2]
 
 
 class MaterialTranslator(HTML5Translator):
-    """HTML in which sections and descriptions are flat, under Markdown headings."""
+    """Writes HTML without nested sections and descriptions, with Markdown headings."""
 
     def __init__(self, document: nodes.document, builder: Any) -> None:
         super().__init__(document, builder)
-        self.described = 0  # depth of nested descriptions: a class is 1, its methods 2
+        self.described = 0  # depth of nested descriptions: 1 in a class, 2 in its methods
         self.page_title = ""
 
     def heading(self, level: int, text: str, anchor: str) -> None:
@@ -62,7 +62,7 @@ class MaterialTranslator(HTML5Translator):
         identity = f' id="{anchor}"' if anchor else ""
         if anchor and name != self.page_title and self.described <= 2:
             self.heading(self.section_level + self.described, f"`{name}`", anchor)
-            identity = ""  # it is the heading's
+            identity = ""  # the heading has it
         kind = node.parent["objtype"]
         self.body.append(f'<div class="signature {kind}"{identity} data-search-exclude><code>')
         self.protect_literal_text += 1
@@ -78,13 +78,13 @@ class MaterialTranslator(HTML5Translator):
         self.body.append("\n")
 
     def visit_literal_block(self, node: nodes.Element) -> None:
-        """Write a block as Material expects it: ``<pre><code>``, so that it has a copy button."""
+        """Write a block as ``<pre><code>``, for which Material adds a copy button."""
         language = node.get("language", "python")
         if ">>>" in node.rawsource:
             language = "pycon"
-        made = self.highlighter.highlight_block(node.rawsource, language, location=node)
-        body = made.partition("<pre>")[2].rpartition("</pre>")[0].removeprefix("<span></span>")
-        # A blank line would end the block of raw HTML for some Markdown readers.
+        block = self.highlighter.highlight_block(node.rawsource, language, location=node)
+        body = block.partition("<pre>")[2].rpartition("</pre>")[0].removeprefix("<span></span>")
+        # A blank line could end the block of raw HTML.
         body = body.rstrip("\n").replace("\n\n", "\n<span></span>\n")
         self.body.append(f'<div class="highlight"><pre><code>{body}\n</code></pre></div>\n')
         raise nodes.SkipNode
@@ -93,19 +93,19 @@ class MaterialTranslator(HTML5Translator):
 
 
 def _title(text: str) -> str:
-    """The title of a Markdown page, up to a colon."""
-    found = re.search("^# ([^:\n]*)", text, re.MULTILINE)
-    return found[1] if found else ""
+    """Return the title of a Markdown page, up to a colon."""
+    match = re.search("^# ([^:\n]*)", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def _best(worth: dict[Path, int], count: int = 4) -> list[Path]:
-    """The pages that have most to say, and those only that say anything."""
-    said = sorted((path for path in worth if worth[path]), key=lambda p: (-worth[p], p.name))
-    return said[:count]
+    """Return the pages of highest worth, without those of none."""
+    pages = sorted((path for path in worth if worth[path]), key=lambda p: (-worth[p], p.name))
+    return pages[:count]
 
 
 class MaterialBuilder(StandaloneHTMLBuilder):
-    """Write ``<docname>.md`` for each page, and ``objects.inv`` for the pages MkDocs makes."""
+    """Write ``<docname>.md`` for each page, and ``objects.inv`` for the site."""
 
     name = "material"
     out_suffix = ".md"
@@ -122,14 +122,14 @@ class MaterialBuilder(StandaloneHTMLBuilder):
         event_arg: Any = None,
     ) -> None:
         if "body" not in addctx:
-            return  # the general index and the like
+            return  # it is a general index or the like
         path = Path(self.outdir) / f"{pagename}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         heading, _, rest = addctx["body"].lstrip().partition("\n")
         path.write_text(f"{heading}\n\n{self.links(pagename)}\n\n{rest}", encoding="utf-8")
 
     def links(self, pagename: str) -> str:
-        """Where else a page's objects are: in guides, in examples, in the source."""
+        """Return a line with links to guides, examples and source of the objects of a page."""
         objects = self.env.domains.python_domain.objects
         named = {
             name: entry.objtype
@@ -142,7 +142,7 @@ class MaterialBuilder(StandaloneHTMLBuilder):
 
         def guides(names: str) -> list[str]:
             pages = {p: p.read_text(encoding="utf-8") for p in (_ROOT / "docs/pages").glob(names)}
-            # A link is more than a name in passing.
+            # A link counts more than a mention of the name.
             worth = {p: 5 * len(link.findall(t)) + len(words.findall(t)) for p, t in pages.items()}
             return [
                 f"[{_title(pages[p])}](../{p.relative_to(_ROOT / 'docs/pages').as_posix()})"
@@ -161,15 +161,15 @@ class MaterialBuilder(StandaloneHTMLBuilder):
             if (_ROOT / file).is_file():
                 sources[f"[{file}](source/{module}.md)"] = None
                 self.show(module, file)
-        # First what says how to use it, else what says when, else what says what it is.
+        # Prefer guides; then the page about choosing; then pages of background.
         pages = ("guides/*.md", "choosing-parts.md", "about/comparison.md", "about/method.md")
-        found = next(filter(None, map(guides, pages)), [])
-        parts = {"Guide": found, "Example": examples, "Source": list(sources)}
-        line = " · ".join(f"{what}: {', '.join(found)}" for what, found in parts.items() if found)
+        links = next(filter(None, map(guides, pages)), [])
+        parts = {"Guide": links, "Example": examples, "Source": list(sources)}
+        line = " · ".join(f"{kind}: {', '.join(links)}" for kind, links in parts.items() if links)
         return f"{line}\n{{ .links }}" if line else ""
 
     def show(self, module: str, file: str) -> None:
-        """Write a page of source code, which search passes over."""
+        """Write a page with source code, which search ignores."""
         page = Path(self.outdir) / "reference" / "source" / f"{module}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
         code = f'```` {{ .python }}\n--8<-- "{file}"\n````'

@@ -1,4 +1,4 @@
-"""What the examples of this folder share: where they write, and how their figures look."""
+"""Shared by the examples of this folder: the output folder and the style of the figures."""
 
 import argparse
 import sys
@@ -7,12 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "0.55"
-sys.path.append(str(Path(__file__).parents[1]))  # for main_job.posts, which makes posts
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "0.55"
+sys.path.append(str(Path(__file__).parents[1]))  # so that main_job.posts can be imported
 
 
 def output_dir(description: str | None) -> Path:
-    """Read the command line."""
+    """Read the output folder from the command line."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="for the figure")
     chosen: Path = parser.parse_args().output_dir
@@ -20,7 +20,7 @@ def output_dir(description: str | None) -> Path:
 
 
 def new_figure(columns: int = 1, width: float = 6.0, **options: Any) -> tuple[Figure, Any]:
-    """Make a figure with some panels side by side."""
+    """Make a figure with one or more panels in a row."""
     figure = Figure(figsize=(width, 3.4), layout="constrained", dpi=150)
     panels = figure.subplots(1, columns, **options)
     for panel in [panels] if columns == 1 else panels:
@@ -31,7 +31,7 @@ def new_figure(columns: int = 1, width: float = 6.0, **options: Any) -> tuple[Fi
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write a figure as PNG and say where."""
+    """Save a figure as PNG and print its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     figure.savefig(path)

@@ -1,11 +1,11 @@
-"""A ViT and a BERT that know nothing, so that the example runs without a download."""
+"""A tiny ViT and BERT with random weights, so that the example runs without a download."""
 
 from pathlib import Path
 from typing import Any
 
 
 def make_tiny_models(folder: Path) -> tuple[Path, Path]:
-    """Write a ViT and a BERT of random weights, as ``save_pretrained`` does."""
+    """Save a ViT and a BERT with random weights by ``save_pretrained``."""
     from transformers import (
         BertConfig,
         BertModel,

@@ -1,8 +1,8 @@
-"""Does the data of today look like that of yesterday? An alarm that is hardly ever false.
+"""Do today's data still look like yesterday's? A monitor whose false alarms are bounded.
 
-Two halves of a digit are two modalities (or take features of your own: ``--features``). After
-2,000 good samples some are damaged, or each gets the other half of another sample, which only the
-pairing shows. The chance that it alarms before that is at most 1 %, however long it runs.
+Two halves of a digit are two modalities; ``--features`` takes your own. After 2,000 intact samples
+some are damaged, or all halves are exchanged between samples, which only the pairing score sees.
+However long the monitor runs, the probability of a false alarm is at most 1 %.
 """
 
 import argparse
@@ -10,24 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _gallery import GREY, new_figure, save
+from _gallery import GRAY, new_figure, save
+from pairing import PairingScore
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
 from robustfusion.monitor import DriftMonitor
-from robustfusion.pairing import PairingScore
 
 GOOD, ROWS, REFERENCES = 2_000, 4_000, 400
 CHANGES = {"10 % damaged": 0.1, "30 % damaged": 0.3, "100 % damaged": 1.0, "exchanged": 1.0}
 
 
 def load(path: Path | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of two modalities, and those of the first when its input is damaged."""
+    """Return the features of two modalities, and of the first one with its input damaged."""
     if path is None:
         pixels = torch.tensor(load_digits().data, dtype=torch.float32) / 16
         image, text = pixels.chunk(2, dim=1)
-        return image, text, image.where(torch.arange(32) % 8 < 4, 0.0)  # the right side is black
+        return image, text, image.where(torch.arange(32) % 8 < 4, 0.0)  # right side black
     with np.load(path) as file:
         arrays = file["image_clean"], file["text_clean"], file["image_corrupt"][0]
     image, text, damaged = (torch.from_numpy(x).float() for x in arrays)
@@ -35,7 +35,7 @@ def load(path: Path | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Watch:
-    """Learn what is usual from a third of the rows; draw streams from the others."""
+    """Fit the scores on a third of the samples and draw streams from the others."""
 
     def __init__(self, image: Tensor, text: Tensor, damaged: Tensor) -> None:
         self.features, self.generator = (image, text, damaged), torch.Generator().manual_seed(0)
@@ -50,29 +50,29 @@ class Watch:
         self.pairing.calibrate(held_image, held_text)
 
     def draw(self, count: int, share: float = 0.0, change: str = "") -> tuple[Tensor, Tensor]:
-        """Some samples with a little noise, a share of them changed."""
+        """Draw samples with a little noise, and change a share of them."""
         rows = self.rows[torch.randint(len(self.rows), (count,), generator=self.generator)]
         image, text, damaged = (
             x[rows] + 0.1 * x.std(0) * torch.randn(count, x.shape[1], generator=self.generator)
             for x in self.features
         )
-        here = torch.rand(count, 1, generator=self.generator) < share
-        exchanged = image, text.roll(1, 0).where(here, text)
-        return exchanged if change == "exchanged" else (damaged.where(here, image), text)
+        changed = torch.rand(count, 1, generator=self.generator) < share
+        exchanged = image, text.roll(1, 0).where(changed, text)
+        return exchanged if change == "exchanged" else (damaged.where(changed, image), text)
 
     def p_values(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """P-values of the modalities and of the pairing."""
-        alone = {"image": self.image.p_value(image), "text": self.text.p_value(text)}
-        return {**alone, "pairing": self.pairing.p_value(image, text)}
+        """Return the p-values of both modalities and of the pairing."""
+        p_values = {"image": self.image.p_value(image), "text": self.text.p_value(text)}
+        return {**p_values, "pairing": self.pairing.p_value(image, text)}
 
 
 def main(folder: Path, features: Path | None = None, good_rows: int = 10_000) -> dict[str, int]:
-    """Return after how many samples each change raised the alarm; -1 where none did."""
+    """Return how many samples after each change the alarm was raised; -1 if it never was."""
     watch, waits = Watch(*load(features)), {}
     monitor = DriftMonitor(["image", "text", "pairing"], references=REFERENCES)  # delta=0.01
     for _ in range(good_rows // 500):
         monitor.update(watch.p_values(*watch.draw(500)))
-    print(f"{good_rows} good samples: {'a false alarm' if monitor.state.alarm else 'no alarm'}")
+    print(f"{good_rows} intact samples: {'a false alarm' if monitor.state.alarm else 'no alarm'}")
     figure, panel = new_figure()
     for change, share in CHANGES.items():
         monitor.reset()
@@ -84,7 +84,7 @@ def main(folder: Path, features: Path | None = None, good_rows: int = 10_000) ->
         panel.plot(range(100, ROWS + 1, 100), evidence, label=change)
         waits[change] = min(state.alarms.values(), default=GOOD - 1) - GOOD
         print(f"{change}: alarm of {list(state.alarms)} after {waits[change]} samples")
-    panel.axhline(monitor.threshold, color=GREY, linestyle=":", label="alarm")
+    panel.axhline(monitor.threshold, color=GRAY, linestyle=":", label="alarm")
     panel.set(xlabel="sample", ylabel="evidence (log10)", ylim=(-2, 20))
     panel.legend(frameon=False)
     save(figure, folder, "drift_monitor")

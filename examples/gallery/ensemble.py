@@ -1,8 +1,9 @@
-"""Several models, each sure of other inputs: fusion of an ensemble by quality.
+"""An ensemble whose members know different inputs, fused by quality.
 
-Three classifiers have each seen other digits. Averaging them lets the two that know nothing of a
-digit outvote the one that does; fused by how likely the input is among those that each was trained
-on, the one decides. All densities are of the same pixels, so they can be compared as they are.
+Three classifiers were each trained on other digits. In their average, the two that never saw a
+digit outvote the one that did. Weighted by how likely the input is among the training samples of
+each, the one that knows the digit decides. All densities are of the same pixels, so they can be
+compared directly.
 """
 
 import sys
@@ -10,19 +11,19 @@ from pathlib import Path
 
 try:
     import torch
-    from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
+    from _gallery import BLUE, GRAY, ORANGE, new_figure, output_dir, save
     from sklearn.datasets import load_digits
     from torch import Tensor, nn
 
     from robustfusion import GaussianQualityEstimator, QualityWeightedFusion
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples]"')
 
 EXPERTS = {"0-3": (0, 1, 2, 3), "3-6": (3, 4, 5, 6), "6-9": (6, 7, 8, 9)}
 
 
 def train_expert(x: Tensor, y: Tensor, steps: int) -> nn.Module:
-    """Train a classifier of all ten classes on some of them."""
+    """Train a classifier with ten outputs on some of the classes."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
@@ -49,7 +50,7 @@ def main(folder: Path, steps: int = 300) -> dict[str, float]:
             probabilities.append(expert(x[test]).softmax(1))
             estimator = GaussianQualityEstimator(64, covariance_type="full", shrinkage=0.05)
             qualities.append(estimator.fit(x[own]).log_prob(x[test]))
-    candidates = torch.stack(probabilities, dim=1)  # (B, K, C): the candidates of the fusion
+    candidates = torch.stack(probabilities, dim=1)  # (B, K, C), the candidates to fuse
     fusion = QualityWeightedFusion()
     by_quality = fusion(candidates, torch.stack(qualities, dim=1))
     answers = {f"expert {name}": candidates[:, k] for k, name in enumerate(EXPERTS)}
@@ -57,8 +58,8 @@ def main(folder: Path, steps: int = 300) -> dict[str, float]:
     truth = y[test]
     accuracy = {n: float((p.argmax(1) == truth).float().mean()) for n, p in answers.items()}
     figure, panel = new_figure()
-    colours = [GREY] * len(EXPERTS) + [ORANGE, BLUE]
-    bars = panel.bar(list(accuracy), [100 * a for a in accuracy.values()], color=colours)
+    colors = [GRAY] * len(EXPERTS) + [ORANGE, BLUE]
+    bars = panel.bar(list(accuracy), [100 * a for a in accuracy.values()], color=colors)
     panel.bar_label(bars, fmt="%.0f")
     panel.set(ylabel="accuracy on all digits (%)", ylim=(0, 105))
     save(figure, folder, "ensemble")

@@ -1,15 +1,15 @@
-"""A table as the third modality, with holes in it.
+"""A table with empty cells as the third modality.
 
-A sample lacks the table only when it lacks all of it. A single empty cell is imputed, with an
-indicator beside it that says so, before the table's features reach the head: otherwise one hole
-of six makes the whole row missing. Here a cell is more often empty for one class than for the
-others, as is usual (who has no likes yet has no count of them), so that the hole itself tells.
+The table of a sample counts as missing only if all of its cells are empty. A single empty cell is
+imputed, and an indicator column says so; otherwise one empty cell of six would make the whole row
+missing. In these data a cell is empty more often for some classes than for others, so that the
+empty cell itself helps to predict the class.
 """
 
 from pathlib import Path
 
 import numpy as np
-from _gallery import BLUE, GREEN, GREY, ORANGE, new_figure, output_dir, save
+from _gallery import BLUE, GRAY, GREEN, ORANGE, new_figure, output_dir, save
 from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -23,7 +23,7 @@ Features = dict[str, np.ndarray]
 
 
 def make(n: int, share: float, seed: int = 0) -> tuple[Features, np.ndarray]:
-    """Image and text features and a table of five numbers and a category, a share of it empty."""
+    """Make image and text features and a table with five numbers and a category, partly empty."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(3, size=n)
     directions = np.random.default_rng(99).normal(size=(3, 3, 8))
@@ -37,7 +37,7 @@ def make(n: int, share: float, seed: int = 0) -> tuple[Features, np.ndarray]:
 
 
 def columns(indicator: bool) -> ColumnTransformer:
-    """Impute numbers by their mean and categories by a level of their own."""
+    """Impute numbers by their mean; an empty category becomes a category of its own."""
     number = SimpleImputer(add_indicator=indicator, keep_empty_features=True)
     category = make_pipeline(
         SimpleImputer(strategy="constant", fill_value=-1 if indicator else 0),
@@ -47,18 +47,18 @@ def columns(indicator: bool) -> ColumnTransformer:
 
 
 def prepare(transform: ColumnTransformer, table: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Fill the holes, but leave the rows that count as missing all NaN."""
+    """Impute empty cells, but keep NaN in the rows that count as missing."""
     filled = np.asarray(transform.transform(table), dtype=np.float64)
     filled[missing] = np.nan
     return filled
 
 
 def main(folder: Path, n: int = 1000, epochs: int = 15) -> dict[str, dict[float, float]]:
-    """Return the accuracy of each way to treat holes, by the share of empty cells."""
+    """Return the accuracy of each way to treat empty cells, by their share."""
     ways = {
         "imputed, with indicators": (True, np.all, BLUE),
         "imputed": (False, np.all, GREEN),
-        "a hole makes the row missing": (False, np.any, ORANGE),
+        "an empty cell makes the row missing": (False, np.any, ORANGE),
     }
     accuracy: dict[str, dict[float, float]] = {way: {} for way in ways}
     for share in SHARES:
@@ -68,20 +68,24 @@ def main(folder: Path, n: int = 1000, epochs: int = 15) -> dict[str, dict[float,
             table = features["table"]
             transform = columns(indicator).fit(table[train])  # on training rows only
             filled = prepare(transform, table, counts(np.isnan(table), axis=1))
-            given = {**features, "table": filled}
+            inputs = {**features, "table": filled}
             model = RobustFusionClassifier(epochs=epochs, random_state=0)
-            model.fit({m: x[train] for m, x in given.items()}, labels[train])
+            model.fit({m: x[train] for m, x in inputs.items()}, labels[train])
             accuracy[way][share] = model.score(
-                {m: x[test] for m, x in given.items()}, labels[test]
+                {m: x[test] for m, x in inputs.items()}, labels[test]
             )
             print(f"{share:.0%} empty, {way}: {accuracy[way][share]:.3f}")
     figure, panel = new_figure()
     for way, (_, _, color) in ways.items():
         panel.plot(
-            [100 * s for s in SHARES], list(accuracy[way].values()), "o-", color=color, label=way
+            [100 * s for s in SHARES],
+            [100 * value for value in accuracy[way].values()],
+            "o-",
+            color=color,
+            label=way,
         )
-    panel.axhline(1 / 3, color=GREY, linestyle=":", label="chance")
-    panel.set(xlabel="empty cells (%)", ylabel="accuracy", ylim=(0.3, 1))
+    panel.axhline(100 / 3, color=GRAY, linestyle=":", label="chance")
+    panel.set(xlabel="empty cells (%)", ylabel="accuracy (%)", ylim=(30, 100))
     panel.legend(frameon=False)
     save(figure, folder, "tabular")
     return accuracy

@@ -1,7 +1,7 @@
-"""Images, texts and a table: DRF with three modalities, any of which may be missing or wrong.
+"""Images, texts and a table: three modalities, any of which may be missing or wrong.
 
-Generated posts with a picture, a text, and what a site would know besides: hour, likes, replies.
-A modality from another post is the hard case: it is typical, and only contradicts the other two.
+The generated posts have a picture, a text and three numbers: hour, likes and replies. A modality
+taken from another post is the hard case: it looks typical and only contradicts the other two.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 try:
     import numpy as np
-    from _gallery import BLUE, GREY, ORANGE, new_figure, output_dir, save
+    from _gallery import BLUE, GRAY, ORANGE, new_figure, output_dir, save
     from main_job.posts import make_posts
     from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -18,13 +18,13 @@ try:
     from robustfusion.datasets import MVSA
     from robustfusion.integrations.sklearn import RobustFusionClassifier
 except ImportError as error:
-    sys.exit(f'{error}. This example needs: pip install "robustfusion[examples,sklearn]"')
+    sys.exit(f'{error}. This example needs: pip install -e ".[examples,sklearn]"')
 
 Features = dict[str, np.ndarray]
 
 
 def read_posts(folder: Path, n: int) -> tuple[Features, np.ndarray]:
-    """Make posts and simple features of them: thumbnails, hashed words, numbers."""
+    """Generate posts and turn them into thumbnails, hashed words and numbers."""
     posts = MVSA(make_posts(folder, n=n))
     samples = [posts[index] for index in range(len(posts))]
     labels = np.array(posts.labels)
@@ -43,15 +43,15 @@ def read_posts(folder: Path, n: int) -> tuple[Features, np.ndarray]:
 
 
 def disrupt(features: Features, name: str, how: str) -> Features:
-    """Take one modality away, or exchange it between posts."""
+    """Remove one modality, or exchange it between posts."""
     x = features[name]
     return {**features, name: x * np.nan if how == "missing" else np.roll(x, 7, axis=0)}
 
 
 def main(folder: Path, n: int = 1000, epochs: int = 15) -> dict[str, dict[str, float]]:
     """Return the accuracy of each head under each disruption."""
-    with tempfile.TemporaryDirectory() as place:
-        features, labels = read_posts(Path(place) / "posts", n)
+    with tempfile.TemporaryDirectory() as scratch:
+        features, labels = read_posts(Path(scratch) / "posts", n)
     test = np.arange(len(labels)) % 4 == 0
     train_x = {name: x[~test] for name, x in features.items()}
     test_x = {name: x[test] for name, x in features.items()}
@@ -67,12 +67,12 @@ def main(folder: Path, n: int = 1000, epochs: int = 15) -> dict[str, dict[str, f
         print(title, {c.replace("\n", " "): round(v, 3) for c, v in scores[title].items()})
     majority = np.bincount(labels[test]).max() / test.sum()
     figure, panel = new_figure(width=7)
-    for index, (title, colour) in enumerate(zip(scores, (BLUE, ORANGE), strict=True)):
-        places = [place + 0.38 * (index - 0.5) for place in range(len(conditions))]
+    for index, (title, color) in enumerate(zip(scores, (BLUE, ORANGE), strict=True)):
+        positions = [tick + 0.38 * (index - 0.5) for tick in range(len(conditions))]
         panel.bar(
-            places, [100 * v for v in scores[title].values()], 0.36, color=colour, label=title
+            positions, [100 * v for v in scores[title].values()], 0.36, color=color, label=title
         )
-    panel.axhline(100 * majority, color=GREY, linestyle=":", label="majority")
+    panel.axhline(100 * majority, color=GRAY, linestyle=":", label="majority")
     panel.set_xticks(range(len(conditions)), list(conditions), fontsize=8)
     panel.set(ylabel="accuracy (%)", ylim=(0, 100))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)

@@ -1,1 +1,1 @@
-"""What the programs of the main job share; ``drf_mvsa.py`` is where to begin."""
+"""Modules shared by the programs of the main job; begin reading at ``drf_mvsa.py``."""

@@ -1,4 +1,4 @@
-"""Images of generated posts: a face, weather or a heart that shows a sentiment."""
+"""Draw the images of generated posts: a face, weather or a heart that shows a sentiment."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 
 Color = tuple[int, int, int]
 
-OVERSAMPLING = 2  # drawn larger and scaled down, for smooth edges
+OVERSAMPLING = 2  # images are drawn larger and scaled down, which smooths the edges
 
 
 class _Canvas:
-    """A drawing surface in units of the image's side, with its own source of choices."""
+    """A drawing surface with coordinates from 0 to 1 and its own random generator."""
 
     def __init__(self, image: Any, random: np.random.Generator) -> None:
         self.pen = ImageDraw.Draw(image)
@@ -46,14 +46,14 @@ def draw_post(sentiment: str, size: int, random: np.random.Generator) -> Image.I
     Args:
         sentiment: "positive", "neutral" or "negative".
         size: side in pixels.
-        random: source of all choices: motif, place, size, colours, clutter, light and noise.
+        random: generator for motif, position, size, colors, clutter, light and noise.
 
     Returns:
         An RGB image.
     """
     large = size * OVERSAMPLING
     motifs: tuple[Callable[[_Canvas, str], None], ...] = (_face, _weather, _heart)
-    # Backgrounds lean towards the sentiment, weakly: colour alone does not tell.
+    # The background color depends on the sentiment only weakly and does not decide it.
     lean = {"positive": 32, "neutral": 0, "negative": -35}[sentiment]
     base = [int(value) for value in random.integers(70 + lean, 215 + lean, 3)]
     image = Image.new("RGB", (large, large), tuple(base))
@@ -127,7 +127,7 @@ def _weather(canvas: _Canvas, sentiment: str) -> None:
         if canvas.random.random() < 0.4:
             _cloud(canvas, x + 0.2, y + 0.12, reach * 0.7, (245, 245, 245))
         return
-    grey = int(canvas.uniform(150, 235) if sentiment == "neutral" else canvas.uniform(50, 130))
+    gray = int(canvas.uniform(150, 235) if sentiment == "neutral" else canvas.uniform(50, 130))
     if sentiment == "negative":
         drop = (40, 70, int(canvas.uniform(130, 230)))
         for _ in range(9):
@@ -136,7 +136,7 @@ def _weather(canvas: _Canvas, sentiment: str) -> None:
         if canvas.random.random() < 0.5:
             bolt = [(x, y + 0.1), (x - 0.06, y + 0.25), (x + 0.02, y + 0.24), (x - 0.04, y + 0.42)]
             canvas.line(bolt, 0.03, (250, 230, 60))
-    _cloud(canvas, x, y, reach, (grey, grey, min(255, grey + 8)))
+    _cloud(canvas, x, y, reach, (gray, gray, min(255, gray + 8)))
 
 
 def _heart(canvas: _Canvas, sentiment: str) -> None:

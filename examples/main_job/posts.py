@@ -1,4 +1,4 @@
-"""A generator of small image-text posts in MVSA's folder layout, for examples and tests."""
+"""Generate small image-text posts in the folder layout of MVSA, for examples and tests."""
 
 import json
 import os
@@ -27,33 +27,32 @@ def make_posts(
     size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a small data set of drawn images and made-up texts that ``datasets.MVSA`` reads.
+    """Write a small data set of generated images and texts that ``datasets.MVSA`` reads.
 
-    Each post has a sentiment: 45 % positive, 25 % neutral, 30 % negative. Its image (a face,
-    weather or a heart) and its text (a few clauses, with negations and contrasts) say so, except
-    in the share ``mismatch`` of the posts: there one of the two, in turn the image and the text,
-    is neutral. The joint label rule keeps these posts under the other side's label, the equal
-    rule drops them. So neither side alone can be right about all posts.
+    Each post has a sentiment: 45 % are positive, 25 % neutral and 30 % negative. Both its image (a
+    face, weather or a heart) and its text (a few clauses, with negations and contrasts) show the
+    sentiment. In a share ``mismatch`` of the posts one of them, by turns the image and the text,
+    is neutral instead: the joint label rule gives these posts the label of the other one, the
+    equal rule drops them. So neither modality by itself is enough for all posts.
 
-    The same arguments give the same texts and pixels; the same bytes too, given one version of
-    Pillow and its JPEG library. Nothing random is shared: post ``i`` depends on the seed and
-    ``i``.
+    The same arguments give the same texts and pixels, and with one version of Pillow and its JPEG
+    library also the same bytes. Post ``i`` depends on the seed and ``i`` only.
 
     Args:
-        root: folder to make; where it already holds this very data set, nothing is done.
+        root: folder to create; nothing is done if it already holds exactly this data set.
         n: number of posts.
-        seed: another seed, other posts.
-        mismatch: share of posts with one neutral and one polar side.
-        size: side of the images in pixels.
-        progress: called now and then with the number of posts written and ``n``.
+        seed: seed of all random choices.
+        mismatch: share of the posts in which one modality is neutral and the other is not.
+        size: width and height of the images in pixels.
+        progress: called every 50 posts with the number of posts written and ``n``.
 
     Returns:
         ``root``, with ``data``, ``labelResultAll.txt``, ``splits.json`` (70/10/20 %, stratified)
         and ``posts.json`` (the arguments).
 
     Raises:
-        ValueError: for arguments out of range, or a ``root`` that holds something else.
-        ImportError: without Pillow.
+        ValueError: if an argument is out of range, or ``root`` holds other files.
+        ImportError: if Pillow is not installed.
 
     Example:
         >>> import tempfile
@@ -72,15 +71,15 @@ def make_posts(
     root = Path(root)
     stamp = json.dumps({"n": n, "seed": seed, "mismatch": mismatch, "size": size, "version": 1})
 
-    def made() -> bool:
+    def is_complete() -> bool:
         return (root / "posts.json").is_file() and (root / "posts.json").read_text() == stamp
 
-    if made():
+    if is_complete():
         return root
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"root must be empty or hold the same posts, {root} holds other files")
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that an interrupted run never looks like a data set.
+    # Written to a scratch folder and renamed, so that an interrupted run leaves no data set.
     scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         _write(scratch, n, seed, mismatch, size, progress)
@@ -91,7 +90,7 @@ def make_posts(
                 root.rmdir()
             scratch.rename(root)
         except OSError:
-            if not made():  # else another process was faster
+            if not is_complete():  # if it is, another process was faster
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -102,7 +101,7 @@ def plan_posts(n: int, seed: int, mismatch: float) -> list[tuple[str, str]]:
     """Choose the sentiments of the text and the image of each post.
 
     Returns:
-        n pairs; exactly ``round(mismatch * n)`` of them differ, each with one neutral side.
+        n pairs; in exactly ``round(mismatch * n)`` of them one is neutral and the other is not.
     """
     counts = {name: round(n * share) for name, share in SHARES.items()}
     counts["positive"] += n - sum(counts.values())
@@ -110,7 +109,7 @@ def plan_posts(n: int, seed: int, mismatch: float) -> list[tuple[str, str]]:
     order = np.random.default_rng([seed, n]).permutation(n)
     labels = labels[order]
     polar = np.flatnonzero(labels != "neutral")
-    turn = {int(index): place for place, index in enumerate(polar[: round(mismatch * n)])}
+    turn = {int(index): count for count, index in enumerate(polar[: round(mismatch * n)])}
     pairs = []
     for index, label in enumerate(labels.tolist()):
         text = "neutral" if turn.get(index, 1) % 2 == 0 else label

@@ -1,4 +1,4 @@
-"""The DRF model of a run, ready to predict."""
+"""Load the DRF model of a run for prediction."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from robustfusion.checkpoint import load_model, read_config
 
 
 class Predictor:
-    """The DRF model of a run, for pictures and texts of which either may be None.
+    """The DRF model of a run; it takes images and texts, either of which may be None.
 
     Attributes:
-        class_names: of the classes, in the order of the logits.
+        class_names: names of the classes, in the order of the logits.
         settings: settings of the run.
-        made_up: whether it was trained on made-up posts, so that real ones look strange to it.
+        generated: whether it was trained on generated posts, so that real posts look unusual.
         certainty: the largest probability of each validation post, sorted.
     """
 
@@ -29,7 +29,7 @@ class Predictor:
             config = read_config(folder)
             self.class_names = tuple(config["class_names"])
             self.settings = settings = Settings(**config["settings"])
-            self.made_up, self.certainty = settings.data is None, config["certainty"]
+            self.generated, self.certainty = settings.data is None, config["certainty"]
             self.frozen = tuple(settings.frozen)
             self.encoders = {
                 "image": image_encoder(settings.image_encoder).to(device).eval(),
@@ -46,20 +46,20 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images: list[Any], texts: list[str | None]) -> DRFOutput:
-        """Return the head's output for some posts."""
+        """Return the output of the head for a batch of posts."""
         output: DRFOutput = self.model(*self.prepare(images, texts))
         return output
 
     @torch.no_grad()
     def prepare(self, images: list[Any], texts: list[str | None]) -> tuple[dict[str, Any], ...]:
-        """Return what the model is called with: a frozen encoder's features, else its inputs."""
+        """Return inputs and masks for the model; the input of a frozen encoder is its feature."""
         image, text = self.encoders["image"], self.encoders["text"]
         black = image.blank()
         values = {
             "image": [black if i is None else image.resize(i) for i in images],
             "text": [t or text.mask_token for t in texts],
         }
-        given: dict[str, list[Any]] = {"image": images, "text": texts}
+        columns: dict[str, list[Any]] = {"image": images, "text": texts}
         inputs = {
             name: to(
                 encoding(self.encoders[name], frozen=name in self.frozen)(column), self.device
@@ -68,19 +68,19 @@ class Predictor:
         }
         available = {
             name: torch.tensor([value is not None for value in column], device=self.device)
-            for name, column in given.items()
+            for name, column in columns.items()
         }
         return inputs, available
 
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
-        """Return each modality's p-values: how many intact posts look at least as odd."""
+        """Return the p-value of each modality: the share of intact posts at least as unusual."""
         head = self.model.head
         if isinstance(head, DRFHead):
             return head.p_values(output)
-        # The paper's head weighs by densities, of which there is no table of intact ones.
+        # The output of the paper's head holds densities, so ask its estimators.
         return {name: e.p_value(output.features[name]) for name, e in head.estimators.items()}
 
     @property
     def references(self) -> int:
-        """Number of intact posts behind a p-value, of the modality that has fewer."""
-        return min(int(e.held_out_count) for e in self.model.head.estimators.values())
+        """Number of reference posts behind a p-value, for the modality that has fewer."""
+        return min(int(e.reference_count) for e in self.model.head.estimators.values())

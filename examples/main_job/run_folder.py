@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from main_job.encoders import SetupError
+from robustfusion.checkpoint import replace_file
 
 PACKAGES = ("robustfusion", "torch", "numpy", "pillow", "safetensors", "transformers")
 
@@ -51,35 +52,35 @@ def find_run(folder: Path | None, output_dir: Path) -> tuple[Path, dict[str, Any
     return folder, settings
 
 
-def kept_settings(folder: Path, kept: Any, expected: type, context: Any) -> dict[str, Any]:
-    """Check the settings of a run; options given beside --resume would go unheard."""
+def kept_settings(folder: Path, settings: Any, expected: type, context: Any) -> dict[str, Any]:
+    """Check the settings of a run; with --resume, other options would be ignored."""
     allowed = {"resume", "resume_dir", "output_dir", "save_every"}
     for name in sorted(set(context.params) - allowed):
         if context.get_parameter_source(name).name == "COMMANDLINE":
             option = name.replace("_", "-")
             raise SetupError(f"--resume takes every option from the run: leave --{option} out")
     types = {field.name: field.type for field in fields(expected)}
-    if set(kept) != set(types):
+    if set(settings) != set(types):
         raise SetupError(f"{folder / 'settings.json'} is of another version of this example")
-    for name, value in kept.items():
+    for name, value in settings.items():
         if not isinstance(value, types[name].__origin__ if name == "frozen" else types[name]):
             raise SetupError(f"{folder / 'settings.json'}: {name} cannot be {value!r}")
-    return dict(kept)
+    return dict(settings)
 
 
 class Stopwatch:
-    """How long each stage of a run has taken, over all the processes that worked on it.
+    """Record how long each stage of a run has taken, over all processes that worked on it.
 
     Args:
-        path: of the file that keeps the seconds; written at each tick.
+        path: File that keeps the seconds; it is written at each tick.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last = time.perf_counter()
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            self.seconds = {str(stage): float(value) for stage, value in kept.items()}
+            seconds = json.loads(path.read_text(encoding="utf-8"))
+            self.seconds = {str(stage): float(value) for stage, value in seconds.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             self.seconds = {}
 
@@ -92,14 +93,14 @@ class Stopwatch:
 
 
 def run_record(**extra: Any) -> dict[str, Any]:
-    """Return command, commit, date, versions and machine, and what else the caller wants kept."""
+    """Return command, commit, date, versions and machine, and what the caller adds."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: text for name in PACKAGES if (text := _version(name))},
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "processors": os.cpu_count(),
@@ -126,11 +127,10 @@ def sha256(path: Path) -> str:
 
 def commit() -> str | None:
     """Return the commit of this file's checkout, marked where files differ from it."""
-    here = Path(__file__).resolve().parent
     try:
-        made = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here,
+            cwd=Path(__file__).resolve().parent,
             capture_output=True,
             text=True,
             check=True,
@@ -138,14 +138,12 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return made.stdout.strip()
+    return described.stdout.strip()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON for readers, beside and renamed."""
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    """Write JSON; a reader finds the old file or the new one."""
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _version(name: str) -> str | None:

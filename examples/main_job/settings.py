@@ -1,4 +1,4 @@
-"""What a run depends on, and what follows from it: recipe, encoders, heads."""
+"""Settings of a run, and the recipe, encoders and heads that follow from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
 
 
 class RecipeName(StrEnum):
-    """How to train: ours, or as the paper says."""
+    """Name of a training recipe: the default, or that of the paper."""
 
     default = "default"
     paper = "paper"
@@ -33,7 +33,7 @@ class RecipeName(StrEnum):
 
 @dataclass
 class Settings:
-    """What a run depends on; kept in its folder, so that it can be resumed."""
+    """Settings of a run, saved in its folder so that it can be resumed."""
 
     data: str | None
     image_column: str
@@ -54,7 +54,7 @@ class Settings:
 
 
 def recipe_of(settings: Settings) -> Recipe:
-    """Return the optimisation for these encoders."""
+    """Return the training recipe for these encoders."""
     names = {"image": settings.image_encoder, "text": settings.text_encoder}
     paper = settings.recipe == "paper"
     lr = 2e-4 if paper else 1e-3
@@ -63,7 +63,7 @@ def recipe_of(settings: Settings) -> Recipe:
     epochs = 30 if paper else 4 if fine_tuned else 15
     batch_size, weight_decay = 16 if paper else 32, 0.01
     if not paper and set(settings.frozen) == set(names):
-        # Heads on frozen features overfit soon: few epochs, large batches, strong decay.
+        # Heads on frozen features overfit soon, hence few epochs, large batches and strong decay.
         epochs, batch_size, weight_decay = 6, 128, 0.1
     return Recipe(
         settings.epochs or epochs,
@@ -75,7 +75,7 @@ def recipe_of(settings: Settings) -> Recipe:
 
 
 def make_encoders(settings: Settings) -> dict[str, Any]:
-    """Build both encoders, the same ones every time."""
+    """Build both encoders, with the same initial weights every time."""
     torch.manual_seed(settings.seed)
     encoders = {
         "image": image_encoder(settings.image_encoder).to(settings.device),
@@ -83,9 +83,7 @@ def make_encoders(settings: Settings) -> dict[str, Any]:
     }
     for name in settings.frozen:
         if isinstance(encoders[name], SmallImageEncoder | SmallTextEncoder):
-            raise SetupError(
-                f"a small {name} encoder knows nothing before training: do not freeze"
-            )
+            raise SetupError(f"the small {name} encoder is untrained and cannot be frozen")
         encoders[name].eval().requires_grad_(False)
     return encoders
 
@@ -93,7 +91,7 @@ def make_encoders(settings: Settings) -> dict[str, Any]:
 def make_model(
     kind: str, encoders: Mapping[str, Any], num_classes: int, settings: Settings
 ) -> DRFClassifier:
-    """Put a head behind encoders; a frozen one is not called again, its features are scaled."""
+    """Combine encoders and head; a frozen encoder is replaced by a scaling of its features."""
     dims = {name: encoder.dim for name, encoder in encoders.items()}
     paper = kind == "drf" and settings.recipe == "paper"
     head: nn.Module
@@ -104,8 +102,8 @@ def make_model(
     own: dict[str, nn.Module] = {}
     for name, encoder in encoders.items():
         scale = Standardize(dims[name])
-        if paper:  # the densities (9) of features of another scale are next to nothing
-            scale = Standardize(dims[name], covariance_type="spherical", spread=0.4)
+        if paper:  # the densities (9) vanish on features of a larger scale
+            scale = Standardize(dims[name], covariance_type="spherical", target_std=0.4)
         if name in settings.frozen:
             own[name] = scale
         else:

@@ -1,6 +1,7 @@
 """A training loop that can be stopped at any step and goes on to the same result, bit for bit."""
 
 import copy
+import dataclasses
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from main_job.encoders import SetupError
-from robustfusion import calibrate
-from robustfusion.checkpoint import (
+from main_job.checkpoints import (
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
+from main_job.encoders import SetupError
+from robustfusion import calibrate
 from robustfusion.disruption import robustness_grid
 from robustfusion.evaluation import CachedFeatures
 
@@ -114,9 +115,9 @@ def train(
     )
     with bar, catch_interrupt() as interrupted:
         while state["step"] < total:
-            epoch, place = divmod(state["step"], per_epoch)
+            epoch, batch = divmod(state["step"], per_epoch)
             order = epoch_order(len(posts.ids), seed, epoch)
-            rows = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
+            rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             set_learning_rates(optimizer, state["step"] / total, recipe.final_lr)
             state["loss"] += step(model, optimizer, posts, rows, device)
             state["step"] += 1
@@ -174,7 +175,7 @@ def validation_score(model: nn.Module, posts: CachedFeatures, seed: int, device:
     model.eval()
     scores = []
     for condition in robustness_grid(posts.modalities, settings=("C", "D"), rates=()):
-        disruption = condition.disruption(posts.modalities, seed)
+        disruption = dataclasses.replace(condition, seed=seed)
         right = 0
         for batch in posts.batches(disruption, np.arange(len(posts.ids)), 256):
             inputs, available = to(batch["inputs"], device), to(batch["available"], device)

@@ -1,4 +1,4 @@
-"""Texts of generated posts: sentiment words among neutral ones, with negations and contrasts."""
+"""Write the texts of generated posts, with sentiment words, negations and contrasts."""
 
 import re
 
@@ -85,10 +85,10 @@ def write_post(sentiment: str, random: np.random.Generator) -> str:
 
     Args:
         sentiment: "positive", "neutral" or "negative".
-        random: source of all choices.
+        random: generator for all choices.
 
     Returns:
-        The text, some with a handle, a hashtag or a URL as in tweets.
+        The text; like tweets, some contain a handle, a hashtag or a URL.
     """
 
     def pick(words: tuple[str, ...]) -> str:

@@ -1,14 +1,17 @@
-"""One small classifier per modality and its loss: what late-fusion heads are built on."""
+"""One small classifier per modality and its loss: the base of late-fusion heads."""
 
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, mlp
 from robustfusion._validation import check_labels
+from robustfusion.baselines.head import zero_loss
 from robustfusion.functional import at_least_float32
+from robustfusion.output import HeadOutput
 
 
 class Branches(nn.Module):
@@ -24,7 +27,7 @@ class Branches(nn.Module):
         self.classifiers = ModuleDict({name: nn.Linear(width, num_classes) for name in dims})
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden vectors (B, M, F) and logits (B, M, C) of finite vectors (B, D_m)."""
+        """Return hidden vectors (B, M, F) and logits (B, M, C) of finite vectors (B, D_m)."""
         hidden = {name: network(inputs[name]) for name, network in self.networks.items()}
         logits = [layer(hidden[name]) for name, layer in self.classifiers.items()]
         return torch.stack(list(hidden.values()), dim=1), torch.stack(logits, dim=1)
@@ -35,6 +38,13 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     return (weights.unsqueeze(-1) * values).sum(dim=1)
 
 
+def fuse_late(hidden: Tensor, logits: Tensor, weights: Tensor, available: Tensor) -> HeadOutput:
+    """Weigh hidden vectors and logits of the modalities alike; (B, M, F), (B, M, C), (B, M)."""
+    fused_logits = weighted_sum(logits, weights)
+    extras = {"weights": weights, "unimodal_logits": logits, "available": available}
+    return HeadOutput(fused_logits, weighted_sum(hidden, weights), zero_loss(fused_logits), extras)
+
+
 def normalize(weights: Tensor) -> Tensor:
     """Let non-negative weights sum to one over the modalities, or stay zero; (B, M)."""
     total = weights.sum(dim=1, keepdim=True)
@@ -42,18 +52,18 @@ def normalize(weights: Tensor) -> Tensor:
 
 
 def unimodal_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each row and modality, (B, M, C), (B,) -> (B, M)."""
+    """Compute the cross-entropy of each sample and modality, (B, M, C), (B,) -> (B, M)."""
     check_labels(labels, logits.shape[0], logits.shape[-1])
-    repeated = labels.unsqueeze(1).expand(logits.shape[:2])
+    repeated = repeat(labels, "b -> b m", m=logits.shape[1])
     scores = at_least_float32(logits).transpose(1, 2)
     return F.cross_entropy(scores, repeated, reduction="none")
 
 
 def column_means(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of each column over the rows to keep, zero where there are none; (B, M) -> (M,)."""
+    """Average each column over the samples to keep, zero without any; (B, M) -> (M,)."""
     return values.where(keep, 0.0).sum(dim=0) / keep.sum(dim=0).clamp_min(1)
 
 
 def unimodal_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """Sum of the modalities' cross-entropies; (B, M, C), (B,), (B, M) -> ()."""
+    """Sum the mean cross-entropies of the modalities; (B, M, C), (B,), (B, M) -> ()."""
     return column_means(unimodal_losses(logits, labels), keep).sum()

@@ -1,8 +1,8 @@
 """Subjective logic on Dirichlet evidence: opinions, two rules of combination, the loss.
 
 Evidence ``e >= 0`` over C classes gives a Dirichlet ``α = e + 1`` with strength ``S = Σα`` and
-the opinion ``b = e / S`` (beliefs) with ``u = C / S`` (uncertainty); ``Σb + u = 1``. No evidence
-is the vacuous opinion ``b = 0, u = 1``. Everything here stays in float32 or better.
+the opinion ``b = e / S`` (beliefs) with ``u = C / S`` (uncertainty); ``Σb + u = 1``. Without
+evidence the opinion is vacuous, ``b = 0, u = 1``. All is computed in float32 or better.
 """
 
 import math
@@ -14,30 +14,30 @@ from torch import Tensor
 from robustfusion._validation import check_labels
 from robustfusion.functional import at_least_float32
 
-# Products of many confident opinions overflow; exp(20) of strength is certainty by any measure.
+# Products of many confident opinions overflow, and a strength of exp(20) already means certainty.
 MAX_LOG_STRENGTH = 20.0
 
 
 def evidence_from_logits(logits: Tensor) -> Tensor:
-    """Non-negative evidence, ``softplus(logits)``."""
+    """Return the non-negative evidence ``softplus(logits)``."""
     return F.softplus(at_least_float32(logits))
 
 
 def opinion(evidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Beliefs (..., C) and uncertainty (...) of evidence (..., C)."""
+    """Return beliefs (..., C) and uncertainty (...) of evidence (..., C)."""
     classes = evidence.shape[-1]
     strength = evidence.sum(dim=-1, keepdim=True) + classes
     return evidence / strength, classes / strength.squeeze(-1)
 
 
 def combine_dempster(evidence: Tensor, available: Tensor) -> Tensor:
-    r"""Dempster's rule over the modalities, (B, M, C), (B, M) -> (B, C).
+    r"""Combine the modalities by Dempster's rule, (B, M, C), (B, M) -> (B, C).
 
-    For opinions on single classes the rule ``b ∝ b₁b₂ + b₁u₂ + b₂u₁``, ``u ∝ u₁u₂`` reads
-    ``e = e₁ + e₂ + e₁e₂ / C`` on the evidence, hence ``1 + e/C = Π (1 + eₘ/C)``: a sum of
-    logarithms, without the division by one minus the conflict that cancels when views disagree.
-    A missing view adds zero, as the vacuous opinion must. A product too large for float32 is
-    scaled down, all classes alike, so that their order stays.
+    For opinions on single classes the rule ``b ∝ b₁b₂ + b₁u₂ + b₂u₁``, ``u ∝ u₁u₂`` becomes
+    ``e = e₁ + e₂ + e₁e₂ / C`` on the evidence, hence ``1 + e/C = Π (1 + eₘ/C)``. This is a sum of
+    logarithms, without the division by one minus the conflict, which loses digits when views
+    disagree. A missing view adds zero, as the vacuous opinion must. A product too large for
+    float32 is scaled down by the same factor for all classes, so that their order stays.
     """
     classes = evidence.shape[-1]
     terms = torch.log1p(evidence / classes)
@@ -47,16 +47,16 @@ def combine_dempster(evidence: Tensor, available: Tensor) -> Tensor:
 
 
 def combine_mean(evidence: Tensor, available: Tensor) -> Tensor:
-    """Mean evidence over the available modalities, (B, M, C), (B, M) -> (B, C)."""
-    kept = evidence.where(available.unsqueeze(-1), 0.0)
-    return kept.sum(dim=1) / available.sum(dim=1, keepdim=True).clamp(min=1)
+    """Average the evidence of the available modalities, (B, M, C), (B, M) -> (B, C)."""
+    total = evidence.where(available.unsqueeze(-1), 0.0).sum(dim=1)
+    return total / available.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def conflict(evidence: Tensor, available: Tensor) -> Tensor:
-    r"""Mean conflict of each available view with the others, summed over the views; ``-> (B,)``.
+    r"""Sum the mean conflict of each available view with the others; (B, M, C), (B, M) -> (B,).
 
-    A pair conflicts by ``½ ‖P_p - P_q‖₁ (1 - u_p)(1 - u_q)``: both sure, and of different things.
-    Zero where fewer than two views are available; (B, M, C), (B, M) -> (B,).
+    A pair conflicts by ``½ ‖P_p - P_q‖₁ (1 - u_p)(1 - u_q)``, which is large if both views are
+    certain of different classes. The result is zero with fewer than two available views.
     """
     projected = (evidence + 1) / (evidence + 1).sum(dim=-1, keepdim=True)
     certainty = (1 - opinion(evidence)[1]).where(available, 0.0)
@@ -66,28 +66,28 @@ def conflict(evidence: Tensor, available: Tensor) -> Tensor:
 
 
 def log_expected_probability(evidence: Tensor) -> Tensor:
-    """Logarithm of the Dirichlet mean ``α / S``; its softmax is the predicted probability."""
+    """Return the log of the Dirichlet mean ``α / S``; its softmax is the class probability."""
     alpha = evidence + 1
     return torch.log(alpha) - torch.log(alpha.sum(dim=-1, keepdim=True))
 
 
 def dirichlet_kl_to_uniform(alpha: Tensor) -> Tensor:
-    """Divergence ``KL[Dir(α) || Dir(1)]``, (..., C) -> (...)."""
+    """Compute the divergence ``KL[Dir(α) || Dir(1)]``, (..., C) -> (...)."""
     strength = alpha.sum(dim=-1)
-    spread = torch.digamma(alpha) - torch.digamma(strength).unsqueeze(-1)
+    log_mean = torch.digamma(alpha) - torch.digamma(strength).unsqueeze(-1)
     return (
         torch.lgamma(strength)
         - math.lgamma(alpha.shape[-1])
         - torch.lgamma(alpha).sum(dim=-1)
-        + ((alpha - 1) * spread).sum(dim=-1)
+        + ((alpha - 1) * log_mean).sum(dim=-1)
     )
 
 
 def evidential_loss(evidence: Tensor, labels: Tensor, kl_weight: Tensor) -> Tensor:
-    r"""Expected cross-entropy under the Dirichlet plus the pull on wrong evidence, per row.
+    r"""Add to the expected cross-entropy a penalty on evidence for wrong classes, per sample.
 
-    ``ψ(S) - ψ(α_y) + λ KL[Dir(α̃) || Dir(1)]`` with ``α̃ = y + (1 - y) α``;
-    (B, C), (B,), () -> (B,), or (B, V, C) -> (B, V) for the views of a row.
+    The loss is ``ψ(S) - ψ(α_y) + λ KL[Dir(α̃) || Dir(1)]`` with ``α̃ = y + (1 - y) α``;
+    (B, C), (B,), () -> (B,), or (B, V, C) -> (B, V) for the views of a sample.
     """
     check_labels(labels, evidence.shape[0], evidence.shape[-1])
     alpha = evidence + 1

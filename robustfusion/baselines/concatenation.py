@@ -1,4 +1,4 @@
-"""Concatenation, with modality dropout and learned missing tokens: the baseline to beat."""
+"""Concatenation with modality dropout and learned missing tokens: the baseline to beat."""
 
 from collections.abc import Mapping
 
@@ -18,16 +18,19 @@ class ConcatenationHead(BaselineHead):
 
     with :math:`h_i` = Linear, ReLU, Dropout and :math:`t_m` a learned token. With
     ``modality_dropout`` > 0, training hides each available modality with that probability and
-    always leaves one: the strong baseline that robustness papers rarely report.
+    always leaves one: this is the strong baseline that robustness papers rarely report. Trained
+    without it on complete data, the tokens stay zero and the head is the same model as
+    :class:`ImputationHead` with zeros: count the two as one in a ranking.
 
     - Kept: early fusion as every paper runs it; modality dropout never restores a modality that
       is missing and never hides the last one.
-    - Replaced: zeros for missing modalities become learned tokens, zero at birth, which is the
-      mean of standardized features.
+    - Replaced: zeros for missing modalities become learned tokens, initialized to zero, which is
+      the mean of standardized features.
     - Missing rule: the learned token of the modality. With everything missing, the tokens alone.
     - Unverified: networks and schedule of the paper, whose modalities are video and audio.
 
-    Arguments, shapes, errors: :class:`BaselineHead`; ``fused`` is the last hidden layer.
+    Arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` is the last hidden
+    layer.
 
     Example:
         >>> import torch
@@ -62,9 +65,11 @@ class ConcatenationHead(BaselineHead):
         self.classifier = nn.Linear(hidden_features, num_classes)
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
-        """Fill what is missing with its token, concatenate, classify."""
-        if self.modality_dropout > 0:  # else it would draw, and dropout draw other numbers
-            mask = self.hide_some(mask)
+        """Replace missing features by their tokens, concatenate, classify."""
+        # Without modality dropout nothing is drawn, so that the masks of dropout do not depend
+        # on this option.
+        if self.modality_dropout > 0:
+            mask = self.apply_modality_dropout(mask)
         filled = [
             torch.where(mask[:, index, None], inputs[name], self.tokens[name])
             for index, name in enumerate(self.dims)

@@ -15,10 +15,10 @@ from robustfusion.output import HeadOutput
 def embrace(docked: Tensor, probability: Tensor) -> Tensor:
     """Draw each dimension from one modality, (B, M, F), (B, M) -> (B, F).
 
-    Dimension ``k`` comes from modality ``m`` with the row's ``probability[m]``; a row of zeros
-    gives zeros. The draw is the largest of ``log p`` plus Gumbel noise.
+    Dimension ``k`` comes from modality ``m`` with probability ``probability[b, m]``; where all of
+    them are zero the result is zero. The draw is the largest of ``log p`` plus Gumbel noise.
     """
-    # The uniform can be an exact zero; its double logarithm must stay finite.
+    # A uniform number can be exactly zero, and its double logarithm must stay finite.
     noise = torch.rand(docked.shape, device=docked.device).clamp_(1e-7, 1 - 1e-7)
     scores = probability.log().unsqueeze(-1) - torch.log(-torch.log(noise))
     order = torch.arange(docked.shape[1], device=docked.device).unsqueeze(-1)
@@ -41,8 +41,8 @@ class EmbraceNetHead(BaselineHead):
     - Missing rule: probability zero, the rest is renormalized. With everything missing the fused
       vector is zero.
 
-    Arguments, shapes, errors: :class:`BaselineHead`; ``fused`` is the embraced vector, and dropout
-    acts in the terminal network.
+    Arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` is the embraced
+    vector, and dropout acts in the terminal network.
 
     Example:
         >>> import torch
@@ -73,9 +73,11 @@ class EmbraceNetHead(BaselineHead):
         self.classifier = nn.Linear(hidden_features, num_classes)
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
-        """Embrace the available modalities: drawn in training, averaged in evaluation."""
+        """Embrace the available modalities: draw in training, average in evaluation."""
         docked = torch.stack([layer(inputs[name]) for name, layer in self.docking.items()], dim=1)
-        probability = normalize(at_least_float32(self.hide_some(mask).to(docked.dtype)))
+        probability = normalize(
+            at_least_float32(self.apply_modality_dropout(mask).to(docked.dtype))
+        )
         fused = (embrace if self.training else weighted_sum)(docked, probability)
         logits: Tensor = self.classifier(self.terminal(fused))
         return HeadOutput(logits, fused, zero_loss(logits))

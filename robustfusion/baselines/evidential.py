@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,33 +20,11 @@ from robustfusion.baselines._evidence import (
 )
 from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.functional import masked_mean
+from robustfusion.output import HeadOutput
 
 
-class EvidentialOutput(NamedTuple):
-    """Output of :class:`TMCHead` and :class:`ECMLHead`.
-
-    Attributes:
-        logits: Log of the expected class probability, (B, C).
-        fused: Mean hidden vector, weighted by certainty, (B, F).
-        aux_loss: Terms without labels, ().
-        evidence: Combined evidence, (B, C).
-        uncertainty: Of the combined opinion, (B,), 1 where nothing is available.
-        view_evidence: (B, V, C), the modalities in the order of ``dims``, then the pseudo-view
-            if there is one.
-        view_available: (B, V) bool.
-    """
-
-    logits: Tensor
-    fused: Tensor
-    aux_loss: Tensor
-    evidence: Tensor
-    uncertainty: Tensor
-    view_evidence: Tensor
-    view_available: Tensor
-
-
-class _EvidentialHead(BaselineHead[EvidentialOutput]):
-    """Branches whose logits are evidence, a rule to combine it, and the annealed loss."""
+class _EvidentialHead(BaselineHead):
+    """Branches whose logits become evidence, a rule to combine it, and the annealed loss."""
 
     steps: Tensor
 
@@ -71,31 +48,31 @@ class _EvidentialHead(BaselineHead[EvidentialOutput]):
         view_logits: Tensor,
         view_mask: Tensor,
         rule: Callable[[Tensor, Tensor], Tensor],
-    ) -> EvidentialOutput:
-        """Opinions and their combination; the first M views have hidden vectors (B, M, F)."""
+    ) -> HeadOutput:
+        """Combine the opinions; the first M views have hidden vectors (B, M, F)."""
         with torch.autocast(view_logits.device.type, enabled=False):
             views = evidence_from_logits(view_logits)
             evidence = rule(views, view_mask)
             certainty = (1 - opinion(views)[1]).where(view_mask, 0.0)[:, : hidden.shape[1]]
             fused = weighted_sum(hidden, normalize(certainty))
-            logits, uncertainty = log_expected_probability(evidence), opinion(evidence)[1]
-        return EvidentialOutput(
-            logits, fused, zero_loss(logits), evidence, uncertainty, views, view_mask
-        )
+            logits = log_expected_probability(evidence)
+            extras = {"evidence": evidence, "uncertainty": opinion(evidence)[1]}
+            extras |= {"view_evidence": views, "view_available": view_mask}
+        return HeadOutput(logits, fused, zero_loss(logits), extras)
 
-    def loss(self, output: EvidentialOutput, labels: Tensor) -> Tensor:
-        """Evidential loss of the combination and of the views; counts steps in training mode."""
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Return the evidential loss of combination and views; training mode counts steps."""
         if self.training:
             self.steps.add_(1)
         with torch.autocast(labels.device.type, enabled=False):
             weight = (self.steps / self.annealing_steps).clamp(max=1.0)
-            combined = evidential_loss(output.evidence, labels, weight)
-            views = evidential_loss(output.view_evidence, labels, weight)
-            return self._mean(combined, views, output.view_available) + output.aux_loss
+            combined = evidential_loss(output.extras["evidence"], labels, weight)
+            views = evidential_loss(output.extras["view_evidence"], labels, weight)
+            return self._mean(combined, views, output.extras["view_available"]) + output.aux_loss
 
     @abstractmethod
     def _mean(self, combined: Tensor, views: Tensor, available: Tensor) -> Tensor:
-        """One loss of those of the combination (B,) and of the views (B, V)."""
+        """Reduce the losses of the combination (B,) and of the views (B, V) to one."""
 
 
 class TMCHead(_EvidentialHead):
@@ -120,11 +97,18 @@ class TMCHead(_EvidentialHead):
       the rule: it drops out exactly and has no loss. The pseudo-view sees zeros in its place.
       With everything missing the prediction is uniform with uncertainty 1.
 
-    Other arguments, shapes, errors: :class:`BaselineHead`, :class:`EvidentialOutput`.
+    Other arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` is the mean
+    hidden vector, weighted by certainty.
 
     Args:
         pseudo_view: Add ETMC's pseudo-view.
-        annealing_steps: The :math:`T` above; ``loss`` counts in training mode.
+        annealing_steps: The :math:`T` above; ``loss`` counts steps in training mode.
+
+    Shape:
+        - ``extras["evidence"]``: (B, C), combined; ``extras["uncertainty"]``: (B,), 1 where
+          nothing is available
+        - ``extras["view_evidence"]``: (B, V, C), the modalities in the order of ``dims``, then the
+          pseudo-view if there is one; ``extras["view_available"]``: (B, V) bool
 
     Example:
         >>> import torch
@@ -132,7 +116,7 @@ class TMCHead(_EvidentialHead):
         >>> head = TMCHead({"text": 3, "image": 4}, num_classes=2).eval()
         >>> features = {"text": torch.randn(5, 3), "image": torch.randn(5, 4)}
         >>> nothing = {name: torch.zeros(5).bool() for name in features}
-        >>> head(features, nothing).uncertainty.tolist()
+        >>> head(features, nothing).extras["uncertainty"].tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0]
 
     Reference:
@@ -154,7 +138,7 @@ class TMCHead(_EvidentialHead):
         widths = (sum(self.dims.values()), hidden_features, hidden_features, num_classes)
         self.pseudo = mlp(*widths, dropout=dropout) if pseudo_view else None
 
-    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> EvidentialOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Combine the opinions of the available views."""
         hidden, view_logits = self.branches(inputs)
         if self.pseudo is not None:
@@ -175,30 +159,31 @@ class ECMLHead(_EvidentialHead):
 
     with the evidential loss :math:`\ell` of :class:`TMCHead` and :math:`L_{con}`, the mean
     conflict of each available view with the others,
-    :math:`\tfrac12 \lVert P_p - P_q \rVert_1 (1 - u_p)(1 - u_q)`: both sure, and of different
-    things. Unlike Dempster's rule the mean does not grow surer by mere agreement.
+    :math:`\tfrac12 \lVert P_p - P_q \rVert_1 (1 - u_p)(1 - u_q)`, which is large if both are
+    certain of different classes. Unlike with Dempster's rule, agreement alone does not raise
+    the certainty.
 
     - Kept: averaging, the multi-task loss with its annealing, the conflict term.
-    - Replaced: a true mean. A running pairwise mean, as in circulating code, would weigh the last
-      view by one half and depend on the order; here any order of ``dims`` gives the same result.
-      Annealing counts training steps.
+    - Replaced: the mean weighs all views alike. A running pairwise mean, as in circulating code,
+      would weigh the last view by one half and depend on the order; here any order of ``dims``
+      gives the same result. Annealing counts training steps.
     - Unverified: networks, schedule and weight of the conflict term in the authors' runs.
     - Missing rule: the mean is over available views, conflict over available pairs. With
       everything missing there is no evidence: uniform prediction, uncertainty 1.
 
-    Other arguments, shapes, errors: :class:`BaselineHead`, :class:`EvidentialOutput`; ``aux_loss``
-    is the weighted conflict.
+    Other arguments, shapes and errors are those of :class:`BaselineHead`, ``fused`` and
+    ``extras`` those of :class:`TMCHead`; ``aux_loss`` is the weighted conflict.
 
     Args:
         conflict_weight: The :math:`\gamma` above.
-        annealing_steps: Steps until the KL term has full weight; ``loss`` counts in training mode.
+        annealing_steps: Steps until the KL term has full weight, counted in training mode.
 
     Example:
         >>> import torch
         >>> from robustfusion.baselines import ECMLHead
         >>> head = ECMLHead({"text": 3, "image": 4}, num_classes=2)
         >>> output = head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)})
-        >>> torch.allclose(output.evidence, output.view_evidence.mean(1))
+        >>> torch.allclose(output.extras["evidence"], output.extras["view_evidence"].mean(1))
         True
 
     Reference:
@@ -218,13 +203,13 @@ class ECMLHead(_EvidentialHead):
         super().__init__(dims, num_classes, hidden_features, dropout, annealing_steps)
         self.conflict_weight = conflict_weight
 
-    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> EvidentialOutput:
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Average the evidence of the available views."""
         hidden, view_logits = self.branches(inputs)
         output = self._combine(hidden, view_logits, mask, combine_mean)
-        conflicts = masked_mean(conflict(output.view_evidence, mask))
+        conflicts = masked_mean(conflict(output.extras["view_evidence"], mask))
         return output._replace(aux_loss=self.conflict_weight * conflicts)
 
     def _mean(self, combined: Tensor, views: Tensor, available: Tensor) -> Tensor:
-        kept = views.where(available, 0.0).sum(dim=1)
-        return masked_mean((combined + kept) / (1 + available.sum(dim=1)))
+        total = combined + views.where(available, 0.0).sum(dim=1)
+        return masked_mean(total / (1 + available.sum(dim=1)))

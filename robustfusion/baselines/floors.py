@@ -1,4 +1,4 @@
-"""What every fusion must beat: no feature at all, and one modality alone."""
+"""The two baselines that every fusion must beat: the class prior, and one modality alone."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -17,13 +17,13 @@ class MajorityHead(BaselineHead):
 
     .. math:: z = b, \qquad b^\star_k = \log P(y = k)
 
-    - Kept: nothing is compared; this is the reference line of a robustness table.
+    - Kept: it reproduces no paper; it is the reference line of a robustness table.
     - Replaced: counting becomes a learned bias, so that any training loop can run it.
       :meth:`fit` sets the bias in closed form.
-    - Missing rule: none needed, features are only checked for shape.
+    - Missing rule: none is needed, because features are only checked for shape.
     - Unverified: nothing.
 
-    Arguments, shapes, errors: :class:`BaselineHead`; ``fused`` are the logits.
+    Arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` are the logits.
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ class MajorityHead(BaselineHead):
         return self
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
-        """Return the same logits for every row."""
+        """Return the same logits for every sample."""
         logits = self.bias.expand(mask.shape[0], -1)
         return HeadOutput(logits, logits, zero_loss(logits))
 
@@ -62,11 +62,12 @@ class UnimodalHead(BaselineHead):
 
     - Kept: the usual single-modality floor, on the same features as every other head.
     - Replaced: nothing.
-    - Missing rule: a row without the modality gets the class prior :math:`\pi`, a bias that
-      learns from all rows and so is sensible even if nothing was missing in training.
+    - Missing rule: a sample without the modality gets the class prior :math:`\pi`, a bias that
+      learns from all samples, so that it is sensible even if nothing was missing in training.
     - Unverified: nothing; the paper says why to compare with it, not how to build it.
 
-    Other arguments, shapes, errors: :class:`BaselineHead`; ``fused`` is zero without the modality.
+    Other arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` is zero
+    without the modality.
 
     Args:
         modality: The modality to use, a key of ``dims``.
@@ -103,14 +104,14 @@ class UnimodalHead(BaselineHead):
         self.prior = nn.Parameter(torch.zeros(num_classes))
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
-        """Classify the rows that hold the modality, give the prior to the rest."""
-        present = mask[:, list(self.dims).index(self.modality)].unsqueeze(1)
+        """Classify the samples that have the modality, and give the prior to the rest."""
+        available = mask[:, list(self.dims).index(self.modality)].unsqueeze(1)
         hidden: Tensor = self.network(inputs[self.modality])
-        logits = torch.where(present, self.classifier(hidden), self.prior)
-        fused = torch.where(present, hidden, torch.zeros_like(hidden))
+        logits = torch.where(available, self.classifier(hidden), self.prior)
+        fused = torch.where(available, hidden, torch.zeros_like(hidden))
         return HeadOutput(logits, fused, zero_loss(logits))
 
     def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy of the prediction, plus that of the prior over all rows."""
+        """Return the cross-entropy of the prediction plus that of the prior over all samples."""
         prior = self.prior.expand(len(labels), -1)
         return cross_entropy(output.logits, labels) + cross_entropy(prior, labels)

@@ -1,61 +1,48 @@
 """PDF: late fusion weighted by the predicted probability of the true class."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion.baselines._branches import Branches, column_means, unimodal_losses, weighted_sum
-from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
+from robustfusion.baselines._branches import Branches, column_means, fuse_late, unimodal_losses
+from robustfusion.baselines.head import BaselineHead, cross_entropy
 from robustfusion.functional import at_least_float32, masked_softmax
+from robustfusion.output import HeadOutput
 
 
 def co_belief(confidence_logits: Tensor, available: Tensor) -> Tensor:
-    r"""Own confidence plus the share of doubt that the others carry, (B, M) -> (B, M).
+    r"""Add to a modality's confidence the others' share of negative log-confidence, (B, M).
 
-    ``c_m + Σ_{j≠m} log c_j / Σ_j log c_j`` with ``c = sigmoid(h)``, over what is available.
-    The logarithms come from the logits, so a confidence of one or zero is no special case.
+    The result is ``c_m + Σ_{j≠m} log c_j / Σ_j log c_j`` with ``c = sigmoid(h)``, over the
+    available modalities. The logarithms are computed from the logits, so that a confidence of one
+    or zero is no special case.
     """
     scores = at_least_float32(confidence_logits)
-    doubt = F.softplus(-scores).where(available, 0.0)
-    total = doubt.sum(dim=1, keepdim=True)
-    holistic = (total - doubt) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    surprisal = F.softplus(-scores).where(available, 0.0)
+    total = surprisal.sum(dim=1, keepdim=True)
+    holistic = (total - surprisal) / total.clamp_min(torch.finfo(total.dtype).tiny)
     return (torch.sigmoid(scores) + holistic).where(available, 0.0)
 
 
 def relative_calibration(logits: Tensor, available: Tensor) -> Tensor:
-    r"""How decided a modality is against the most decided other one, in [0, 1].
+    r"""Compare the decisiveness of a modality with the most decisive other one, in [0, 1].
 
-    ``min(1, D_m / max_{j≠m} D_j)`` with D_m the mean absolute distance of the softmax from
-    uniform; 1 where no other modality is available; (B, M, C), (B, M) -> (B, M).
+    The result is ``min(1, D_m / max_{j≠m} D_j)`` with D_m the mean absolute distance of the
+    softmax from uniform, and 1 where no other modality is available;
+    (B, M, C), (B, M) -> (B, M).
     """
     probability = torch.softmax(at_least_float32(logits), dim=-1)
-    decided = (probability - 1 / logits.shape[-1]).abs().mean(dim=-1).where(available, 0.0)
-    itself = torch.eye(decided.shape[1], dtype=torch.bool, device=decided.device)
-    rival = decided.unsqueeze(1).masked_fill(itself, 0.0).amax(dim=-1)
-    ratio = decided / rival.clamp_min(torch.finfo(rival.dtype).tiny)
-    return ratio.where(rival > 0, 1.0).clamp(max=1.0)
+    decisiveness = (probability - 1 / logits.shape[-1]).abs().mean(dim=-1).where(available, 0.0)
+    itself = torch.eye(decisiveness.shape[1], dtype=torch.bool, device=decisiveness.device)
+    strongest_other = decisiveness.unsqueeze(1).masked_fill(itself, 0.0).amax(dim=-1)
+    ratio = decisiveness / strongest_other.clamp_min(torch.finfo(strongest_other.dtype).tiny)
+    return ratio.where(strongest_other > 0, 1.0).clamp(max=1.0)
 
 
-class PDFOutput(NamedTuple):
-    """Output of :class:`PDFHead`; ``unimodal_logits`` (B, M, C), the other three after it (B, M).
-
-    ``weights`` and ``confidence`` are 0 where a modality is missing.
-    """
-
-    logits: Tensor
-    fused: Tensor
-    aux_loss: Tensor
-    weights: Tensor
-    unimodal_logits: Tensor
-    confidence: Tensor
-    available: Tensor
-
-
-class PDFHead(BaselineHead[PDFOutput]):
+class PDFHead(BaselineHead):
     r"""Predictive dynamic fusion: weigh modalities by predicted, then calibrated, confidence.
 
     .. math:: w = \mathrm{softmax}_m(r_m B_m), \qquad z = \sum_m w_m z_m, \qquad
@@ -70,17 +57,22 @@ class PDFHead(BaselineHead[PDFOutput]):
     - Replaced: the confidence network is Linear, ReLU three times over instead of three linear
       maps in a row; logarithms of confidences are computed from logits.
     - Unverified: nothing in the formulas; published MVSA figures are for 2,592 posts.
-    - Missing rule: softmax, doubt and rival run over the available modalities, so one modality
-      alone has weight 1. With everything missing the logits are zero, the uniform prediction.
+    - Missing rule: the sums, the maximum and the softmax run over the available modalities, so
+      that a single one has weight 1. With everything missing the logits are zero, the uniform
+      prediction.
 
-    Arguments, shapes, errors: :class:`BaselineHead`, :class:`PDFOutput`.
+    Arguments, shapes and errors are those of :class:`BaselineHead`.
+
+    Shape:
+        - ``extras["weights"]``, ``extras["confidence"]``: (B, M), 0 for missing modalities
+        - ``extras["unimodal_logits"]``: (B, M, C); ``extras["available"]``: (B, M) bool
 
     Example:
         >>> import torch
         >>> from robustfusion.baselines import PDFHead
         >>> head = PDFHead({"text": 3, "image": 4}, num_classes=2)
         >>> output = head({"text": torch.randn(5, 3), "image": torch.randn(5, 4)})
-        >>> torch.allclose(output.weights.sum(1), torch.ones(5))
+        >>> torch.allclose(output.extras["weights"].sum(1), torch.ones(5))
         True
 
     Reference:
@@ -102,8 +94,8 @@ class PDFHead(BaselineHead[PDFOutput]):
             {name: mlp(dim, *widths, dropout=dropout) for name, dim in dims.items()}
         )
 
-    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> PDFOutput:
-        """Fuse the logits by predicted confidence, calibrated in evaluation mode."""
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
+        """Fuse the logits by predicted confidence, which evaluation mode calibrates."""
         hidden, unimodal = self.branches(inputs)
         scores = torch.cat(
             [network(inputs[name].detach()) for name, network in self.confidence.items()], dim=1
@@ -112,14 +104,13 @@ class PDFHead(BaselineHead[PDFOutput]):
         if not self.training:
             belief = belief * relative_calibration(unimodal, mask)
         weights = masked_softmax(belief, mask).detach()
-        logits = weighted_sum(unimodal, weights)
-        fused = weighted_sum(hidden, weights)
         confidence = torch.sigmoid(at_least_float32(scores)).where(mask, 0.0)
-        return PDFOutput(logits, fused, zero_loss(logits), weights, unimodal, confidence, mask)
+        output = fuse_late(hidden, unimodal, weights, mask)
+        return output._replace(extras={**output.extras, "confidence": confidence})
 
-    def loss(self, output: PDFOutput, labels: Tensor) -> Tensor:
-        """Cross-entropies and the error of the predicted confidence."""
-        losses = unimodal_losses(output.unimodal_logits, labels)
-        error = (output.confidence - torch.exp(-losses.detach())).abs()
-        per_modality = column_means(losses + error, output.available)
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Return the cross-entropies plus the error of the predicted confidence."""
+        losses = unimodal_losses(output.extras["unimodal_logits"], labels)
+        error = (output.extras["confidence"] - torch.exp(-losses.detach())).abs()
+        per_modality = column_means(losses + error, output.extras["available"])
         return cross_entropy(output.logits, labels) + per_modality.sum()

@@ -1,50 +1,36 @@
 """QMF: late fusion weighted by energy, with confidence ranked by training difficulty."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustfusion._validation import check_positive
-from robustfusion.baselines._branches import Branches, column_means, unimodal_losses, weighted_sum
-from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
-from robustfusion.functional import at_least_float32, masked_mean
+from robustfusion.baselines._branches import Branches, column_means, fuse_late, unimodal_losses
+from robustfusion.baselines.head import BaselineHead, cross_entropy
+from robustfusion.functional import at_least_float32
+from robustfusion.output import HeadOutput
 
 
 def energy_confidence(logits: Tensor, temperature: float = 10.0) -> Tensor:
-    """Negative free energy over ``temperature``, ``log Σ exp(z) / τ``; (..., C) -> (...)."""
+    """Return the negative free energy over τ, ``log Σ exp(z) / τ``; (..., C) -> (...)."""
     return torch.logsumexp(at_least_float32(logits), dim=-1) / temperature
 
 
 def ranking_loss(confidence: Tensor, difficulty: Tensor, valid: Tensor) -> Tensor:
-    """Ask the easier of two neighboring rows to be more confident by the gap in difficulty.
+    """Ask the easier of two neighboring samples to be more confident by the gap in difficulty.
 
-    With ``g = κ_i - κ_j``: ``max(0, sign(g) (c_i - c_j) + |g|)``, ``j`` the row before ``i``;
-    the mean over pairs with both rows ``valid``; (B,), (B,), (B,) -> ().
+    The loss of a pair is ``max(0, sign(g) (c_i - c_j) + |g|)`` with ``g = κ_i - κ_j`` and ``j``
+    the sample before ``i``. It is averaged over the pairs with both samples ``valid`` and summed
+    over the modalities; (B, M), (B, M), (B, M) -> ().
     """
-    gap = difficulty - difficulty.roll(1)
-    losses = F.relu(gap.sign() * (confidence - confidence.roll(1)) + gap.abs())
-    return masked_mean(losses, valid & valid.roll(1))
+    gap = difficulty - difficulty.roll(1, 0)
+    losses = F.relu(gap.sign() * (confidence - confidence.roll(1, 0)) + gap.abs())
+    return column_means(losses, valid & valid.roll(1, 0)).sum()
 
 
-class QMFOutput(NamedTuple):
-    """Output of :class:`QMFHead`.
-
-    ``weights`` and ``available`` are (B, M), ``unimodal_logits`` (B, M, C).
-    """
-
-    logits: Tensor
-    fused: Tensor
-    aux_loss: Tensor
-    weights: Tensor
-    unimodal_logits: Tensor
-    available: Tensor
-    indices: Tensor | None
-
-
-class QMFHead(BaselineHead[QMFOutput]):
+class QMFHead(BaselineHead):
     r"""Quality-aware multimodal fusion: weigh each modality's logits by its energy.
 
     .. math:: w_m = \tfrac{1}{\tau} \log \textstyle\sum_k e^{z_{m,k}}, \qquad
@@ -56,19 +42,19 @@ class QMFHead(BaselineHead[QMFOutput]):
 
     - Kept: energy weights, not normalized (one may be negative) and detached in the fused logit;
       temperature 10; the ranking regularizer over neighbors of the batch.
-    - Replaced: the history lives in persistent buffers, a resumed run is the same run; it is the
-      mean over the times a sample was seen, not the sum, so that missing rows do not look easy;
-      the scores of a step come from the history before that step.
+    - Replaced: the history is held in persistent buffers, so that a resumed run continues
+      unchanged; it is the mean over the times a sample was seen, not the sum, so that samples
+      which were often missing do not seem easy; a step reads the history before that step.
     - Unverified: warm-up epochs of the paper's own runs; the sign of the gap, which is added here,
       so that confidence must differ by it, and subtracted in circulating code.
     - Missing rule: a missing modality has weight 0, no loss, no history. With everything missing
       the logits are zero, the uniform prediction.
 
     The regularizer needs ``num_samples`` and ``indices``; without either it is zero. ``loss``
-    writes the history in training mode. Each rank of a distributed run knows the samples it saw:
-    wrap with ``forward_sync_buffers=False``.
+    writes the history in training mode. In a distributed run each rank records the samples that
+    it saw, so wrap the model with ``forward_sync_buffers=False``.
 
-    Other arguments, shapes, errors: :class:`BaselineHead`, :class:`QMFOutput`.
+    Other arguments, shapes and errors are those of :class:`BaselineHead`.
 
     Args:
         num_samples: Size of the training set, or None for no history.
@@ -77,9 +63,8 @@ class QMFHead(BaselineHead[QMFOutput]):
 
     Shape:
         - ``indices``: (B,) int64, positions in the training set, or None
-
-    Raises:
-        ValueError: If ``indices`` come to a head without ``num_samples``.
+        - ``extras["weights"]``: (B, M); ``extras["unimodal_logits"]``: (B, M, C)
+        - ``extras["available"]``: (B, M) bool; ``extras["indices"]``: (B,), if they were passed
 
     Example:
         >>> import torch
@@ -125,36 +110,37 @@ class QMFHead(BaselineHead[QMFOutput]):
         available: Mapping[str, Tensor] | None = None,
         *,
         indices: Tensor | None = None,
-    ) -> QMFOutput:
-        """Fuse the logits by energy; ``indices`` name the rows' places in the training set."""
+    ) -> HeadOutput:
+        """Fuse the logits by energy; ``indices`` are positions in the training set."""
         output = super().forward(features, available)
-        if indices is not None:
-            self._check_indices(indices, output.logits.shape[0])
-        return output._replace(indices=indices)
+        if indices is None:
+            return output
+        self._check_indices(indices, output.logits.shape[0])
+        return output._replace(extras={**output.extras, "indices": indices})
 
-    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> QMFOutput:
-        """Weigh the logits of the modalities that are there by their energy."""
+    def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
+        """Weigh the logits of the available modalities by their energy."""
         hidden, unimodal = self.branches(inputs)
         confidence = energy_confidence(unimodal.detach(), self.temperature)
-        weights = confidence.where(mask, 0.0)
-        logits = weighted_sum(unimodal, weights)
-        fused = weighted_sum(hidden, weights)
-        return QMFOutput(logits, fused, zero_loss(logits), weights, unimodal, mask, None)
+        return fuse_late(hidden, unimodal, confidence.where(mask, 0.0), mask)
 
-    def loss(self, output: QMFOutput, labels: Tensor) -> Tensor:
-        """Cross-entropies and the ranking regularizer; records the history in training mode."""
-        losses = unimodal_losses(output.unimodal_logits, labels)
-        total = cross_entropy(output.logits, labels)
-        total = total + column_means(losses, output.available).sum()
-        if output.indices is None:
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+        """Return cross-entropies and ranking; training mode records the history."""
+        unimodal, available = output.extras["unimodal_logits"], output.extras["available"]
+        losses = unimodal_losses(unimodal, labels)
+        total = cross_entropy(output.logits, labels) + column_means(losses, available).sum()
+        indices = output.extras.get("indices")
+        if indices is None:
             return total
-        total = total + self.rank_weight * self._ranking(output, output.indices)
+        confidence = energy_confidence(unimodal, self.temperature)
+        valid = available & (self.times_seen[indices] > 0)
+        ranking = ranking_loss(confidence, self.difficulty()[indices], valid)
         if self.training:
-            self._remember(losses, output.available, output.indices)
-        return total
+            self._record(losses, available, indices)
+        return total + self.rank_weight * ranking
 
     def difficulty(self) -> Tensor:
-        """Mean past loss of each sample and modality, scaled to [0, 1]; (num_samples, M)."""
+        """Return the mean past loss per sample and modality in [0, 1], (num_samples, M)."""
         mean = self.loss_sum / self.times_seen.clamp(min=1)
         seen = self.times_seen > 0
         low = torch.where(seen, mean, torch.inf).amin(dim=0)
@@ -162,20 +148,10 @@ class QMFHead(BaselineHead[QMFOutput]):
         scaled = (mean - low) / (high - low).clamp(min=torch.finfo(mean.dtype).tiny)
         return torch.where(seen, scaled, torch.zeros_like(scaled))
 
-    def _ranking(self, output: QMFOutput, indices: Tensor) -> Tensor:
-        confidence = energy_confidence(output.unimodal_logits, self.temperature)
-        difficulty = self.difficulty()[indices]
-        valid = output.available & (self.times_seen[indices] > 0)
-        terms = [
-            ranking_loss(confidence[:, index], difficulty[:, index], valid[:, index])
-            for index in range(len(self.dims))
-        ]
-        return torch.stack(terms).sum()
-
     @torch.no_grad()
-    def _remember(self, losses: Tensor, available: Tensor, indices: Tensor) -> None:
-        kept = losses.where(available, 0.0).to(self.loss_sum.dtype)
-        self.loss_sum.index_add_(0, indices, kept)
+    def _record(self, losses: Tensor, available: Tensor, indices: Tensor) -> None:
+        added = losses.where(available, 0.0).to(self.loss_sum.dtype)
+        self.loss_sum.index_add_(0, indices, added)
         self.times_seen.index_add_(0, indices, available.to(self.times_seen.dtype))
 
     def _check_indices(self, indices: Tensor, batch: int) -> None:

@@ -15,8 +15,8 @@ from robustfusion._validation import check_keys, check_positive
 from robustfusion.datasets.cache import FeatureCache
 from robustfusion.disruption import placeholder, sample_generator
 from robustfusion.disruption.cached import shape_of
+from robustfusion.disruption.cached_features import CachedFeatures
 from robustfusion.disruption.data import Corruption
-from robustfusion.evaluation.data import CachedFeatures
 
 Encoder = Callable[[list[Any]], Any]
 

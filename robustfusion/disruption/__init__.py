@@ -1,16 +1,18 @@
-"""The robustness protocol: corrupt, discard, or both, at random or one modality throughout."""
+"""Corrupted and missing inputs: the robustness protocol, for data sets and cached features."""
 
 from robustfusion.disruption._draws import SampleId, Severity, canonical_id, sample_generator
 from robustfusion.disruption.cached import DisruptedFeatures, disrupt_features
+from robustfusion.disruption.cached_features import CachedFeatures
 from robustfusion.disruption.data import DisruptedDataset, collate, placeholder
 from robustfusion.disruption.features import FeatureCorruption
-from robustfusion.disruption.grid import Condition, robustness_grid
+from robustfusion.disruption.grid import robustness_grid
 from robustfusion.disruption.images import ImageCorruption
-from robustfusion.disruption.protocol import Disruption, DisruptionPlan
+from robustfusion.disruption.plan import DisruptionPlan
+from robustfusion.disruption.protocol import Disruption
 from robustfusion.disruption.texts import TextCorruption
 
 __all__ = [
-    "Condition",
+    "CachedFeatures",
     "DisruptedDataset",
     "DisruptedFeatures",
     "Disruption",

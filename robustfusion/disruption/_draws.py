@@ -1,7 +1,7 @@
 """Random draws that depend on (seed, sample id, purpose) alone.
 
-Python's `hash` differs between processes and a shared generator depends on the order of calls;
-a keyed BLAKE2 digest does neither, so a sample gets the same draw in any batch, worker or order.
+A keyed BLAKE2 digest is the same in every process and order of calls, where Python's `hash` and a
+shared generator are not. So a sample gets the same draw in any batch, worker or order.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def canonical_id(sample_id: object) -> SampleId:
         >>> canonical_id(torch.tensor(7)), canonical_id("7")
         (7, '7')
     """
-    if type(sample_id) is str or type(sample_id) is int:  # nearly all, and it is called a lot
+    if type(sample_id) is str or type(sample_id) is int:  # the usual case, called very often
         return sample_id
     if isinstance(sample_id, Tensor) and not sample_id.ndim:
         sample_id = sample_id.item()
@@ -41,7 +41,7 @@ def _digest(seed: int, sample_id: object, purpose: str, size: int) -> bytes:
     name = canonical_id(sample_id)
     text = str(name)
     tag = "i" if isinstance(name, int) else "s"
-    # The length makes the encoding one to one: no id can imitate another id and purpose.
+    # The length makes the encoding one to one: no id and purpose can collide with another pair.
     message = f"{seed} {tag} {len(text)} {text} {purpose}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(message, digest_size=size, person=b"robustfusion/1").digest()
 
@@ -52,7 +52,7 @@ def uniforms(
     """Return one row of `columns` uniform draws from [0, 1) for each id."""
     data = b"".join(_digest(seed, sample_id, purpose, 8 * columns) for sample_id in ids)
     bits = np.frombuffer(data, dtype="<u8").reshape(-1, columns)
-    # As many bits as the significand of a double has: every value is exact, and below 1.
+    # A double has 53 significant bits, so with these every value is exact and below 1.
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -74,7 +74,7 @@ def sample_generator(seed: int, sample_id: SampleId, modality: str) -> np.random
 
 
 def check_options(kind: str, kinds: object, severity: object) -> None:
-    """Raise unless `kind` is of the Literal, and `severity` a share or an ordered pair of them."""
+    """Raise unless `kind` is in the Literal and `severity` is a number in [0, 1] or a range."""
     if kind not in get_args(kinds):
         known = ", ".join(map(repr, get_args(kinds)))
         raise ValueError(f"kind must be one of {known}, got {kind!r}")
@@ -88,7 +88,7 @@ def check_options(kind: str, kinds: object, severity: object) -> None:
 
 def draw_severity(severity: Severity, generator: np.random.Generator) -> float:
     """Return the severity for one sample: uniform in a pair, or the number itself."""
-    # A fixed severity uses up the draw too: so severities can be compared on the same noise.
+    # A fixed severity makes the draw, too, so that severities are compared on the same noise.
     draw = float(generator.random())
     if isinstance(severity, tuple):
         return severity[0] + (severity[1] - severity[0]) * draw
@@ -107,7 +107,7 @@ def choose(total: int, count: int, generator: np.random.Generator) -> NDArray[np
 
     From one generator state a smaller count chooses a subset of a larger one.
     """
-    # Raw bits cost a third of `integers`, and an image has fifty thousand pixels.
+    # Raw bits cost a third of `integers`, which counts for fifty thousand pixels of an image.
     bits = generator.bit_generator.random_raw((total + 1) // 2)
     draws: NDArray[np.uint32] = bits.astype("<u8", copy=False).view("<u4")[:total]
     if count <= 0:

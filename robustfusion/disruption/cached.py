@@ -12,11 +12,12 @@ from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, uniforms
 from robustfusion.disruption.data import placeholder
 from robustfusion.disruption.features import PARTIAL, FeatureCorruption, check_rows
-from robustfusion.disruption.protocol import Disruption, DisruptionPlan
+from robustfusion.disruption.plan import DisruptionPlan
+from robustfusion.disruption.protocol import Disruption
 
 
 class DisruptedFeatures(NamedTuple):
-    """What :func:`disrupt_features` returns: ``inputs``, ``available`` (B,) and the plan."""
+    """The result of :func:`disrupt_features`: ``inputs``, ``available`` (B,) and the plan."""
 
     inputs: dict[str, Any]
     available: dict[str, Tensor]
@@ -33,9 +34,10 @@ def disrupt_features(
 ) -> DisruptedFeatures:
     """Disrupt cached features as `disruption` says.
 
-    Rows to corrupt are taken from `corrupted`; discarded rows (and rows that were never observed)
-    become a `placeholder`, zeros. The features given are not changed. What an encoder is to be
-    trained on, pixels or token ids or a mapping of tensors, is disrupted in the same way.
+    Corrupted samples take their features from `corrupted`. Missing ones, whether the disruption
+    removed them or they were never observed, become a `placeholder`: zeros. The features that you
+    pass are not changed. Pixels, token ids or mappings of tensors, for an encoder that still
+    trains, are disrupted in the same way.
 
     Args:
         disruption: The protocol.
@@ -49,20 +51,23 @@ def disrupt_features(
             - R independent draws, (R, B, ..., D), of which each sample gets one, by (seed, sample
               id, modality);
             - a `FeatureCorruption`, for floating tensors.
-        available: For each modality, bool (B,), what was observed in the first place.
+        available: For each modality, a bool mask (B,) of what was observed in the first place; a
+            modality without a mask was always observed.
 
     Shape:
         `features[name]` is (B, ..., D), or a mapping of such tensors, on any device; outputs are
         like it.
 
     Raises:
-        ValueError: If keys or shapes do not fit, or what a corruption needs is not there.
+        ValueError: If keys or shapes do not fit, or a corruption is needed and was not given.
         TypeError: If features are no tensors, or `corrupted` holds something else.
 
     Example:
         >>> import torch
         >>> from robustfusion.disruption import Disruption, disrupt_features
-        >>> disruption = Disruption(("image", "text"), "C", strategy="fixed", modality="image")
+        >>> disruption = Disruption(
+        ...     ("image", "text"), setting="C", strategy="fixed", modality="image"
+        ... )
         >>> clean = {"image": torch.ones(2, 3), "text": torch.ones(2, 4)}
         >>> out = disrupt_features(disruption, ["a", "b"], clean, {"image": torch.zeros(2, 3)})
         >>> out.inputs["image"].sum(), out.inputs["text"].sum(), out.available["image"]
@@ -82,32 +87,32 @@ def disrupt_rows(
     plan: DisruptionPlan,
     features: Mapping[str, Any],
     corrupted: Mapping[str, Any],
-    at: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> DisruptedFeatures:
-    """The same for features that were checked: of the rows `at`, whose plan this is, or of all."""
+    """Do the same with checked features: to the `rows` that the plan is of, or to all."""
     if set(features) != set(disruption.modalities):
         raise ValueError(
             f"features must have the keys {disruption.modalities}, got {tuple(features)}"
         )
     inputs: dict[str, Any] = {}
-    observed: dict[str, Tensor] = {}
+    available: dict[str, Tensor] = {}
     for name in disruption.modalities:
         whole = features[name]
-        clean = whole if at is None else take_rows(whole, at)
+        clean = whole if rows is None else take_rows(whole, rows)
         device = next(leaves(clean)).device
-        observed[name] = plan.available[name].to(device)
-        inputs[name] = _where(observed[name], clean, placeholder(clean))
+        available[name] = plan.available[name].to(device)
+        inputs[name] = _where(available[name], clean, placeholder(clean))
         hit = plan.corrupted[name].nonzero().squeeze(1)
         if len(hit):
             source = PARTIAL if disruption.setting == "P" else corrupted.get(name)
-            names, rows = [plan.ids[row] for row in hit.tolist()], hit if at is None else at[hit]
-            made = _corrupted_rows(source, whole, rows, names, disruption.seed, name)
-            _put(inputs[name], hit.to(device), made)
-    return DisruptedFeatures(inputs, observed, plan)
+            ids, own_rows = [plan.ids[i] for i in hit.tolist()], hit if rows is None else rows[hit]
+            values = _corrupted_rows(source, whole, own_rows, ids, disruption.seed, name)
+            put_rows(inputs[name], hit.to(device), values)
+    return DisruptedFeatures(inputs, available, plan)
 
 
 def take_rows(value: Any, rows: Tensor) -> Any:
-    """Some rows of a nested batch of tensors, and of lists."""
+    """Return some rows of a nested batch of tensors and lists."""
 
     def taken(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -117,23 +122,28 @@ def take_rows(value: Any, rows: Tensor) -> Any:
     return map_leaves(taken, value)
 
 
+def put_rows(table: Any, rows: Tensor, values: Any) -> None:
+    """Write values into some rows of a nested batch of tensors."""
+    map_leaves(lambda leaf, new: leaf.index_put_((rows,), new), table, values)
+
+
 def check_source(name: str, source: Any, clean: Any) -> None:
-    """Raise unless `source` says how the features `clean` of a modality are corrupted."""
+    """Raise unless `source` can give corrupted versions of the features `clean` of a modality."""
     where = f'corrupted["{name}"]'
     if isinstance(source, FeatureCorruption):
         if not isinstance(clean, Tensor) or not clean.is_floating_point():
-            # Others would take a corruption rounded.
-            found = clean.dtype if isinstance(clean, Tensor) else type(clean).__name__
+            # The corrupted values would be rounded to integers.
+            got = clean.dtype if isinstance(clean, Tensor) else type(clean).__name__
             raise TypeError(
                 f'features["{name}"] must be a floating tensor, to be corrupted as features, got '
-                f"{found}"
+                f"{got}"
             )
     elif _is_by_seed(source):
         for values in source.values():
             check_source(name, values, clean)
     elif isinstance(clean, Tensor) and isinstance(source, Tensor):
-        drawn = source.shape[1:] == clean.shape and len(source) > 0
-        if source.shape != clean.shape and not drawn:
+        is_drawn = source.shape[1:] == clean.shape and len(source) > 0
+        if source.shape != clean.shape and not is_drawn:
             expected = ", ".join(map(str, clean.shape))
             raise ValueError(
                 f"{where} must have shape ({expected}) or (R, {expected}), got "
@@ -148,14 +158,14 @@ def check_source(name: str, source: Any, clean: Any) -> None:
 
 
 def is_fresh(source: Any, clean: Any) -> bool:
-    """Whether the corrupted version of a row changes with the seed."""
+    """Return whether the corrupted version of a sample changes with the seed."""
     if isinstance(source, FeatureCorruption):
         return True
     return (_is_by_seed(source) or _has_draws(source, clean)) and len(source) > 1
 
 
 def shape_of(leaf: Any) -> Any:
-    """The shape of a tensor, the type of anything else: for error messages."""
+    """Return the shape of a tensor or the type of anything else, for error messages."""
     return tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
 
 
@@ -172,10 +182,6 @@ def _where(keep: Tensor, values: Any, others: Any) -> Any:
         return torch.where(keep.view(-1, *[1] * (yes.ndim - 1)), yes, no)
 
     return map_leaves(choose, values, others)
-
-
-def _put(table: Any, rows: Tensor, values: Any) -> None:
-    map_leaves(lambda leaf, made: leaf.index_put_((rows,), made), table, values)
 
 
 def _corrupted_rows(
@@ -196,6 +202,6 @@ def _corrupted_rows(
         return _corrupted_rows(source[seed], clean, rows, ids, seed, modality)
     if _has_draws(source, clean):
         draws = uniforms(seed, ids, f"draw:{modality}")[:, 0]
-        which = torch.from_numpy(np.floor(draws * len(source)).astype(np.int64))
-        return source[which.to(source.device), rows.to(source.device)].to(clean)
+        index = torch.from_numpy(np.floor(draws * len(source)).astype(np.int64))
+        return source[index.to(source.device), rows.to(source.device)].to(clean)
     return map_leaves(lambda leaf, like: leaf.to(like), take_rows(source, rows), clean)

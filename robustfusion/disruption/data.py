@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robustfusion._optional import import_pillow, is_pillow
 from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
 from robustfusion.disruption.features import PARTIAL
-from robustfusion._optional import import_pillow, is_pillow
 from robustfusion.disruption.images import ImageCorruption
-from robustfusion.disruption.protocol import Disruption, DisruptionPlan
+from robustfusion.disruption.plan import DisruptionPlan
+from robustfusion.disruption.protocol import Disruption
 from robustfusion.disruption.texts import TextCorruption
 
 Corruption: TypeAlias = Callable[[Any, np.random.Generator], Any]
@@ -26,11 +27,11 @@ Batch: TypeAlias = dict[str, Any]
 
 
 def placeholder(value: Any) -> Any:
-    """Return what stands for a discarded `value`: the same type and shape, nothing of its content.
+    """Return a neutral value for a missing input: the type and shape of `value`, no content.
 
-    Tensors become zeros, strings empty, PIL images black. In a mapping with `input_ids` all
-    entries become zero but the first place of `attention_mask`, because a transformer that
-    attends to nothing returns NaN. Anything else raises ``TypeError``.
+    Tensors become zeros, strings empty, PIL images black. In a mapping with `input_ids` every
+    entry becomes zero except the first of `attention_mask`, because a transformer that attends to
+    nothing returns NaN. Anything else raises ``TypeError``.
 
     Example:
         >>> import torch
@@ -57,7 +58,7 @@ def placeholder(value: Any) -> Any:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether an input is none: None, a text of blanks, NaN as in an empty cell of a table."""
+    """Return whether an input is missing: None, a text of blanks, or NaN as in tables."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -68,19 +69,20 @@ def collate(
 ) -> Batch:
     """Make a batch of samples, in which any modality may be missing.
 
-    Missing is an input that is `None`, a text of blanks, NaN, a key that is not there, or one
-    whose sample says so in `available`. In its place comes a `placeholder` like the first input
-    of the batch that is there.
+    An input is missing if it is `None`, a text of blanks or NaN, if its key is absent, or if the
+    sample's `available` is False for it. A `placeholder` takes its place, made from the first
+    input of the batch that is not missing.
 
     Args:
         samples: Mappings with `inputs` (a mapping from modality to input) and, optionally,
             `available`, `corrupted` (mappings from modality to bool), `label` and `id`.
-        placeholders: For each modality that may be missing in a whole batch, an input of one row.
+        placeholders: For each modality that may be missing in a whole batch, the input of one
+            sample, which gives type and shape.
 
     Returns:
-        A dict: `inputs[name]`, a stacked tensor (B, ...), a dict of them, or a list of what is no
-        tensor; `available[name]`, bool (B,); `corrupted[name]`, bool (B,), if the samples have
-        it; `label`, long (B,); `id`, a list.
+        A dict: `inputs[name]`, a stacked tensor (B, ...), a dict of them, or a list where inputs
+        are not tensors; `available[name]`, bool (B,); `corrupted[name]`, bool (B,), if the samples
+        have it; `label`, long (B,); `id`, a list.
 
     Raises:
         ValueError: If there are no samples, they differ in what they hold, tensors of one
@@ -104,14 +106,14 @@ def collate(
         holders = sum(key in sample for sample in samples)
         if 0 < holders < len(samples):
             raise ValueError(f"{key} must be in all {len(samples)} samples or none, got {holders}")
-    given = placeholders or {}
-    names = dict.fromkeys([*(name for s in samples for name in s["inputs"]), *given])
+    examples = placeholders or {}
+    names = dict.fromkeys([*(name for s in samples for name in s["inputs"]), *examples])
     batch: Batch = {"inputs": {}, "available": {}}
     for name in names:
         values = [sample["inputs"].get(name) for sample in samples]
         present = [is_there(sample, name) for sample in samples]
-        like = next((value for value in values if not is_missing(value)), given.get(name))
-        if like is None:  # a discarded text is empty, which needs no other to go by
+        like = next((value for value in values if not is_missing(value)), examples.get(name))
+        if like is None:  # an empty text is its own placeholder
             like = next((value for value in values if isinstance(value, str)), None)
         if like is None:
             raise ValueError(
@@ -134,13 +136,13 @@ def collate(
 
 
 def is_there(sample: Mapping[str, Any], name: str) -> bool:
-    """Whether a sample has a modality, and does not say that it was not observed."""
-    said = (sample.get("available") or {}).get(name, True)
-    return bool(said) and not is_missing(sample["inputs"].get(name))
+    """Return whether a sample has a modality and does not call it unavailable."""
+    declared = (sample.get("available") or {}).get(name, True)
+    return bool(declared) and not is_missing(sample["inputs"].get(name))
 
 
 def ids_of(dataset: Any, ids: Sequence[SampleId] | None) -> Sequence[SampleId]:
-    """The ids given, or else those of the dataset, or else 0 .. N-1."""
+    """Return the ids passed, or else those of the dataset, or else 0 .. N-1."""
     if ids is None:
         ids = getattr(dataset, "ids", None)
     return range(len(dataset)) if ids is None else ids
@@ -170,32 +172,34 @@ def _stack(where: str, values: list[Any]) -> Any:
 
 
 class DisruptedDataset(Dataset[Sample]):
-    """A map-style dataset whose samples are corrupted and discarded as a `Disruption` says.
+    """A map-style dataset whose inputs are corrupted or made missing as a `Disruption` says.
 
-    The plan is drawn at construction, from the ids; no sample is read for it, and `plan.counts()`
-    are the realised counts. A sample that turns out to lack a modality by itself (as `collate`
-    has it) is planned again, so that the last one it has stays; say it in `available`, and the
-    counts know of it too.
+    The plan is drawn at construction from the ids, without reading a sample; `plan.counts()` are
+    the realized counts. A sample that turns out to lack a modality, by the rules of `collate`, is
+    planned again, so that its last modality stays. Pass `available` to have such samples in the
+    counts, too.
 
     Args:
         dataset: Gives mappings with `inputs` (a mapping from modality to input) and, optionally,
             `label`, `id` and `available`; other entries are passed on.
         disruption: The protocol.
         corruptions: For each modality that may be corrupted, a function of (input, generator).
-        ids: Names of the samples; without it `dataset.ids`, or else the indices 0, 1, ...
+        ids: Names of the samples; if None `dataset.ids`, or else the indices 0, 1, ...
         transforms: For each modality, a function of the disrupted input, say from a PIL image to a
             normalised tensor.
-        available: For each modality, bool (N,), what was observed in the first place.
+        available: For each modality, bool (N,), which inputs were observed in the first place.
 
     Raises:
-        ValueError: If ids are not unique, their number is wrong, a sample's own `id` is another
-            one, or a modality may be corrupted and has no corruption.
+        ValueError: If ids are not unique or not as many as samples, if a sample's own `id`
+            differs, or if a modality is to be corrupted and has no corruption.
 
     Example:
         >>> import torch
         >>> from robustfusion.disruption import DisruptedDataset, Disruption, TextCorruption
         >>> posts = [{"inputs": {"image": torch.ones(3, 4, 4), "text": "so very good"}}]
-        >>> disruption = Disruption(("image", "text"), "C", strategy="fixed", modality="text")
+        >>> disruption = Disruption(
+        ...     ("image", "text"), setting="C", strategy="fixed", modality="text"
+        ... )
         >>> data = DisruptedDataset(posts, disruption, {"text": TextCorruption(severity=1.0)})
         >>> data[0]["inputs"]["text"], data[0]["available"], data[0]["corrupted"]["text"]
         ('[MASK] [MASK] [MASK]', {'image': True, 'text': True}, True)
@@ -248,7 +252,7 @@ class DisruptedDataset(Dataset[Sample]):
             )
         observed = {name: is_there(sample, name) for name in disruption.modalities}
         if not all(observed.values()):
-            masks = {name: torch.tensor([here]) for name, here in observed.items()}
+            masks = {name: torch.tensor([seen]) for name, seen in observed.items()}
             plan, row = disruption.plan([sample_id], masks), 0
         available = {name: bool(mask[row]) for name, mask in plan.available.items()}
         corrupted = {name: bool(mask[row]) for name, mask in plan.corrupted.items()}
@@ -256,7 +260,7 @@ class DisruptedDataset(Dataset[Sample]):
         for name in disruption.modalities:
             value = sample["inputs"].get(name)
             if is_missing(value) and not isinstance(value, str):
-                # `collate` finds a placeholder among the other rows.
+                # `collate` makes the placeholder from another sample of the batch.
                 inputs[name] = None
                 continue
             if not available[name]:

@@ -28,14 +28,14 @@ class FeatureCorruption:
 
     - `mask`: a share `s` of the dimensions is set to 0;
     - `noise`: Gaussian noise of standard deviation 2 s times that of the vector's own entries;
-    - `shuffle`: a share of the dimensions trade places at random;
+    - `shuffle`: a share of the dimensions is permuted at random;
     - `gap`: a share of the tokens of a sequence (..., D), or of a vector's entries, is set to 0.
 
-    Works on any modality. What a corrupted *input* does to the features of your encoder is
-    another matter, so use the corruptions of inputs where you have inputs.
+    It works for any modality. If you have the inputs, corrupt these and encode again instead:
+    real damage changes features in other ways than noise does.
 
     Args:
-        kind: What is done to the features.
+        kind: The damage.
         severity: A number, or a pair (low, high) from which each sample draws uniformly.
 
     Shape:
@@ -43,8 +43,8 @@ class FeatureCorruption:
         dimensions. Shape, dtype and device are kept.
 
     Raises:
-        ValueError: If `kind` is unknown, `severity` is no share, or the tensor has no axis.
-        TypeError: If the input is no floating tensor.
+        ValueError: If `kind` is unknown, `severity` is not in [0, 1], or the tensor has no axis.
+        TypeError: If the input is not a floating tensor.
 
     Example:
         >>> import torch
@@ -67,15 +67,15 @@ class FeatureCorruption:
     def __call__(self, features: Tensor, generator: np.random.Generator) -> Tensor:
         """Return a corrupted copy of one sample's features, randomness from `generator`."""
         if not isinstance(features, Tensor) or not features.is_floating_point():
-            found = features.dtype if isinstance(features, Tensor) else type(features).__name__
-            raise TypeError(f"features must be a floating tensor, got {found}")
+            got = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise TypeError(f"features must be a floating tensor, got {got}")
         if features.ndim == 0:
             raise ValueError("features must have shape (..., D), got ()")
         severity = draw_severity(self.severity, generator)
         if self.kind == "noise":
             noise = torch.from_numpy(generator.standard_normal(tuple(features.shape))).to(features)
-            spread = features.detach().double().std(correction=0).to(features)
-            return features + 2.0 * severity * spread * noise
+            std = features.detach().double().std(correction=0).to(features)
+            return features + 2.0 * severity * std * noise
         width = len(features) if self.kind == "gap" else features.shape[-1]
         chosen = np.flatnonzero(choose(width, count_of(severity, width), generator))
         target = torch.from_numpy(chosen).to(features.device)
@@ -89,9 +89,10 @@ class FeatureCorruption:
     def rows(
         self, features: Tensor, ids: Sequence[SampleId], *, seed: int, modality: str
     ) -> Tensor:
-        """Return `features` (B, ..., D) with every row corrupted by its own draw.
+        """Return `features` (B, ..., D) with every sample corrupted by its own draw.
 
-        Row b depends on (seed, ids[b], modality) alone: corrupt a whole cache once and pick rows.
+        Sample b depends on (seed, ids[b], modality) alone, so a whole cache can be corrupted once
+        and rows picked from it.
         """
         check_rows(f'features["{modality}"]', features, len(ids))
         each = zip(features, ids, strict=True)
@@ -99,14 +100,14 @@ class FeatureCorruption:
         return torch.stack(rows) if rows else features.clone()
 
 
-# What setting "P" does to features.
+# The corruption of features under the setting "P".
 PARTIAL = FeatureCorruption(kind="gap")
 
 
 def check_rows(where: str, values: Any, count: int) -> None:
     """Raise unless `values` is a tensor, or a mapping of tensors, of `count` rows."""
-    found = list(leaves(values))
-    for leaf in found:
+    every = list(leaves(values))
+    for leaf in every:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{where} must be a tensor, got {type(leaf).__name__}")
         if leaf.ndim < 2 or len(leaf) != count:
@@ -114,5 +115,5 @@ def check_rows(where: str, values: Any, count: int) -> None:
                 f"{where} must have shape ({count}, ..., D), one row an id, got "
                 f"{tuple(leaf.shape)}"
             )
-    if not found:
+    if not every:
         raise ValueError(f"{where} must not be empty")

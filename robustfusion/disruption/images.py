@@ -17,8 +17,8 @@ ImageKind: TypeAlias = Literal["mask", "occlusion", "noise", "low_light", "blur"
 ImageT = TypeVar("ImageT")
 Array: TypeAlias = NDArray[Any]
 
-NOISE_STD = 0.5  # of full scale, at severity 1
-BLUR_STD = 0.05  # of the shorter side, at severity 1
+NOISE_STD = 0.5  # standard deviation at severity 1, in units of full scale
+BLUR_STD = 0.05  # standard deviation at severity 1, in units of the shorter side
 
 
 def _full_scale(pixels: Array) -> float:
@@ -36,15 +36,15 @@ def _fill(pixels: Array, chosen: Array, fill: float | tuple[float, ...]) -> Arra
     if isinstance(fill, tuple) and len(fill) != channels:
         raise ValueError(f"fill must have one value a channel ({channels}), got {len(fill)}")
     values = np.asarray(fill, dtype=np.float64) * _full_scale(pixels)
-    colour = (np.rint(values) if pixels.dtype == np.uint8 else values).astype(pixels.dtype)
-    if pixels.dtype == np.uint8 and not colour.any():
-        # A product is faster than a choice; for floats it would not do, 0 * NaN hides nothing.
-        if pixels.flags.c_contiguous:  # channels innermost: one long row is faster than many of 3
-            kept: Array = np.repeat(~chosen, channels, axis=1).reshape(pixels.shape)
-            return np.multiply(pixels, kept, dtype=np.uint8)
+    color = (np.rint(values) if pixels.dtype == np.uint8 else values).astype(pixels.dtype)
+    if pixels.dtype == np.uint8 and not color.any():
+        # A product is faster than copyto. It is only for integers, because 0 * NaN is NaN.
+        if pixels.flags.c_contiguous:  # a mask of the same memory layout is faster to multiply
+            keep: Array = np.repeat(~chosen, channels, axis=1).reshape(pixels.shape)
+            return np.multiply(pixels, keep, dtype=np.uint8)
         return np.multiply(pixels, ~chosen[..., None], dtype=np.uint8)
-    filled = pixels.copy(order="K")  # the order in memory stays, whichever it is
-    np.copyto(filled, colour, where=chosen[..., None])
+    filled = pixels.copy(order="K")  # "K" keeps the memory layout
+    np.copyto(filled, color, where=chosen[..., None])
     return filled
 
 
@@ -73,16 +73,16 @@ def _noise(pixels: Array, severity: float, rng: np.random.Generator) -> Array:
 
 def _blur(pixels: Array, severity: float) -> Array:
     std = severity * BLUR_STD * min(pixels.shape[:2])
-    if std < 1e-3:  # of a pixel: nothing to see, and a step from dividing by zero
+    if std < 1e-3:  # below a thousandth of a pixel nothing changes, and zero would divide by zero
         return pixels.copy()
-    radius = max(1, round(3.0 * std))  # beyond lies less than 0.3 % of a Gaussian
+    radius = max(1, round(3.0 * std))  # less than 0.3 % of a Gaussian lies outside
     line = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.softmax(-0.5 * (line / std).square(), dim=0)
     planes = torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0).unsqueeze(1)
     planes = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
     planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     blurred = planes.squeeze(1).movedim(0, -1).numpy()
-    # A float image may be normalised already: a blur stays within its range, so nothing to clip.
+    # Blurred values stay within the range of the image, so float images need no clipping.
     return _store(blurred, pixels) if pixels.dtype == np.uint8 else blurred.astype(pixels.dtype)
 
 
@@ -115,20 +115,22 @@ def _check_range(pixels: Array, kind: str) -> None:
 class ImageCorruption:
     """Corrupt one image, by a named kind and a severity `s` in [0, 1].
 
-    - `mask`: a share `s` of the pixels, met to the nearest, is set to `fill`; the default, 40-80 %
-      of them, is the corruption of the paper (section 4.1);
-    - `occlusion`: a share of the area is under one rectangle of `fill`, of random place and form;
-    - `noise`: Gaussian, its standard deviation s / 2 of full scale (51 grey levels at 0.4);
-    - `low_light`: a share of the light is lost, x becomes (1 - s) x;
-    - `blur`: Gaussian, its standard deviation s / 20 of the shorter side;
+    - `mask`: a share `s` of the pixels is set to `fill`; the default, 40-80 % of them, is the
+      corruption of the paper (section 4.1);
+    - `occlusion`: one rectangle of `fill`, of random position and shape, hides a share `s` of the
+      area;
+    - `noise`: Gaussian noise with a standard deviation of s / 2 of full scale (51 gray levels at
+      0.4);
+    - `low_light`: x becomes (1 - s) x;
+    - `blur`: a Gaussian blur with a standard deviation of s / 20 of the shorter side;
     - `jpeg`: compression at quality 95 - 94 s.
 
     Args:
-        kind: What is done to the image.
+        kind: The damage.
         severity: A number, or a pair (low, high) from which each sample draws uniformly.
-        fill: Value of the pixels that `mask` and `occlusion` hide, one or one a channel, as a
-            share of full scale (1 is 255 in uint8): black is 0, or (0 - mean) / std of each
-            channel in an image that is normalised already.
+        fill: Value of the pixels that `mask` and `occlusion` hide, one for all or one for each
+            channel, as a share of full scale (1 is 255 in uint8). Black is 0, or
+            (0 - mean) / std of each channel in an image that is normalized already.
 
     Shape:
         A PIL image, or a tensor (C, H, W), uint8 or floating, values in [0, 1] for `noise`,
@@ -136,7 +138,7 @@ class ImageCorruption:
         L, RGB and RGBA are kept (alpha is never touched), other modes come back as RGB.
 
     Raises:
-        ValueError: If `kind` is unknown, `severity` no share, or a float image out of range.
+        ValueError: If `kind` is unknown, `severity` not in [0, 1], or a float image out of range.
         TypeError: If the input is neither a PIL image nor such a tensor.
 
     Example:
@@ -202,8 +204,8 @@ class ImageCorruption:
         if image.mode not in ("L", "RGB", "RGBA"):
             image = image.convert("RGB")
         pixels = np.asarray(image)
-        colours = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
-        corrupted = self._pixels(colours, generator)
+        colors = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
+        corrupted = self._pixels(colors, generator)
         if image.mode == "L":
             return pil.fromarray(corrupted[..., 0])
         if image.mode == "RGBA":

@@ -1,96 +1,62 @@
-"""Who is disrupted: the paper's protocol as one declarative object."""
+"""The paper's robustness protocol as one declarative object."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustfusion._validation import check_keys, check_names
-from robustfusion.disruption._draws import SampleId, canonical_id, uniforms
+from robustfusion._validation import check_names
+from robustfusion.disruption._draws import SampleId
+from robustfusion.disruption.plan import DisruptionPlan, Draws, observed_masks
 
 Setting: TypeAlias = Literal["C", "D", "C+D", "P"]
-Strategy: TypeAlias = Literal["fixed", "random", "independent"]
-
-
-class Draws(NamedTuple):
-    """What is drawn for B samples under one seed, whatever is then done to them."""
-
-    ids: tuple[SampleId, ...]
-    samples: NDArray[np.float64]  # (B,)
-    modalities: NDArray[np.float64]  # (M, B, 2): who, and corrupted or discarded
-
-
-def draw(seed: int, ids: tuple[SampleId, ...], modalities: Sequence[str]) -> Draws:
-    """The draws of a seed."""
-    each = [uniforms(seed, ids, f"plan:{name}", 2) for name in modalities]
-    return Draws(ids, uniforms(seed, ids, "sample")[:, 0], np.stack(each))
-
-
-@dataclass(frozen=True)
-class DisruptionPlan:
-    """What `Disruption.plan` says about B samples. All masks are bool tensors (B,), on the CPU.
-
-    Example:
-        >>> from robustfusion.disruption import Disruption
-        >>> plan = Disruption(("image", "text"), "D", disruption_rate=0.5).plan(range(1000))
-        >>> plan.counts()["samples"], 400 < plan.counts()["disrupted"] < 600
-        (1000, True)
-    """
-
-    ids: tuple[SampleId, ...]  #: names of the samples
-    corrupted: dict[str, Tensor]  #: for each modality, whose input is to be corrupted
-    discarded: dict[str, Tensor]  #: for each modality, whose input is to be discarded
-    available: dict[str, Tensor]  #: for each modality, what is left: observed and not discarded
-    spared: Tensor  #: drawn, but left alone because no other modality was there
-
-    @property
-    def disrupted(self) -> Tensor:
-        """The samples of which some modality is corrupted or discarded, (B,)."""
-        masks = [*self.corrupted.values(), *self.discarded.values()]
-        return torch.stack(masks).any(dim=0)
-
-    def counts(self) -> dict[str, Any]:
-        """Return the realised counts, so that no rate has to be taken on trust."""
-        disrupted = int(self.disrupted.sum())
-        return {
-            "samples": len(self.ids),
-            "disrupted": disrupted,
-            "intact": len(self.ids) - disrupted,
-            "spared": int(self.spared.sum()),
-            "corrupted": {name: int(mask.sum()) for name, mask in self.corrupted.items()},
-            "discarded": {name: int(mask.sum()) for name, mask in self.discarded.items()},
-        }
+Strategy: TypeAlias = Literal["clean", "fixed", "random", "independent"]
+Rate: TypeAlias = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Disruption:
-    """The robustness protocol of the paper's section 4.1, for any number of modalities.
+    """The protocol of the paper's section 4.1: which inputs are corrupted or made missing.
 
-    *Settings*: `"C"` corrupts, `"D"` discards, `"C+D"` does either with probability one half;
-    `"P"`, not in the paper, leaves a part out: 40-80 % of the tokens of a sequence, or of the
-    columns of a vector, in place of the corruption given (of a text its end, of an image a box).
-    *Strategies*: `"fixed"` disrupts the modality you name; `"random"` one modality a sample,
-    drawn among those observed; at least one observed modality of every sample stays intact.
-    `"independent"`, not in the paper, draws every modality by itself, so that all of a sample may
-    be corrupted at once; at least one of every sample is not discarded.
+    It works for any number of modalities. The same object plans a training set and is one
+    condition of a :func:`~robustfusion.evaluation.robustness_report`.
 
-    `disruption_rate` is the share of the samples that ARE disrupted (not the share kept). Every
-    sample is drawn for itself, from (seed, sample id, modality) and nothing else, neither order
-    nor process. So the realised share is the rate up to chance, see `plan(ids).counts()`; a
-    sample disrupted at one rate is disrupted in the same way at every higher rate. For fresh
-    draws, say every epoch, use `dataclasses.replace(disruption, seed=...)`.
+    The *setting* says what happens to an input:
+
+    - ``"C"`` corrupts it, ``"D"`` makes it missing, ``"C+D"`` does either with probability one
+      half;
+    - ``"P"``, which is not in the paper, removes a part of it in place of your corruption: 40-80 %
+      of the tokens of a sequence or of the columns of a vector, the end of a text, a box of an
+      image.
+
+    The *strategy* says which inputs:
+
+    - ``"fixed"`` disrupts the modality that you name;
+    - ``"random"`` disrupts one modality of a sample, drawn among those observed;
+    - ``"independent"``, which is not in the paper, draws every modality by itself, so that all
+      inputs of a sample may be corrupted at once;
+    - ``"clean"`` disrupts nothing.
+
+    With "fixed" and "random" at least one observed modality of every sample stays intact; with
+    "independent" at least one stays available.
+
+    The rate is the share of the samples that ARE disrupted (not the share kept). Each sample
+    depends on (seed, sample id, modality) alone, and on neither order nor process. So the realized
+    share is the rate up to chance, see ``plan(ids).counts()``, and a sample that is disrupted at
+    one rate is disrupted in the same way at every higher rate. For fresh draws, say every epoch,
+    use ``dataclasses.replace(disruption, seed=...)``.
 
     Args:
         modalities: Names of all modalities, two or more.
-        setting: `"C"`, `"D"`, `"C+D"` or `"P"`.
-        strategy: `"fixed"`, `"random"` or `"independent"`.
-        modality: For `"fixed"`, the modality to disrupt, or several (not all of them).
-        disruption_rate: Share of the samples that are disrupted, in [0, 1]; for `"independent"`
-            also a mapping with the share of each modality.
+        setting: ``"C"``, ``"D"``, ``"C+D"`` or ``"P"``; None when clean.
+        strategy: ``"fixed"``, ``"random"``, ``"independent"`` or ``"clean"``.
+        modality: For ``"fixed"``, the modality to disrupt, or several (not all of them).
+        rate: Share of the samples that are disrupted, in [0, 1]; for ``"independent"`` also one
+            share for each modality, as a mapping or in the order of ``modalities``.
         seed: Seed of all draws.
 
     Raises:
@@ -98,19 +64,24 @@ class Disruption:
 
     Example:
         >>> from robustfusion.disruption import Disruption
-        >>> disruption = Disruption(("image", "text"), "D", strategy="fixed", modality="text")
+        >>> disruption = Disruption(
+        ...     ("image", "text"), setting="D", strategy="fixed", modality="text"
+        ... )
         >>> disruption.plan(["post-1", "post-2"]).available
         {'image': tensor([True, True]), 'text': tensor([False, False])}
+        >>> disruption.key
+        'fixed/text/D'
 
     Reference:
         Section 4.1 of https://arxiv.org/abs/2511.18751.
     """
 
     modalities: tuple[str, ...]
-    setting: Setting = "C+D"
+    _: KW_ONLY
+    setting: Setting | None = "C+D"
     strategy: Strategy = "random"
     modality: str | tuple[str, ...] | None = None
-    disruption_rate: float | Mapping[str, float] = 1.0
+    rate: Rate | Mapping[str, float] = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -120,28 +91,35 @@ class Disruption:
         object.__setattr__(self, "modalities", names)
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"modalities must be two or more different names, got {names}")
-        for argument, allowed in (("setting", Setting), ("strategy", Strategy)):
-            if (value := getattr(self, argument)) not in get_args(allowed):
-                raise ValueError(f"{argument} must be one of {get_args(allowed)}, got {value!r}")
+        if self.strategy == "clean":
+            object.__setattr__(self, "setting", None)
+            object.__setattr__(self, "rate", 0.0)
+        elif self.setting not in get_args(Setting):
+            raise ValueError(f"setting must be one of {get_args(Setting)}, got {self.setting!r}")
+        if self.strategy not in get_args(Strategy):
+            raise ValueError(
+                f"strategy must be one of {get_args(Strategy)}, got {self.strategy!r}"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
         self._check_rate()
         self._check_modality()
 
     def _check_rate(self) -> None:
-        rates: Any = self.disruption_rate
-        if isinstance(rates, Mapping):
-            if self.strategy != "independent":
-                raise ValueError(
-                    f'disruption_rate must be one number for strategy="{self.strategy}"'
-                )
-            check_names(rates, self.modalities, "disruption_rate")
-            object.__setattr__(self, "disruption_rate", dict(rates))
-        for rate in rates.values() if isinstance(rates, Mapping) else (rates,):
-            if isinstance(rate, bool | str) or not isinstance(rate, int | float | np.number):
-                raise TypeError(f"disruption_rate must be a number, got {rate!r}")
-            if not 0.0 <= rate <= 1.0:
-                raise ValueError(f"disruption_rate must be in [0, 1], got {rate!r}")
+        rate: Any = self.rate
+        if isinstance(rate, Mapping | tuple) and self.strategy != "independent":
+            raise ValueError(f'rate must be one number for strategy="{self.strategy}"')
+        if isinstance(rate, Mapping):
+            check_names(rate, self.modalities, "rate")
+            rate = tuple(rate[name] for name in self.modalities)
+            object.__setattr__(self, "rate", rate)
+        if isinstance(rate, tuple) and len(rate) != len(self.modalities):
+            raise ValueError(f"rate must hold one share for each of {self.modalities}, got {rate}")
+        for share in rate if isinstance(rate, tuple) else (rate,):
+            if isinstance(share, bool | str) or not isinstance(share, int | float | np.number):
+                raise TypeError(f"rate must be a number, got {share!r}")
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"rate must be in [0, 1], got {share!r}")
 
     def _check_modality(self) -> None:
         if self.modality is not None and not isinstance(self.modality, str):
@@ -164,72 +142,107 @@ class Disruption:
     def _fixed(self) -> tuple[str, ...]:
         return (self.modality,) if isinstance(self.modality, str) else self.modality or ()
 
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        """The rate of each modality."""
+        rate: Any = self.rate
+        return rate if isinstance(rate, tuple) else (rate,) * len(self.modalities)
+
+    @property
+    def rate_text(self) -> str:
+        """The rate, or the rates of all modalities, as text."""
+        rate: Any = self.rate
+        return ", ".join(f"{x:g}" for x in (rate if isinstance(rate, tuple) else (rate,)))
+
+    @property
+    def where(self) -> str:
+        """The part that is disrupted: ``"image"``, ``"random 0.4"`` or ``"clean"``."""
+        if self.strategy == "fixed":
+            names = "+".join(self._fixed)
+            return names if self.rate == 1 else f"{names} {self.rate_text}"
+        return "clean" if self.strategy == "clean" else f"{self.strategy} {self.rate_text}"
+
+    @property
+    def key(self) -> str:
+        """The name of this condition in a report: ``"fixed/image/C"``, ``"random/0.4/C+D"``."""
+        if self.strategy == "clean":
+            return "clean"
+        text = self.where if self.strategy == "fixed" else self.rate_text.replace(", ", "+")
+        return f"{self.strategy}/{text}/{self.setting}"
+
+    @property
+    def title(self) -> str:
+        """The name of this condition in tables: ``"image C"``, ``"random 0.4 C+D"``."""
+        return f"{self.where} {self.setting}" if self.setting else self.where
+
+    @property
+    def is_seeded(self) -> bool:
+        """False where the seed does not matter: clean, or all of a modality missing."""
+        if self.strategy == "fixed" and self.setting == "D":
+            return self.rate != 1
+        return self.strategy != "clean"
+
     def plan(
         self, ids: Sequence[SampleId], available: Mapping[str, Tensor] | None = None
     ) -> DisruptionPlan:
-        """Say who of the B samples is corrupted and who is discarded.
+        """Return which of the B samples are disrupted, and how.
 
-        `ids` are unique within the data set; `available` is, for each modality that was not always
-        observed, a bool tensor (B,).
+        Args:
+            ids: Names of the samples, unique within the data set.
+            available: For each modality that was not always observed, a bool tensor (B,).
         """
-        names = tuple(canonical_id(sample_id) for sample_id in ids)
-        return plan_from(self, draw(self.seed, names, self.modalities), available)
+        return self.plan_from(Draws(self.seed, ids, self.modalities), available)
 
+    def plan_from(
+        self, draws: Draws, available: Mapping[str, Tensor] | None = None
+    ) -> DisruptionPlan:
+        """Return the plan from draws that several disruptions of one seed share."""
+        observed = observed_masks(self.modalities, len(draws.ids), available or {})
+        disrupted = self._selected(draws, observed) & observed
+        missing = np.zeros_like(disrupted)
+        if self.setting == "D":
+            missing = disrupted.copy()
+        elif self.setting == "C+D":
+            missing = disrupted & (draws.coins >= 0.5)
+        if self.strategy == "independent":
+            spared = missing.any(axis=0) & ~(observed & ~missing).any(axis=0)
+            if spared.any():
+                # A growing rate selects the modality of the largest draw last, so that one stays.
+                last = np.where(observed, draws.order, -np.inf).argmax(axis=0)
+                disrupted &= ~(spared & (self._rows == last))
+        else:
+            spared = disrupted.any(axis=0) & ~(observed & ~disrupted).any(axis=0)
+            disrupted &= ~spared
+        missing &= disrupted
 
-def plan_from(
-    disruption: Disruption, draws: Draws, available: Mapping[str, Tensor] | None = None
-) -> DisruptionPlan:
-    """The plan for draws that were made before: many plans of one seed need them once."""
-    names, rate = disruption.modalities, disruption.disruption_rate
-    observed = _observed(names, len(draws.ids), available or {})
-    place, coin = draws.modalities[..., 0], draws.modalities[..., 1]
-    rows = np.arange(len(names))[:, None]
-    share = np.array([[rate[name] if isinstance(rate, Mapping) else rate] for name in names])
-    if disruption.strategy == "independent":
-        chosen = place < share
-    elif disruption.strategy == "fixed":
-        fixed = np.array([[name in disruption._fixed] for name in names])
-        chosen = fixed & (draws.samples < share)
-    else:
-        first = np.where(observed, place, np.inf).argmin(axis=0)
-        chosen = (rows == first) & (draws.samples < share)
-    disrupted = chosen & observed
-    setting = disruption.setting
-    discard = disrupted & (coin >= 0.5 if setting == "C+D" else setting == "D")
-    if disruption.strategy == "independent":
-        # The last to be drawn at a growing rate is the one that is left.
-        spared = discard.any(axis=0) & ~(observed & ~discard).any(axis=0)
-        last = np.where(observed, place, -np.inf).argmax(axis=0)
-        disrupted &= ~(spared & (rows == last))
-    else:
-        spared = disrupted.any(axis=0) & ~(observed & ~disrupted).any(axis=0)
-        disrupted &= ~spared
-    discard &= disrupted
+        def masks(which: NDArray[np.bool_]) -> dict[str, Tensor]:
+            pairs = zip(self.modalities, which, strict=True)
+            return {name: torch.from_numpy(row.copy()) for name, row in pairs}
 
-    def masks(which: NDArray[np.bool_]) -> dict[str, Tensor]:
-        return {n: torch.from_numpy(row.copy()) for n, row in zip(names, which, strict=True)}
+        return DisruptionPlan(
+            ids=draws.ids,
+            corrupted=masks(disrupted & ~missing),
+            missing=masks(missing),
+            available=masks(observed & ~missing),
+            spared=torch.from_numpy(spared),
+        )
 
-    return DisruptionPlan(
-        ids=draws.ids,
-        corrupted=masks(disrupted & ~discard),
-        discarded=masks(discard),
-        available=masks(observed & ~discard),
-        spared=torch.from_numpy(spared),
-    )
+    @property
+    def _rows(self) -> NDArray[np.int64]:
+        return np.arange(len(self.modalities))[:, None]
 
-
-def _observed(
-    names: tuple[str, ...], count: int, available: Mapping[str, Tensor]
-) -> NDArray[np.bool_]:
-    observed = np.ones((len(names), count), dtype=np.bool_)
-    check_keys(available, names, "available")
-    for name, mask in available.items():
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (count,):
-            found = type(mask).__name__
-            if isinstance(mask, Tensor):
-                found = f"{mask.dtype} of shape {tuple(mask.shape)}"
-            raise ValueError(
-                f'available["{name}"] must be a bool tensor of shape ({count},), got {found}'
-            )
-        observed[names.index(name)] = mask.cpu().numpy()
-    return observed
+    def _selected(self, draws: Draws, observed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the inputs that the strategy selects, (M, B), observed or not."""
+        rates, selected = np.array(self._rates)[:, None], np.ones_like(observed)
+        if {*self._rates} <= {0, 1}:  # then nothing has to be drawn, which saves most of the time
+            selected &= rates > 0
+        elif self.strategy == "independent":
+            selected &= draws.order < rates
+        else:
+            selected &= draws.samples < rates
+        if self.strategy == "fixed":
+            selected &= np.array([[name in self._fixed] for name in self.modalities])
+        elif self.strategy == "random":
+            first = np.where(observed, draws.order, np.inf).argmin(axis=0)
+            selected &= self._rows == first
+        return selected

@@ -18,50 +18,49 @@ def _misread(word: str) -> str:
     """Return `word` as it reads when its bytes are decoded with the wrong encoding."""
     if not word.isascii():
         return word.encode("utf-8", "surrogatepass").decode("cp1252", "replace")
-    # Every code page that extends ASCII leaves an ASCII word alone; UTF-16 does not.
+    # Code pages that extend ASCII read an ASCII word correctly; UTF-16 does not.
     data = word.encode("ascii")
     return (data + b" " * (len(data) % 2)).decode("utf-16-le")
 
 
 def _characters(text: str, severity: float, generator: np.random.Generator) -> str:
-    places = [index for index, letter in enumerate(text) if not letter.isspace()]
-    hit = choose(len(places), count_of(severity, len(places)), generator)
-    actions = generator.integers(0, 4, len(places))
-    letters = generator.integers(0, 26, len(places))
+    positions = [index for index, letter in enumerate(text) if not letter.isspace()]
+    hit = choose(len(positions), count_of(severity, len(positions)), generator)
+    actions = generator.integers(0, 4, len(positions))
+    letters = generator.integers(0, 26, len(positions))
     result = list(text)
-    for index, chosen, action, number in zip(places, hit, actions, letters, strict=True):
+    for index, chosen, action, number in zip(positions, hit, actions, letters, strict=True):
         if not chosen:
             continue
         old = result[index]
         new = string.ascii_lowercase[number]
         if new == old:
             new = string.ascii_lowercase[(number + 1) % 26]
-        # Half of the hits are wrong letters, the rest lost and doubled ones.
+        # Half of the hits are wrong letters, the others lost or doubled ones.
         result[index] = (new, new, "", old + old)[action]
     return "".join(result)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextCorruption:
-    """Corrupt one text, by a named kind and a severity: the share of what is hit, in [0, 1].
+    """Corrupt one text, by a named kind and a severity: the share that is damaged, in [0, 1].
 
     - `mask`: words are replaced by `mask_token` (section 4.1);
     - `characters`: characters are replaced, lost or doubled;
     - `mojibake`: words are read in the wrong encoding: UTF-8 as Windows-1252, ASCII as UTF-16;
-    - `truncate`: characters are cut off at the end; at least one stays.
+    - `truncate`: the end of the text is cut off; at least one character stays.
 
-    Words are what white space separates; white space itself is kept. Their number, or that of
-    the characters, is the nearest to the share and at least one. A text without words comes back
-    as it is.
+    White space separates words and is kept. The number of damaged words or characters is rounded
+    to the nearest, and is at least one. A text without words is returned unchanged.
 
     Args:
-        kind: What is done to the text.
+        kind: The damage.
         severity: A number, or a pair (low, high) from which each sample draws uniformly.
-        mask_token: What replaces a masked word: your tokenizer's mask token.
+        mask_token: The word that replaces a masked word: your tokenizer's mask token.
 
     Raises:
-        ValueError: If `kind` is unknown or `severity` is no share.
-        TypeError: If the input is no string.
+        ValueError: If `kind` is unknown or `severity` is not in [0, 1].
+        TypeError: If the input is not a string.
 
     Example:
         >>> from robustfusion.disruption import TextCorruption, sample_generator

@@ -1,8 +1,8 @@
-"""Rows of the data under a disruption, ready for the model: each input read once if it can be.
+"""The inputs of a model under each disruption, each input read and encoded once where possible.
 
-Two roads lead from the data to the model. Features that the data hold, or that the model's own
-encoders make, are few enough to keep: each input of a modality is read and encoded once, and every
-condition is put together from these rows. For any other model the data make every condition anew.
+Cached features, and the features that a model's own encoders make, are small enough to keep: every
+condition is then put together from them. For any other model the data are asked for every
+condition, because inputs such as padded tokens cannot be put together from different batches.
 """
 
 import hashlib
@@ -15,124 +15,155 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustfusion._tree import leaves, map_tensors
-from robustfusion.disruption import Condition, Disruption
+from robustfusion.disruption import CachedFeatures, Disruption
 from robustfusion.disruption.cached import take_rows
 from robustfusion.disruption.protocol import Setting
-from robustfusion.evaluation.data import CachedFeatures, EvaluationData, Rows
+from robustfusion.evaluation.data import EvaluationData, Rows
 
-# What is done to a modality of a row.
-INTACT, CORRUPTED, DISCARDED, PARTIAL = range(4)
+# The states that a disruption can put an input into.
+INTACT, CORRUPTED, MISSING, PARTIAL = range(4)
 States: TypeAlias = NDArray[np.int8]  # (N, M)
 Part: TypeAlias = tuple[Rows, dict[str, Any], dict[str, Tensor]]  # rows, inputs, available
 
-CHECKED_ROWS = 4  # given alone too: a mixing of rows shows in any, and few cost little
+CHECKED_ROWS = 4  # rows that are also evaluated by themselves: any of them shows a dependence
 
 
-def check_alone(alone: Tensor, together: Tensor) -> None:
-    """Raise unless the first rows come out as they did among all."""
-    together = together[: len(alone)]
-    # Kernels of another batch size differ in the last digits; rows that mix, in the first.
+def check_by_themselves(few: Tensor, all_rows: Tensor, model: nn.Module) -> None:
+    """Raise unless a few rows give the same result by themselves as in their batch."""
+    together = all_rows[: len(few)]
+    # Kernels for another batch size differ in the last digits, dependent rows in the first.
     scale = float(together.abs().max().nan_to_num())
-    if not bool(torch.isclose(alone, together, 1e-3, 1e-3 * scale, equal_nan=True).all()):
-        raise ValueError(
-            "the model's answers for a row depend on the other rows of its batch, or on chance: "
-            "pass reuse=False to evaluate every condition in full"
-        )
+    if bool(torch.isclose(few, together, 1e-3, 1e-3 * scale, equal_nan=True).all()):
+        return
+    training = parts_in_training_mode(model)
+    advice = f"put {', '.join(training)} into evaluation mode: eval() did not reach it. If"
+    raise ValueError(
+        "the model's answers for a sample depend on the other samples of its batch, or on chance: "
+        f"is a part still in training mode? {advice if training else 'None was found. If'} "
+        "the model is meant to be so, pass batch_size=1, which evaluates each sample by itself"
+    )
 
 
-class Source:
-    """Gives rows to a model, and keeps the features of each distinct input where it can.
+def parts_in_training_mode(model: nn.Module) -> list[str]:
+    """Return the names of the parts that are in training mode after ``model.eval()``.
 
-    These lie by modality and by what was done to the input.
+    These are modules that refuse it, and modules in an attribute that is a list or a mapping.
     """
+    names = [name for name, part in model.named_modules() if part.training and name]
+    for prefix, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            pairs: Any = value.items() if isinstance(value, Mapping) else []
+            pairs = enumerate(value) if isinstance(value, list | tuple) else pairs
+            for key, part in pairs if attribute != "_modules" else []:
+                if isinstance(part, nn.Module) and part.training:
+                    names.append(f"{prefix}.{attribute}[{key!r}]".removeprefix("."))
+    return names
 
-    def __init__(
-        self, model: nn.Module, data: EvaluationData, batch_size: int, *, reuse: bool
-    ) -> None:
+
+def corrupts_one(condition: Disruption) -> bool:
+    """Return whether a condition corrupts one named modality, and nothing else."""
+    return condition.setting == "C" and isinstance(condition.modality, str)
+
+
+class InputSource:
+    """Gives inputs to a model, and keeps the features of each distinct input where it can."""
+
+    def __init__(self, model: nn.Module, data: EvaluationData, batch_size: int) -> None:
         self.model, self.data, self.batch_size = model, data, batch_size
-        encodes = callable(getattr(model, "encode", None)) and hasattr(model, "head")
-        self.kept = reuse and (encodes or isinstance(data, CachedFeatures))
-        self.encode: Any = getattr(model, "encode", None) if self.kept else None
-        # What takes the rows: the head alone, where there are encoders.
-        self.call: Any = model if self.encode is None else model.head
+        has_encoders = callable(getattr(model, "encode", None)) and hasattr(model, "head")
+        self.encode: Any = getattr(model, "encode", None) if has_encoders else None
+        is_plain = isinstance(data, CachedFeatures) and all(
+            isinstance(values, Tensor) for values in data.features.values()
+        )
+        self.keeps = has_encoders or is_plain
+        # The inputs that are given out go to the head where the features are encoded already.
+        self.call: Any = model.head if has_encoders else model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.observed: NDArray[np.bool_] = np.ones((len(data.ids), len(data.modalities)), bool)
         self.labels: NDArray[np.int64] = np.zeros(len(data.ids), np.int64)
-        self.features: dict[tuple[str, int], Tensor] = {}
-        self.have: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        # Features (N, ..., D), and which rows of them are known, by modality and state.
+        self._features: dict[tuple[str, int], Tensor] = {}
+        self._known: dict[tuple[str, int], NDArray[np.bool_]] = {}
         self._hashes: dict[tuple[str, int], Any] = {}
+        self._is_first_seed = True
 
     def intact(self) -> Iterator[Part]:
-        """All rows undisrupted; labels and what was observed are known afterwards."""
-        names = self.data.modalities
-        nothing = Disruption(names, disruption_rate=0.0)
-        everything = np.arange(len(self.data.ids))
-        for rows, inputs, available in self._batches(nothing, everything, labeled=True):
-            for column, name in enumerate(names):
-                there = available[name].cpu().numpy()
-                self.observed[rows, column] = there
+        """Yield all rows undisrupted, and note their labels and what was observed."""
+        clean = Disruption(self.data.modalities, strategy="clean")
+        parts = self._read_intact(clean, np.arange(len(self.data.ids)))
+        if not self.keeps:
+            yield from parts
+            return
+        rows = np.concatenate([rows for rows, *_ in parts])
+        yield from self.disrupted(clean, np.full(self.observed.shape, INTACT, np.int8), rows)
+
+    def _read_intact(self, clean: Disruption, every_row: Rows) -> Iterator[Part]:
+        for rows, inputs, available in self._batches(clean, every_row, are_labels_new=True):
+            for column, name in enumerate(self.data.modalities):
+                seen = available[name].cpu().numpy()
+                self.observed[rows, column] = seen
                 self._hash(name, inputs[name])
-                if self.kept:
-                    self._store(rows, name, INTACT, inputs[name], there)
-            if self.kept:
-                inputs, available = self._assembled(
-                    rows, np.zeros((len(rows), len(names)), np.int8)
-                )
+                if self.keeps:
+                    self._store(rows, name, INTACT, inputs[name], seen)
             yield rows, inputs, available
 
-    def prepare(self, seed: int, states: Mapping[Condition, States], *, first: bool) -> None:
-        """Get ready for a seed: read every row once that some condition corrupts, to keep it."""
-        names, self.first = self.data.modalities, first
-        if not self.kept:
+    def prepare(self, seed: int, states: Mapping[Disruption, States], *, first: bool) -> None:
+        """Read and encode every input once that some condition of the seed corrupts."""
+        names, self._is_first_seed = self.data.modalities, first
+        if not self.keeps:
             return
         if self.data.fresh_corruption:
-            for key in [key for key in self.have if key[1] != INTACT]:
-                del self.have[key], self.features[key]
-        fixed = {
-            c.modality: s == CORRUPTED
-            for c, s in states.items()
-            if first and c.strategy == "fixed" and c.setting == "C"
+            for key in [key for key in self._known if key[1] != INTACT]:
+                del self._known[key], self._features[key]
+        hashed = {
+            condition.modality: table == CORRUPTED
+            for condition, table in states.items()
+            if first and corrupts_one(condition)
         }
         kinds: tuple[tuple[int, Setting], ...] = ((CORRUPTED, "C"), (PARTIAL, "P"))
         for state, setting in kinds:
             needed = np.logical_or.reduce([table == state for table in states.values()])
             for column, name in enumerate(names):
-                needed[:, column] &= ~self.have.get((name, state), np.False_)
+                needed[:, column] &= ~self._known.get((name, state), np.False_)
             rows = np.flatnonzero(needed.any(1))
             if not len(rows):
                 continue
-            rates = dict(zip(names, needed.any(0).astype(float).tolist(), strict=True))
-            made = Disruption(
-                names, setting, strategy="independent", disruption_rate=rates, seed=seed
+            whole = Disruption(
+                names,
+                setting=setting,
+                strategy="independent",
+                rate=tuple(needed.any(0).astype(float).tolist()),
+                seed=seed,
             )
-            for at, inputs, _ in self._batches(made, rows):
+            for part, inputs, _ in self._batches(whole, rows):
                 for column, name in enumerate(names):
-                    if state == CORRUPTED and name in fixed:
-                        self._hash(name, inputs[name], fixed[name][at, column])
-                    self._store(at, name, state, inputs[name], needed[at, column])
+                    if state == CORRUPTED and name in hashed:
+                        self._hash(name, inputs[name], hashed[name][part, column])
+                    self._store(part, name, state, inputs[name], needed[part, column])
 
     def disrupted(self, disruption: Disruption, states: States, rows: Rows) -> Iterator[Part]:
-        """Some rows under a disruption."""
-        if self.kept:
+        """Yield some rows under a disruption, which puts all rows into these states."""
+        if self.keeps:
             for start in range(0, len(rows), self.batch_size):
-                at = rows[start : start + self.batch_size]
-                yield at, *self._assembled(at, states[at])
+                part = rows[start : start + self.batch_size]
+                yield part, *self._assembled(part, states[part])
             return
-        hashed = self.first and disruption.strategy == "fixed" and disruption.setting == "C"
-        for at, inputs, available in self._batches(disruption, rows):
-            for column, name in enumerate(self.data.modalities if hashed else ()):
-                self._hash(name, inputs[name], states[at, column] == CORRUPTED)
-            yield at, inputs, available
+        is_hashed = self._is_first_seed and corrupts_one(disruption)
+        for part, inputs, available in self._batches(disruption, rows):
+            for column, name in enumerate(self.data.modalities):
+                if is_hashed:
+                    self._hash(name, inputs[name], states[part, column] == CORRUPTED)
+            yield part, inputs, available
 
     def digest(self) -> str:
-        """Of the values of each modality, intact and corrupted, in the order they came in."""
-        whole = b"".join(found.digest() for _, found in sorted(self._hashes.items()))
+        """Return a digest of the inputs, intact and corrupted, in the order they came in."""
+        whole = b"".join(digest.digest() for _, digest in sorted(self._hashes.items()))
         return hashlib.blake2b(whole, digest_size=16).hexdigest()
 
     def _batches(
-        self, disruption: Disruption, rows: Rows, *, labeled: bool = False
+        self, disruption: Disruption, rows: Rows, are_labels_new: bool = False
     ) -> Iterator[Part]:
-        """The batches of the data on the model's device, with the rows they hold."""
+        """Yield the batches of the data on the model's device, with the rows they hold."""
         start = 0
         for batch in self.data.batches(disruption, rows, self.batch_size):
             available = {m: mask.to(self.device) for m, mask in batch["available"].items()}
@@ -141,66 +172,67 @@ class Source:
                 for name, value in batch["inputs"].items()
             }
             count = len(next(iter(available.values())))
-            at, start = rows[start : start + count], start + count
+            part, start = rows[start : start + count], start + count
             if start > len(rows):
                 break
-            if labeled:
-                self.labels[at] = torch.as_tensor(batch["label"]).cpu().numpy()
-            yield at, inputs, available
+            if are_labels_new:
+                self.labels[part] = torch.as_tensor(batch["label"]).cpu().numpy()
+            yield part, inputs, available
         if start != len(rows):
             raise ValueError(f"data must give {len(rows)} rows, as many as asked for, got {start}")
 
     def _hash(self, name: str, value: Any, chosen: NDArray[np.bool_] | None = None) -> None:
-        """Take in some rows of a modality, each leaf in a digest of its own."""
+        """Add some rows of a modality to its digests, one for each leaf of a nested input."""
         if chosen is not None:
             if not chosen.any():
                 return
             value = take_rows(value, torch.from_numpy(chosen).nonzero()[:, 0])
-        for place, leaf in enumerate(leaves(value)):
+        for index, leaf in enumerate(leaves(value)):
             new = hashlib.blake2b(digest_size=16)
-            _hash_leaf(self._hashes.setdefault((name, place), new), leaf)
+            _hash_leaf(self._hashes.setdefault((name, index), new), leaf)
 
     def _store(
         self, rows: Rows, name: str, state: int, value: Any, wanted: NDArray[np.bool_]
     ) -> None:
-        """Encode the wanted rows, which are there, and no others."""
+        """Encode and keep the wanted rows; they are available, others may be placeholders."""
         picked = torch.from_numpy(wanted).nonzero()[:, 0]
         if not len(picked):
             return
         key, raw = (name, state), take_rows(value, picked)
         values = self._encoded(name, raw)
-        if key not in self.features:
+        if key not in self._features:
             if self.encode is not None and state == INTACT and len(picked) > 1:
                 few = torch.arange(min(CHECKED_ROWS, len(picked) - 1))
-                check_alone(self._encoded(name, take_rows(raw, few)), values)
-            self.features[key] = values.new_zeros((len(self.data.ids), *values.shape[1:]))
-            self.have[key] = np.zeros(len(self.data.ids), np.bool_)
-        self.features[key][torch.from_numpy(rows[wanted]).to(values.device)] = values
-        self.have[key][rows[wanted]] = True
+                check_by_themselves(self._encoded(name, take_rows(raw, few)), values, self.model)
+            self._features[key] = values.new_zeros((len(self.data.ids), *values.shape[1:]))
+            self._known[key] = np.zeros(len(self.data.ids), np.bool_)
+        self._features[key][torch.from_numpy(rows[wanted]).to(values.device)] = values
+        self._known[key][rows[wanted]] = True
 
     def _encoded(self, name: str, value: Any) -> Any:
         if self.encode is None:
             return value
-        there = torch.ones(len(next(leaves(value))), dtype=torch.bool, device=self.device)
-        return self.encode({name: value}, {name: there})[0][name]
+        mask = torch.ones(len(next(leaves(value))), dtype=torch.bool, device=self.device)
+        return self.encode({name: value}, {name: mask})[0][name]
 
     def _assembled(
         self, rows: Rows, states: States
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the features of some rows in their states, zero where missing, and the masks."""
         inputs, available = {}, {}
         for column, name in enumerate(self.data.modalities):
-            there = self.observed[rows, column] & (states[:, column] != DISCARDED)
-            stored = {k: v for (m, k), v in self.features.items() if m == name}
-            if not stored:
-                raise ValueError(f"{name} was observed in no row before row {rows[-1]}")
-            some = next(iter(stored.values()))
-            made = some.new_zeros((len(rows), *some.shape[1:]))
-            for state, values in stored.items():
-                at = np.flatnonzero(there & (states[:, column] == state))
-                where = torch.from_numpy(rows[at]).to(values.device)
-                made[torch.from_numpy(at).to(values.device)] = values[where]
-            inputs[name] = made
-            available[name] = torch.from_numpy(there).to(made.device)
+            mask = self.observed[rows, column] & (states[:, column] != MISSING)
+            tables = {state: x for (m, state), x in self._features.items() if m == name}
+            if not tables:
+                raise ValueError(f"data must hold {name} in some row, got it in none")
+            first = next(iter(tables.values()))
+            features = first.new_zeros((len(rows), *first.shape[1:]))
+            for state, table in tables.items():
+                target = np.flatnonzero(mask & (states[:, column] == state))
+                origin = torch.from_numpy(rows[target]).to(table.device)
+                features[torch.from_numpy(target).to(table.device)] = table[origin]
+            inputs[name] = features
+            available[name] = torch.from_numpy(mask).to(features.device)
         return inputs, available
 
 

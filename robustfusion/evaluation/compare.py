@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robustfusion._markdown import table
 from robustfusion.evaluation import statistics as stats
-from robustfusion.evaluation._tables import p_text, percent, table
+from robustfusion.evaluation._tables import p_text, percent
 from robustfusion.evaluation.report import RobustnessReport
 from robustfusion.evaluation.statistics import UNKNOWN, Estimate
 
 WHY_THEY_DIFFER = (
-    "The interval is of the mean difference in that one condition. The McNemar test asks in each "
-    "run whether the samples that one model alone gets right are balanced; several runs count "
-    "twice the median of their p, and Holm's correction makes them stricter by the number of "
-    "conditions. So an interval without 0 can stand beside a Holm p above 0.05: that difference "
-    "is suggested, not shown."
+    "The interval is that of the mean difference in one condition. The McNemar test asks in each "
+    "run whether the samples that only one model predicts correctly are balanced; the p of "
+    "several runs is twice their median, and Holm's correction accounts for the number of "
+    "conditions. So an interval can exclude 0 while the Holm p is above 0.05: such a difference "
+    "is suggested, not established."
 )
 
 
@@ -29,8 +30,9 @@ class Difference(NamedTuple):
         mcnemar_p: Exact McNemar test; over several runs twice the median of their p-values.
         holm_p: ``mcnemar_p`` adjusted for the number of conditions.
         permutation_p: Sign-flip test over the samples, each averaged over its runs first.
-        discordant: Samples only the first, and only the second, model gets right, run by run:
-            disruption seeds of the first training seed, then of the second.
+        discordant: How many samples only the first, and only the second, model predicts
+            correctly, in each run: all disruption seeds of the first training seed, then of the
+            second.
     """
 
     accuracy: tuple[float, float]
@@ -45,14 +47,14 @@ class Comparison(NamedTuple):
     """Two models, condition by condition; see :func:`compare`.
 
     Args:
-        names: Of the two models.
-        runs: Training seeds a side.
+        names: Names of the two models.
+        runs: Training seeds of each model.
         cells: The differences by condition key.
         titles: Condition titles by key.
         overall: Mean difference over all disrupted conditions, with its interval; NaN where
             nothing was disrupted.
         overall_p: Its sign-flip p-value.
-        remarks: What is wrong with one of the two, so that beating it says nothing.
+        warnings: What is wrong with one of the two, so that the comparison is worthless.
     """
 
     names: tuple[str, str]
@@ -61,12 +63,12 @@ class Comparison(NamedTuple):
     titles: dict[str, str]
     overall: Estimate
     overall_p: float
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def to_markdown(self) -> str:
-        """A table with a line for each condition."""
+        """Return a table with a line for each condition."""
         first, second = self.names
-        seeds = f", {self.runs} training seeds a side" if self.runs > 1 else ""
+        seeds = f", {self.runs} training seeds each" if self.runs > 1 else ""
         head = ["condition", first, second, "difference", "McNemar p", "Holm p", "permutation p"]
         body = [
             [
@@ -86,7 +88,7 @@ class Comparison(NamedTuple):
         if not math.isnan(self.overall.value):
             overall, p = percent(self.overall, "+.1f"), p_text(self.overall_p)
             lines.append(f"Mean over the disrupted conditions: {overall}, permutation p {p}.\n")
-        lines += [f"**{remark}**\n" for remark in self.remarks]
+        lines += [f"**{warning}**\n" for warning in self.warnings]
         return "\n".join([*lines, WHY_THEY_DIFFER]) + "\n"
 
 
@@ -104,12 +106,12 @@ def compare(
     Args:
         ours: The report of one model, or of the same model trained under several seeds.
         theirs: The same of the other model, with as many training seeds, in the same order.
-        same_inputs: Also demand that both models were given the same values; False compares
-            models with features of their own of the same samples.
-        level: Of the intervals.
+        same_inputs: Also demand that both models received the same values; with False models with
+            different features of the same samples are compared.
+        level: Level of the intervals.
         replicates: Bootstrap replicates; 0 for no intervals. A replicate draws samples, disruption
             seeds and training seeds anew, the same ones for every condition.
-        seed: Of the bootstrap and of the permutations.
+        seed: Seed of the bootstrap and of the permutations.
 
     Returns:
         The comparison; differences are ours minus theirs.
@@ -119,9 +121,9 @@ def compare(
 
     Example:
         >>> import torch
-        >>> from robustfusion.disruption import robustness_grid
-        >>> from robustfusion.evaluation import CachedFeatures, compare, robustness_report
-        >>> class Image(torch.nn.Module):  # believes one modality
+        >>> from robustfusion.disruption import CachedFeatures, robustness_grid
+        >>> from robustfusion.evaluation import compare, robustness_report
+        >>> class Image(torch.nn.Module):  # uses one modality only
         ...     def forward(self, features, available):
         ...         return features["image"]
         >>> class Text(torch.nn.Module):
@@ -152,9 +154,9 @@ def compare(
     for other in (*left[1:], *right):
         _check_comparable(left[0], other, same_inputs)
     gaps, accuracies, discordant, tests = {}, {}, {}, []
-    for cells in zip(*(report.measured for report in (*left, *right)), strict=True):
-        key = cells[0].condition.key
-        hits = np.stack([cell.predictions == left[0].labels for cell in cells])
+    for key in left[0].answers:
+        answers = [report.answers[key] for report in (*left, *right)]
+        hits = np.stack([x.predictions == left[0].labels for x in answers])
         a, b = hits[: len(left)], hits[len(left) :]  # (T, S, N)
         gaps[key] = a.astype(np.float32) - b.astype(np.float32)
         accuracies[key] = float(a.mean()), float(b.mean())
@@ -178,10 +180,10 @@ def compare(
             key: Difference(accuracies[key], gap[key], p, q, p_values[key], discordant[key])
             for key, p, q in zip(gaps, tests, adjusted, strict=True)
         },
-        titles={cell.condition.key: cell.condition.title for cell in left[0].measured},
+        titles={key: answers.condition.title for key, answers in left[0].answers.items()},
         overall=gap.get("overall", UNKNOWN),
         overall_p=p_values.get("overall", math.nan),
-        remarks=tuple(dict.fromkeys(remark for r in (*left, *right) for remark in r.remarks)),
+        warnings=tuple(dict.fromkeys(text for r in (*left, *right) for text in r.warnings)),
     )
 
 
@@ -195,7 +197,10 @@ def _check_comparable(
             f"reports of {names} are of different data: other samples, labels or order "
             f"({ours.samples[:8]} and {theirs.samples[:8]})"
         )
-    conditions = [[(c.condition, c.seeds) for c in r.measured] for r in (first, second)]
+    conditions = [
+        [(key, answers.seeds) for key, answers in report.answers.items()]
+        for report in (first, second)
+    ]
     if conditions[0] != conditions[1] or ours.disruptions != theirs.disruptions:
         raise ValueError(
             f"reports of {names} are of different disruptions: run both over the same conditions "

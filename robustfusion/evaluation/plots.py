@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from robustfusion._figures import COLORS, legend, panels
 from robustfusion._optional import optional
 from robustfusion.evaluation.report import RobustnessReport
-from robustfusion.evaluation.results import Quality, Recovered, rate_curve
+from robustfusion.evaluation.results import Answers, Quality, Recovered, rate_curve
 from robustfusion.evaluation.statistics import risk_coverage
 
 Embedding = Literal["pca", "tsne"]
@@ -29,25 +29,25 @@ def plot_report(
     """Draw the rate curves, accuracy over coverage, the qualities and the recovered features.
 
     Args:
-        report: what to draw.
-        directory: where to write; made if it does not exist.
-        formats: file endings that matplotlib knows: "png", "svg", "pdf".
-        embedding: of the recovered features in the plane: "pca" or "tsne" (scikit-learn).
+        report: The report.
+        directory: Folder for the files, which is created if needed.
+        formats: File endings that matplotlib knows: "png", "svg", "pdf".
+        embedding: Embedding of the recovered features: "pca" or "tsne" (scikit-learn).
 
     Returns:
-        the files written. A figure without data (no quality scores, nothing recovered) is left
+        The files written. A figure without data (no quality scores, nothing recovered) is left
         out.
 
     Raises:
-        ImportError: without matplotlib, or scikit-learn for "tsne";
+        ImportError: Without matplotlib, or scikit-learn for "tsne";
             `pip install "robustfusion[report]"`.
 
     Example:
         >>> import tempfile
         >>> import torch
         >>> from robustfusion.baselines import ConcatenationHead
-        >>> from robustfusion.evaluation import CachedFeatures, plot_report, robustness_report
-        >>> from robustfusion.disruption import robustness_grid
+        >>> from robustfusion.disruption import CachedFeatures, robustness_grid
+        >>> from robustfusion.evaluation import plot_report, robustness_report
         >>> features = {"image": torch.randn(12, 3), "text": torch.randn(12, 2)}
         >>> data = CachedFeatures(features, torch.arange(12) % 2)
         >>> head = ConcatenationHead({"image": 3, "text": 2}, num_classes=2)
@@ -76,20 +76,20 @@ def plot_report(
 
 
 def plot_rate_curves(reports: Sequence[RobustnessReport], path: str | Path) -> Path:
-    """Accuracy against the disruption rate of several models, as Figure 5 of arXiv:2511.18751.
+    """Draw accuracy against the disruption rate, as Figure 5 of arXiv:2511.18751.
 
-    For one model :func:`plot_report` draws it; see the example there.
+    For one model :func:`plot_report` draws it, too; see the example there.
 
     Args:
-        reports: of the same samples.
-        path: the file to write; its ending says the format.
+        reports: Reports of several models on the same samples.
+        path: The file to write; its ending is the format.
 
     Returns:
-        the path.
+        The path.
 
     Raises:
-        ValueError: if there is no report, one has no rate curve, or the samples differ.
-        ImportError: without matplotlib; `pip install "robustfusion[report]"`.
+        ValueError: If there is no report, one has no rate curve, or the samples differ.
+        ImportError: Without matplotlib; `pip install "robustfusion[report]"`.
     """
     if not reports or not all(report.area for report in reports):
         raise ValueError("reports must be one or more, each with modality-random conditions")
@@ -102,10 +102,15 @@ def plot_rate_curves(reports: Sequence[RobustnessReport], path: str | Path) -> P
 def _rate_curves(reports: Sequence[RobustnessReport]) -> Any:
     settings = list(reports[0].area)
     figure, axes = panels(len(settings), 3.6, 3.2)
-    titles = {"C": "corrupted (C)", "D": "discarded (D)", "C+D": "either (C+D)", "P": "part (P)"}
+    titles = {
+        "C": "corrupted (C)",
+        "D": "missing (D)",
+        "C+D": "either (C+D)",
+        "P": "a part missing (P)",
+    }
     for panel, setting in zip(axes, settings, strict=True):
         for index, report in enumerate(reports):
-            points = rate_curve([cell.condition for cell in report.measured], setting)
+            points = rate_curve([a.condition for a in report.answers.values()], setting)
             rates = [rate for rate, _ in points]
             scores = np.asarray([report[key].accuracy for _, key in points]) * 100
             color = COLORS[index % len(COLORS)]
@@ -120,27 +125,28 @@ def _rate_curves(reports: Sequence[RobustnessReport]) -> Any:
     for panel in axes:
         panel.set_ylim(min(lows), max(highs))
         panel.set_xlim(-0.03, max(rates) + 0.03)
-    made = reports[0].intervals
-    level = f", {100 * made.level:g} % interval" if made.replicates else ""
+    options = reports[0].intervals
+    level = f", {100 * options.level:g} % interval" if options.replicates else ""
     axes[0].set_ylabel(f"accuracy (%){level}")
     legend(figure, axes[0], 5)
     return figure
 
 
 def _coverage(report: RobustnessReport) -> Any:
-    """Accuracy among the most confident samples: a panel for each disrupted modality."""
-    shown: dict[str, list[Any]] = {}
-    for cell in report.cells.values():
-        if cell.condition.modality is not None:
-            shown.setdefault(cell.condition.modality, []).append(cell)
-    shown = shown or {"clean": []}
-    figure, axes = panels(len(shown), 3.6, 3.2)
-    for panel, (name, cells) in zip(axes, shown.items(), strict=True):
-        for color, cell in zip(COLORS, [report["clean"], *cells], strict=False):
-            coverage, risk = risk_coverage(cell.predictions == report.labels, cell.confidence)
-            at = coverage >= 0.05  # among a handful of samples accuracy says nothing
-            label = cell.condition.setting or "clean"
-            panel.plot(100 * coverage[at], 100 * (1 - risk[at]), color=color, label=label)
+    """Draw accuracy among the most confident samples, a panel for each disrupted modality."""
+    by_target: dict[str, list[Answers]] = {}
+    for answers in report.answers.values():
+        if answers.condition.strategy == "fixed":
+            by_target.setdefault(answers.condition.where, []).append(answers)
+    by_target = by_target or {"clean": []}
+    figure, axes = panels(len(by_target), 3.6, 3.2)
+    for panel, (name, several) in zip(axes, by_target.items(), strict=True):
+        for color, answers in zip(COLORS, [report.answers["clean"], *several], strict=False):
+            is_right = answers.predictions == report.labels
+            coverage, risk = risk_coverage(is_right, answers.confidence)
+            enough = coverage >= 0.05  # the accuracy of fewer samples is mostly noise
+            label = answers.condition.setting or "clean"
+            panel.plot(100 * coverage[enough], 100 * (1 - risk[enough]), color=color, label=label)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("coverage: most confident samples (%)")
         panel.axhline(100 * report.majority.accuracy, **_MAJORITY)
@@ -152,14 +158,14 @@ def _coverage(report: RobustnessReport) -> Any:
 def _quality_histograms(scored: Mapping[str, Quality]) -> Any:
     figure, axes = panels(len(scored), 3.8, 3.2)
     for panel, (name, quality) in zip(axes, scored.items(), strict=True):
-        kept = [x[np.isfinite(x)] for x in (quality.clean, quality.corrupted)]
-        both = np.concatenate(kept)
+        finite = [x[np.isfinite(x)] for x in (quality.clean, quality.corrupted)]
+        both = np.concatenate(finite)
         if len(both):
-            # A few very low values would press everything else into one bar.
+            # A few very low values would squeeze all others into one bar.
             low, high = np.quantile(both, 0.01), both.max()
-            # Thirty bars: the eye tells no more apart in a panel.
+            # More than thirty bars are not distinguishable in a panel.
             edges = np.linspace(low, high, 31) if high > low else np.linspace(low - 1, low + 1, 31)
-        for values, color, label in zip(kept, COLORS, ("clean", "corrupted"), strict=False):
+        for values, color, label in zip(finite, COLORS, ("clean", "corrupted"), strict=False):
             if len(values):
                 heights, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
                 heights = 100 * heights / len(values)
@@ -179,7 +185,7 @@ def _recovered_features(report: RobustnessReport, embedding: Embedding) -> Any:
     for panel, ((target, source), points) in zip(axes, report.recovered.items(), strict=True):
         flat = _embedded(points, embedding)
         for values, color, marker, label in (
-            (flat[: len(points.true)], COLORS[0], "o", "real"),
+            (flat[: len(points.true)], COLORS[0], "o", "true"),
             (flat[len(points.true) :], COLORS[1], "^", "recovered"),
         ):
             style = {"marker": marker, "alpha": 0.6, "linewidths": 0, "s": 12}
@@ -195,11 +201,11 @@ def _recovered_features(report: RobustnessReport, embedding: Embedding) -> Any:
 
 
 def _embedded(points: Recovered, embedding: Embedding) -> NDArray[np.float32]:
-    """Two coordinates of the real and, below them, of the recovered features."""
+    """Return two coordinates of the true features and, below them, of the recovered ones."""
     joint = np.concatenate([points.true, points.recovered])
     if embedding == "pca":
         return np.pad(joint, ((0, 0), (0, 1)))[:, :2] if joint.shape[1] < 2 else joint[:, :2]
     tsne = optional("sklearn.manifold", 'embedding="tsne" needs scikit-learn', "report").TSNE
-    perplexity = min(30.0, (len(joint) - 1) / 3)  # scikit-learn's own, of few points less
-    made = tsne(perplexity=perplexity, init="pca", random_state=0)
-    return np.asarray(made.fit_transform(joint))
+    perplexity = min(30.0, (len(joint) - 1) / 3)  # scikit-learn's default, less for few points
+    model = tsne(perplexity=perplexity, init="pca", random_state=0)
+    return np.asarray(model.fit_transform(joint))

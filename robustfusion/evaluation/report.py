@@ -1,15 +1,11 @@
-"""The report: what a model said over the conditions, and the scores made from it."""
+"""The report: the answers of a model under all conditions as scores, tables and files."""
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustfusion._validation import check_between
-from robustfusion.disruption import Condition
+from robustfusion.disruption import Disruption
 from robustfusion.evaluation import _tables, results
-from robustfusion.evaluation import statistics as stats
+from robustfusion.evaluation._warnings import warnings_about
+from robustfusion.evaluation.measurements import Measurements
 from robustfusion.evaluation.results import (
-    Cell,
+    Answers,
     Fingerprint,
     Intervals,
-    Majority,
     Quality,
     Recovered,
+    Scores,
 )
-from robustfusion.evaluation.statistics import Estimate, FloatArray
 
 FORMAT = 2
 _NAMES = ("modalities", "class_names", "candidates", "seeds")
@@ -36,58 +32,54 @@ _QUALITY = ("clean", "corrupted")
 
 
 @dataclass(frozen=True, eq=False)
-class RobustnessReport:
-    """How a model does over the conditions, with intervals and per-sample results.
+class RobustnessReport(Measurements):
+    """The scores of a model under all conditions, with intervals and per-sample results.
 
-    Made by :func:`robustness_report`, where the example is, or read back with `load`. A score is
-    the mean over the disruption seeds; its interval comes from a bootstrap over the samples, with
-    the same draws for every score and report of the same data. Scores are made when asked for.
+    :func:`robustness_report` makes it, see the example there; `load` reads a saved one. A score is
+    the mean over the disruption seeds. Its interval comes from a bootstrap over the samples, with
+    the same draws for every score and every report of the same data. Scores are computed when they
+    are first asked for.
 
     Args:
-        name: Of the model.
-        modalities: Their names, M.
-        class_names: C.
+        name: Name of the model.
+        modalities: Names of the M modalities.
+        class_names: Names of the C classes.
         candidates: Names of the K fusion candidates, in the order of ``weights``.
         labels: True classes, int16 (N,).
         seeds: The disruption seeds.
-        fingerprint: Of the data and the disruptions.
-        measured: The conditions, clean first, without scores.
-        scored: The quality scores by modality, without theirs.
+        fingerprint: Digests of the data and the disruptions.
+        answers: The answers by condition key, clean first.
+        log_quality: The quality scores by modality, without their AUROC; see `quality`.
         recovered: True and recovered features by ``(target, source)``, for the plot.
         intervals: How the scores are made; see `with_intervals`.
-        record: Whatever the caller wants kept: command, commit, machine; see `named`.
+        record: Facts to keep with the report, such as command, commit and machine; see `named`.
 
     Reference:
         Table 1 and Figure 5 of https://arxiv.org/abs/2511.18751.
     """
 
-    name: str
-    modalities: tuple[str, ...]
-    class_names: tuple[str, ...]
-    candidates: tuple[str, ...]
-    labels: NDArray[np.int16]
-    seeds: tuple[int, ...]
-    fingerprint: Fingerprint
-    measured: tuple[Cell, ...]
-    scored: Mapping[str, Quality] = field(default_factory=dict)
-    recovered: Mapping[tuple[str, str], Recovered] = field(default_factory=dict)
-    intervals: Intervals = field(default_factory=Intervals)
-    record: Mapping[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, key: str) -> Cell:
-        """The cell of a condition: "clean", "fixed/image/C", "random/0.4/C+D"."""
+    def __getitem__(self, key: str) -> Scores:
+        """Return the scores of a condition: "clean", "fixed/image/C", "random/0.4/C+D"."""
         try:
-            return self.cells[key]
+            return self.scores[key]
         except KeyError:
-            raise KeyError(f"no condition {key!r}; there are {', '.join(self.cells)}") from None
+            raise KeyError(f"no condition {key!r}; there are {', '.join(self.answers)}") from None
 
     def __repr__(self) -> str:
-        n, s = len(self.labels), len(self.seeds)
-        cells = len(self.measured)
-        return f"RobustnessReport({self.name!r}, samples={n}, seeds={s}, cells={cells})"
+        n, s, c = len(self.labels), len(self.seeds), len(self.answers)
+        return f"RobustnessReport({self.name!r}, samples={n}, seeds={s}, conditions={c})"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what makes the scores worthless; empty if nothing looks wrong."""
+        return tuple(warnings_about(self))
 
     def named(self, name: str, **record: Any) -> "RobustnessReport":
-        """The same under a name for tables and figures, with a record of what JSON can hold."""
+        """Return the report under a name for tables and figures, with more facts to keep.
+
+        Raises:
+            ValueError: If ``record`` holds what JSON cannot.
+        """
         try:
             json.dumps(record, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -102,13 +94,13 @@ class RobustnessReport:
         seed: int = 0,
         alarm_rate: float = 0.05,
     ) -> "RobustnessReport":
-        """The same measurements, summarized in another way.
+        """Return the same measurements with other intervals.
 
         Args:
-            level: Of the confidence intervals.
+            level: Level of the confidence intervals.
             replicates: Bootstrap replicates; 0 for no intervals, which is quick.
-            seed: Of the bootstrap.
-            alarm_rate: A row whose p-value is at most this raises an alarm.
+            seed: Seed of the bootstrap.
+            alarm_rate: A sample whose p-value is at most this raises an alarm.
 
         Raises:
             ValueError: If an argument is out of its range.
@@ -121,130 +113,27 @@ class RobustnessReport:
         options = Intervals(level, replicates, seed, alarm_rate)
         return dataclasses.replace(self, intervals=options)
 
-    @cached_property
-    def _replicates(self) -> dict[Any, FloatArray]:
-        """Every score by (condition or modality, name): the value, then its replicates."""
-        true, made = self.labels.astype(np.int64), self.intervals
-        parts: dict[Any, list[FloatArray]] = {}
-        once = np.ones((1, len(true)), dtype=np.float32)
-        drawn = stats.bootstrap_weights(len(true), made.replicates, made.seed)
-        for weights in chain([once], drawn):
-            for cell in self.measured:
-                by = len(self.class_names), weights, made.alarm_rate
-                for name, values in results.cell_scores(cell, true, *by).items():
-                    parts.setdefault((cell.condition.key, name), []).append(values)
-            for name, quality in self.scored.items():
-                parts.setdefault((name, "auroc"), []).append(results.aurocs(quality, weights))
-        return {key: np.concatenate(values) for key, values in parts.items()}
-
-    def _interval(self, values: FloatArray) -> Estimate:
-        return stats.estimate(values[0], values[1:], self.intervals.level)
-
-    @cached_property
-    def cells(self) -> dict[str, Cell]:
-        """The conditions by key, clean first."""
-        cells, found = {}, self._replicates
-        for cell in self.measured:
-            key, right = cell.condition.key, cell.predictions == self.labels
-            alarms = {
-                name: self._interval(found[key, f"alarm {column}"])
-                for column, name in enumerate(self.modalities)
-                if (key, f"alarm {column}") in found
-            }
-            by_seed = right.mean(1)
-            scores: dict[str, Any] = {
-                name: self._interval(found[key, name]) for name in results.SCORES
-            }
-            cells[key] = dataclasses.replace(
-                cell,
-                **scores,
-                drop=self._interval(found["clean", "accuracy"] - found[key, "accuracy"]),
-                alarms={name: rate for name, rate in alarms.items() if not np.isnan(rate.value)},
-                aurc=float(stats.risk_coverage(right, cell.confidence)[1].mean()),
-                spread=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan"),
-            )
-        return cells
-
-    @cached_property
-    def quality(self) -> dict[str, Quality]:
-        """The quality scores by modality; empty for a model without them."""
-        return {
-            name: quality._replace(
-                auroc=self._interval(self._replicates[name, "auroc"]),
-                class_means={
-                    class_name: results.mean_qualities(quality, self.labels == index)
-                    for index, class_name in enumerate(self.class_names)
-                },
-            )
-            for name, quality in self.scored.items()
-        }
-
-    @cached_property
-    def area(self) -> dict[str, Estimate]:
-        """Area under the rate curve by setting: mean accuracy over the rates, clean at rate 0."""
-        conditions, areas = [cell.condition for cell in self.measured], {}
-        for setting in dict.fromkeys(c.setting for c in conditions if c.strategy == "random"):
-            points = results.rate_curve(conditions, str(setting))
-            values = np.stack([self._replicates[key, "accuracy"] for _, key in points])
-            # The trapezoids, divided by the range of the rates.
-            steps = np.diff(np.asarray([rate for rate, _ in points]))
-            mean = (values[:-1] + values[1:]).T @ steps / (2 * steps.sum())
-            areas[str(setting)] = self._interval(mean)
-        return areas
-
-    @cached_property
-    def corruption_premium(self) -> dict[str, Estimate]:
-        """Accuracy discarded minus accuracy corrupted; above zero: corruption fools the model.
-
-        By modality ("image"), and by rate ("random 0.4").
-        """
-        found = self._replicates
-        pairs = [(c.condition, c.condition._replace(setting="C").key) for c in self.measured]
-        return {
-            c.place: self._interval(found[c.key, "accuracy"] - found[twin, "accuracy"])
-            for c, twin in pairs
-            if c.setting == "D" and (twin, "accuracy") in found
-        }
-
-    @cached_property
-    def majority(self) -> Majority:
-        """The line to beat: always answering with the most frequent class."""
-        classes = len(self.class_names)
-        winner = int(np.bincount(self.labels, minlength=classes).argmax())
-        guess = np.full((1, len(self.labels)), winner)
-        scores = stats.classification_scores(self.labels, guess, classes)
-        return Majority(self.class_names[winner], *(float(s[0, 0]) for s in scores))
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What makes the scores worthless, in plain words; empty if nothing looks wrong."""
-        return tuple(_tables.remarks(self))
-
     def to_rows(self) -> list[dict[str, str | float]]:
-        """The scores in long form: one dictionary for each condition and metric."""
+        """Return the scores in long form: one dictionary for each condition and metric."""
         return list(_tables.long_rows(self))
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """The rows of `to_rows` as CSV, also written to `path` where given."""
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, _tables.COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.to_rows())
-        return _written(stream.getvalue(), path)
+        """Return the rows of `to_rows` as CSV, and write them to `path` if there is one."""
+        return _tables.written(_tables.csv_text(self.to_rows(), _tables.COLUMNS), path)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
-        """The report for a reader, also written to `path` where given."""
-        return _written(_tables.markdown(self), path)
+        """Return the report for a reader, and write it to `path` if there is one."""
+        return _tables.written(_tables.markdown(self, self.warnings), path)
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the scores as JSON and, beside it, the per-sample results as npz.
+        """Write the scores as JSON and the per-sample results as npz, which `load` reads.
 
         Args:
             path: Without an ending, or with ``.json``: "runs/report" makes ``report.json`` and
                 ``report.npz``.
 
         Returns:
-            the files written; `load` reads them.
+            The files written.
         """
         arrays = {"labels": self.labels}
         for where, (record, names) in self._parts().items():
@@ -257,12 +146,9 @@ class RobustnessReport:
             "intervals": self.intervals._asdict(),
             "fingerprint": self.fingerprint._asdict(),
             "arrays": _digest(arrays),
-            "remarks": self.remarks,
-            "conditions": [
-                {**c.condition._asdict(), "seeds": c.seeds, "weights": c.weights}
-                for c in self.measured
-            ],
-            "quality": list(self.scored),
+            "warnings": self.warnings,
+            "conditions": [_entry(answers) for answers in self.answers.values()],
+            "quality": list(self.log_quality),
             "recovered": list(self.recovered),
             "scores": self.to_rows(),
         }
@@ -272,18 +158,23 @@ class RobustnessReport:
         return [text, packed]
 
     def _parts(self) -> dict[str, tuple[Any, Sequence[str]]]:
-        """The records that hold arrays, and the names of these, by their place in the npz."""
-        cells = {f"cell {k}": (cell, results.CELL) for k, cell in enumerate(self.measured)}
-        scored = {f"quality {name}": (q, _QUALITY) for name, q in self.scored.items()}
+        """Return the objects that hold arrays, and the names of these, by their prefix in npz."""
+        answers = enumerate(self.answers.values())
+        quality = {f"quality {name}": (q, _QUALITY) for name, q in self.log_quality.items()}
         points = enumerate(self.recovered.values())
-        return {**cells, **scored, **{f"recovered {k}": (r, Recovered._fields) for k, r in points}}
+        return {
+            **{f"cell {k}": (a, results.ARRAYS) for k, a in answers},
+            **quality,
+            **{f"recovered {k}": (r, Recovered._fields) for k, r in points},
+        }
 
     @classmethod
     def load(cls, path: str | Path) -> "RobustnessReport":
-        """The report that `save` wrote; its scores are made anew from the per-sample results.
+        """Read a report that `save` wrote; its scores are computed from the per-sample results.
 
         Raises:
-            ValueError: If it is not a report, of another format, or the two files are not of one.
+            ValueError: If it is no report, of another format, or the two files do not belong
+                together.
         """
         text, packed = _paths(path)
         document = json.loads(text.read_text(encoding="utf-8"))
@@ -294,7 +185,7 @@ class RobustnessReport:
                 f"{text} has report format {document['format']}, expected {FORMAT}: measure anew"
             )
         try:
-            # Opened here, because numpy leaves a file open that is no zip.
+            # Opened by hand, because numpy leaves a file open that is not a zip.
             with packed.open("rb") as stream, np.load(stream) as file:
                 arrays = {key: file[key] for key in file.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -305,33 +196,49 @@ class RobustnessReport:
         def part(where: str, names: Sequence[str]) -> dict[str, Any]:
             return {name: arrays[f"{where} {name}"] for name in names}
 
-        cells = []
-        for place, entry in enumerate(document["conditions"]):
-            seeds, weights, rate = (entry.pop(name) for name in ("seeds", "weights", "rate"))
-            cells.append(
-                Cell(
-                    Condition(**entry, rate=tuple(rate) if isinstance(rate, list) else rate),
-                    tuple(seeds),
-                    weights=None if weights is None else tuple(weights),
-                    **part(f"cell {place}", results.CELL),
-                )
+        answers = {}
+        for index, entry in enumerate(document["conditions"]):
+            condition = _condition(entry, tuple(document["modalities"]))
+            weights = entry["weights"]
+            answers[condition.key] = Answers(
+                condition,
+                tuple(entry["seeds"]),
+                weights=None if weights is None else tuple(weights),
+                **part(f"cell {index}", results.ARRAYS),
             )
-        scored = {m: Quality(**part(f"quality {m}", _QUALITY)) for m in document["quality"]}
+        quality = {m: Quality(**part(f"quality {m}", _QUALITY)) for m in document["quality"]}
         recovered = {
-            (target, source): Recovered(**part(f"recovered {place}", Recovered._fields))
-            for place, (target, source) in enumerate(document["recovered"])
+            (target, source): Recovered(**part(f"recovered {index}", Recovered._fields))
+            for index, (target, source) in enumerate(document["recovered"])
         }
         return cls(
             name=document["name"],
             **{name: tuple(document[name]) for name in _NAMES},
             labels=arrays["labels"],
             fingerprint=Fingerprint(**document["fingerprint"]),
-            measured=tuple(cells),
-            scored=scored,
+            answers=answers,
+            log_quality=quality,
             recovered=recovered,
             intervals=Intervals(**document["intervals"]),
             record=document["record"],
         )
+
+
+def _entry(answers: Answers) -> dict[str, Any]:
+    names = ("strategy", "setting", "modality", "rate")
+    entry = {name: getattr(answers.condition, name) for name in names}
+    return {**entry, "seeds": answers.seeds, "weights": answers.weights}
+
+
+def _condition(entry: Mapping[str, Any], modalities: tuple[str, ...]) -> Disruption:
+    rate, modality = entry["rate"], entry["modality"]
+    return Disruption(
+        modalities,
+        setting=entry["setting"],
+        strategy=entry["strategy"],
+        modality=tuple(modality) if isinstance(modality, list) else modality,
+        rate=tuple(rate) if isinstance(rate, list) else rate,
+    )
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -344,9 +251,3 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 def _paths(path: str | Path) -> tuple[Path, Path]:
     stem = str(path).removesuffix(".json")
     return Path(f"{stem}.json"), Path(f"{stem}.npz")
-
-
-def _written(text: str, path: str | Path | None) -> str:
-    if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
-    return text

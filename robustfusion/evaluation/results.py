@@ -1,56 +1,39 @@
-"""What a report holds, condition by condition, and the scores made from it."""
+"""The results of one condition: answers sample by sample, and the scores made from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustfusion.disruption import Condition
+from robustfusion.disruption import Disruption
 from robustfusion.evaluation import statistics as stats
 from robustfusion.evaluation.statistics import UNKNOWN, Estimate, FloatArray, Weights
 
-CELL = ("predictions", "confidence", "log_likelihood", "p_values", "counts")
-SCORES = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
+ARRAYS = ("predictions", "confidence", "log_likelihood", "p_values", "counts")
+BOOTSTRAPPED = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """One condition: what the model said sample by sample, and the scores made from it.
+class Answers:
+    """The answers of a model under one condition, sample by sample.
 
-    A score is the mean over the S disruption seeds, with its bootstrap interval.
+    ``report.answers[key]`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
 
     Args:
-        condition: Which one.
-        seeds: The disruption seeds; the first alone where seeds do not matter.
+        condition: The condition.
+        seeds: The S disruption seeds; only the first where seeds do not matter.
         predictions: Classes, int16 (S, N); -1 where the logits were not finite.
         confidence: Probability of the predicted class, float16 (S, N).
         log_likelihood: Log-probability of the true class, float16 (S, N).
-        p_values: Of each modality, float16 (S, N, M); NaN where not available, or none were given.
-        counts: Rows corrupted and rows discarded, int64 (S, M, 2), as realized.
+        p_values: P-values of each modality, float16 (S, N, M); NaN where it was not available or
+            the model has none.
+        counts: How many inputs were corrupted and how many missing, int64 (S, M, 2).
         weights: Mean fusion weight of each candidate, or None for a model without weights.
-        accuracy: Share of right predictions.
-        macro_f1: Mean F1 of the classes.
-        weighted_f1: Mean F1 of the classes, weighted by their size.
-        drop: Accuracy when clean minus accuracy here.
-        ece: Expected calibration error, 15 bins.
-        nll: Negative log-likelihood: mean of minus ``log_likelihood``.
-        alarms: By modality, the share of its rows with a p-value of at most the report's
-            ``alarm_rate``; empty for a model without p-values.
-        aurc: Area under the risk-coverage curve: error among the most confident share of the
-            samples, mean over all shares.
-        spread: Standard deviation of the accuracy over the seeds; NaN for one seed.
-
-    ``report[key]`` of a :class:`~robustfusion.evaluation.RobustnessReport`; see the example there.
-
-    Reference:
-        Calibration error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Area
-        under the risk-coverage curve: Geifman et al., "Bias-Reduced Uncertainty Estimation for
-        Deep Neural Classifiers", ICLR 2019.
     """
 
-    condition: Condition
+    condition: Disruption
     seeds: tuple[int, ...]
     predictions: NDArray[np.int16]
     confidence: NDArray[np.float16]
@@ -58,28 +41,57 @@ class Cell:
     p_values: NDArray[np.float16]
     counts: NDArray[np.int64]
     weights: tuple[float, ...] | None
-    accuracy: Estimate = UNKNOWN
-    macro_f1: Estimate = UNKNOWN
-    weighted_f1: Estimate = UNKNOWN
-    drop: Estimate = UNKNOWN
-    ece: Estimate = UNKNOWN
-    nll: Estimate = UNKNOWN
-    alarms: Mapping[str, Estimate] = field(default_factory=dict)
-    aurc: float = float("nan")
-    spread: float = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of a model under one condition: means over the seeds, with intervals.
+
+    ``report[key]`` of a :class:`~robustfusion.evaluation.RobustnessReport`; see the example there.
+
+    Args:
+        condition: The condition.
+        accuracy: Share of right predictions.
+        macro_f1: Mean F1 of the classes.
+        weighted_f1: Mean F1 of the classes, weighted by their size.
+        drop: Accuracy when clean minus accuracy under this condition.
+        ece: Expected calibration error, 15 bins.
+        nll: Negative log-likelihood: mean of minus the log-probability of the true class.
+        alarms: By modality, the share of its samples with a p-value of at most the report's
+            ``alarm_rate``; empty for a model without p-values.
+        aurc: Area under the risk-coverage curve: error among the most confident share of the
+            samples, mean over all shares.
+        seed_std: Standard deviation of the accuracy over the seeds; NaN for one seed.
+
+    Reference:
+        Calibration error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Area
+        under the risk-coverage curve: Geifman et al., "Bias-Reduced Uncertainty Estimation for
+        Deep Neural Classifiers", ICLR 2019.
+    """
+
+    condition: Disruption
+    accuracy: Estimate
+    macro_f1: Estimate
+    weighted_f1: Estimate
+    ece: Estimate
+    nll: Estimate
+    drop: Estimate
+    alarms: Mapping[str, Estimate]
+    aurc: float
+    seed_std: float
 
 
 class Quality(NamedTuple):
-    """How well the quality score of one modality tells clean from corrupted.
+    """The quality scores of one modality: do they separate clean from corrupted inputs?
+
+    ``report.quality[modality]`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
 
     Args:
         clean: Log-quality of each sample, (N,); NaN where the modality was not observed.
-        corrupted: The same with the modality corrupted throughout, (S, N).
+        corrupted: The same with the modality corrupted in every sample, (S, N).
         auroc: Probability that a clean sample scores above a corrupted one; 0.5 is chance.
-        class_means: Mean score of each class, ``{class: (clean, corrupted)}``. Clean
-            means far apart say that the score judges the class, not the quality.
-
-    ``report.quality[modality]`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
+        class_means: Mean score of each class, ``{class: (clean, corrupted)}``. If the clean means
+            are far apart, the score depends on the class and not only on the quality.
     """
 
     clean: NDArray[np.float32]
@@ -89,11 +101,11 @@ class Quality(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """True and recovered features of one direction on their common principal axes.
+    """True features of one modality and those recovered from another, on common axes.
 
     Args:
-        true: Coordinates (n, p) of the target's own features.
-        recovered: Coordinates (n, p) of what was recovered from the source.
+        true: Coordinates (n, p) of the target's own features on their principal axes.
+        recovered: Coordinates (n, p) of the features recovered from the source.
         explained: Share of the variance on each axis, (p,).
         labels: Classes of the n samples.
     """
@@ -105,7 +117,7 @@ class Recovered(NamedTuple):
 
 
 class Majority(NamedTuple):
-    """The scores of always answering with the most frequent class.
+    """The scores of always predicting the most frequent class.
 
     ``report.majority`` of a :class:`~robustfusion.evaluation.RobustnessReport`.
     """
@@ -117,12 +129,12 @@ class Majority(NamedTuple):
 
 
 class Fingerprint(NamedTuple):
-    """Digests that say whether two reports may be compared.
+    """Digests that show whether two reports may be compared.
 
     Args:
-        samples: Of the ids and the labels, in their order.
-        disruptions: Of which row is disrupted how, in every condition and seed.
-        inputs: Of the values the model was given.
+        samples: Digest of the ids and the labels, in their order.
+        disruptions: Digest of which input is disrupted how, in every condition and seed.
+        inputs: Digest of the values that the model received.
     """
 
     samples: str
@@ -131,7 +143,7 @@ class Fingerprint(NamedTuple):
 
 
 class Intervals(NamedTuple):
-    """How scores are made: level of the intervals, bootstrap, rate of the alarms."""
+    """Options of the scores: level of the intervals, bootstrap, rate of the alarms."""
 
     level: float = 0.95
     replicates: int = 1000
@@ -139,47 +151,48 @@ class Intervals(NamedTuple):
     alarm_rate: float = 0.05
 
 
-def rate_curve(conditions: Sequence[Condition], setting: str) -> list[tuple[float, str]]:
-    """The points ``(rate, key)`` of a modality-random curve, clean at rate 0, ascending."""
+def rate_curve(conditions: Sequence[Disruption], setting: str) -> list[tuple[float, str]]:
+    """Return the points ``(rate, key)`` of a modality-random curve, clean at rate 0, ascending."""
     return sorted(
         (c.rate, c.key)
         for c in conditions
         if c.strategy in ("clean", "random")
         and c.setting in (None, setting)
-        and not isinstance(c.rate, tuple)
+        and isinstance(c.rate, int | float)
     )
 
 
-def cell_scores(
-    cell: Cell, labels: NDArray[np.int64], classes: int, weights: Weights, alarm_rate: float
+def bootstrapped_scores(
+    answers: Answers, labels: NDArray[np.int64], classes: int, weights: Weights, alarm_rate: float
 ) -> dict[str, FloatArray]:
-    """Every score of a cell, (R,), under bootstrap weights (R, N): means over the seeds."""
-    right = cell.predictions == labels
-    ece = stats.calibration_error(right, cell.confidence.astype(np.float64), weights=weights)
-    nll = stats.weighted_mean(-cell.log_likelihood.astype(np.float32), weights)
-    f1 = stats.classification_scores(labels, cell.predictions, classes, weights)
-    made = dict(zip(SCORES, (*f1, ece, nll), strict=True))
-    for column in np.flatnonzero(~np.isnan(cell.p_values).all((0, 1))):
-        p = cell.p_values[..., column].astype(np.float32)
+    """Return every score (R,) under bootstrap weights (R, N), each a mean over the seeds."""
+    is_right = answers.predictions == labels
+    confidence = answers.confidence.astype(np.float64)
+    ece = stats.calibration_error(is_right, confidence, weights=weights)
+    nll = stats.weighted_mean(-answers.log_likelihood.astype(np.float32), weights)
+    f1 = stats.classification_scores(labels, answers.predictions, classes, weights)
+    scores = dict(zip(BOOTSTRAPPED, (*f1, ece, nll), strict=True))
+    for column in np.flatnonzero(~np.isnan(answers.p_values).all((0, 1))):
+        p = answers.p_values[..., column].astype(np.float32)
         alarm = (p <= alarm_rate).astype(np.float32)
-        made[f"alarm {column}"] = stats.weighted_mean(alarm, weights, ~np.isnan(p))
-    return {name: values.mean(1) for name, values in made.items()}
+        scores[f"alarm {column}"] = stats.weighted_mean(alarm, weights, ~np.isnan(p))
+    return {name: values.mean(1) for name, values in scores.items()}
 
 
-def aurocs(scored: Quality, weights: Weights) -> FloatArray:
-    """The AUROC, (R,), over the rows whose modality was observed: mean over the seeds."""
-    seen = ~np.isnan(scored.clean)
-    clean = scored.clean[seen].astype(np.float64)
+def aurocs(quality: Quality, weights: Weights) -> FloatArray:
+    """Return the AUROC (R,) over the samples with the modality, a mean over the seeds."""
+    seen = ~np.isnan(quality.clean)
+    clean = quality.clean[seen].astype(np.float64)
     columns = [
         stats.separation_auroc(clean, corrupted[seen].astype(np.float64), weights[:, seen])
-        for corrupted in scored.corrupted
+        for corrupted in quality.corrupted
     ]
     return np.asarray(np.mean(columns, axis=0)) if columns else np.full(len(weights), np.nan)
 
 
-def mean_qualities(scored: Quality, rows: NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean finite score of some rows, clean and corrupted."""
-    rows = rows & ~np.isnan(scored.clean)
-    kept = [x[np.isfinite(x)] for x in (scored.clean[rows], scored.corrupted[:, rows])]
-    clean, corrupted = (x.mean(dtype=np.float64) if x.size else np.nan for x in kept)
+def mean_qualities(quality: Quality, rows: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the mean finite score of some samples, clean and corrupted."""
+    rows = rows & ~np.isnan(quality.clean)
+    finite = [x[np.isfinite(x)] for x in (quality.clean[rows], quality.corrupted[:, rows])]
+    clean, corrupted = (x.mean(dtype=np.float64) if x.size else np.nan for x in finite)
     return float(clean), float(corrupted)

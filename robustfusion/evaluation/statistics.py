@@ -1,8 +1,8 @@
 """Scores over per-sample results, their bootstrap intervals and paired tests.
 
 Predictions are `(S, N)`: S disruption seeds of the same N samples. `weights` `(R, N)` say how
-often each sample counts in each of R bootstrap replicates; scores are then `(R, S)`. A bootstrap
-resamples the samples, never the seeds times the samples: the rows of one stand or fall together.
+often each sample counts in each of R bootstrap replicates; scores are then `(R, S)`. The bootstrap
+draws whole samples, with all their seeds, because the answers under different seeds depend.
 """
 
 import math
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
-class Scores(NamedTuple):
+class ClassScores(NamedTuple):
     """Accuracy, macro and weighted F1, each `(R, S)`."""
 
     accuracy: FloatArray
@@ -47,16 +47,16 @@ class Scores(NamedTuple):
 
 
 def _blocks(total: int, size: int) -> Iterator[int]:
-    """Numbers of rows, at most `total` together, whose arrays of `size` columns fit in memory."""
+    """Split `total` rows of `size` columns into blocks that fit in memory; yield their lengths."""
     block = max(1, _BLOCK_ELEMENTS // max(size, 1))
     return (min(block, total - start) for start in range(0, total, block))
 
 
 def bootstrap_weights(size: int, replicates: int, seed: int) -> Iterator[Weights]:
-    """Weights `(r, size)` of the replicates, in blocks whose r sum to `replicates`.
+    """Yield weights `(r, size)` of the replicates, in blocks whose r sum to `replicates`.
 
-    The draws depend on the arguments alone, so that two models, or two conditions, share them:
-    differences are paired.
+    The draws depend on the arguments alone, so two models, or two conditions, share them, and
+    their differences are paired.
     """
     generator = np.random.default_rng(seed)
     for rows in _blocks(replicates, size):
@@ -68,12 +68,12 @@ def bootstrap_weights(size: int, replicates: int, seed: int) -> Iterator[Weights
 def bootstrap_means(
     values: Mapping[str, NDArray[np.float32]], replicates: int, seed: int
 ) -> dict[str, FloatArray]:
-    """Bootstrap means `(replicates,)` of each `(T, S, N)`, from one resampling for all of them.
+    """Return bootstrap means `(replicates,)` of each `(T, S, N)`, from one resampling for all.
 
-    Training seeds T, disruption seeds S and samples N are drawn anew. Where the disruption seed
-    does not matter S is 1.
+    Training seeds T, disruption seeds S and samples N are drawn with replacement. S is 1 where
+    the disruption seed does not matter.
     """
-    found: dict[str, list[FloatArray]] = {key: [np.empty(0)] for key in values}
+    replicate_means: dict[str, list[FloatArray]] = {key: [np.empty(0)] for key in values}
     runs, _, samples = next(iter(values.values())).shape
     sizes = [runs, *sorted({part.shape[1] for part in values.values()} - {1})]
     generator = np.random.default_rng([seed, 1])
@@ -85,8 +85,8 @@ def bootstrap_means(
         for key, part in values.items():
             means = (weights @ part.reshape(-1, samples).T).reshape(-1, *part.shape[:2]) / samples
             over_seeds = np.einsum("rts,rs->rt", means, shares[part.shape[1]])
-            found[key].append(np.einsum("rt,rt->r", over_seeds, over_runs))
-    return {key: np.concatenate(parts) for key, parts in found.items()}
+            replicate_means[key].append(np.einsum("rt,rt->r", over_seeds, over_runs))
+    return {key: np.concatenate(parts) for key, parts in replicate_means.items()}
 
 
 def _one_hot(classes: IntArray, num_classes: int) -> Weights:
@@ -94,10 +94,10 @@ def _one_hot(classes: IntArray, num_classes: int) -> Weights:
 
 
 def _counted(weights: Weights, columns: NDArray[np.float32]) -> FloatArray:
-    """`(R, N)` weights times `(S, N, K)` columns: sums `(R, S, K)`."""
+    """Return the sums `(R, S, K)` of columns `(S, N, K)` under weights `(R, N)`."""
     seeds, rows, width = columns.shape
     flat = columns.transpose(1, 0, 2).reshape(rows, seeds * width)
-    # torch's product: numpy's own threads ignore the limit that the caller has set.
+    # The product is torch's, because numpy's ignores the caller's limit on threads.
     sums = torch.from_numpy(weights) @ torch.from_numpy(flat)
     return np.asarray(sums.double().numpy().reshape(len(weights), seeds, width))
 
@@ -108,22 +108,22 @@ def _once(size: int) -> Weights:
 
 def classification_scores(
     labels: IntArray, predictions: IntArray, num_classes: int, weights: Weights | None = None
-) -> Scores:
-    """Accuracy, macro and weighted F1 of predictions `(S, N)` of true classes `(N,)`.
+) -> ClassScores:
+    """Return accuracy, macro and weighted F1 of predictions `(S, N)` of true classes `(N,)`.
 
     A class that is neither present nor predicted has no F1 and is left out of the macro mean, as
-    scikit-learn and torchmetrics do. A prediction outside `0 .. C-1` (a row whose logits were not
-    finite) counts as wrong and as no class.
+    in scikit-learn and torchmetrics. A prediction outside `0 .. C-1` (a sample whose logits were
+    not finite) counts as wrong and as no class.
     """
     weights = _once(len(labels)) if weights is None else weights
     true, guess = _one_hot(labels, num_classes), _one_hot(predictions, num_classes)
-    # One product for all seeds: it reads the weights, the largest array by far, once.
+    # One product for all seeds reads the weights, by far the largest array, only once.
     support = _counted(weights, true[None])
     hits = _counted(weights, true * guess)
     claimed = support + _counted(weights, guess)
     total = support.sum(-1)
     f1 = np.divide(2 * hits, claimed, out=np.zeros_like(hits), where=claimed > 0)
-    return Scores(
+    return ClassScores(
         accuracy=hits.sum(-1) / total,
         macro_f1=f1.sum(-1) / (claimed > 0).sum(-1),
         weighted_f1=(f1 * support).sum(-1) / total,
@@ -136,9 +136,10 @@ def calibration_error(
     bins: int = 15,  # as many as Guo et al., 2017
     weights: Weights | None = None,
 ) -> FloatArray:
-    """Expected calibration error: mean gap of confidence and accuracy over equal-width bins.
+    """Return the expected calibration error `(R, S)`, over bins of equal width.
 
-    Both are `(S, N)`; bins are open on the left and closed on the right.
+    Both arguments are `(S, N)`; bins are open on the left and closed on the right. The error is
+    the mean gap between confidence and accuracy.
     """
     weights = _once(correct.shape[1]) if weights is None else weights
     column = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
@@ -150,7 +151,7 @@ def calibration_error(
 def weighted_mean(
     values: NDArray[np.float32], weights: Weights, counted: NDArray[np.bool_] | None = None
 ) -> FloatArray:
-    """Mean of values `(S, N)` over those `counted`, or all; NaN where nothing counts."""
+    """Return the mean of values `(S, N)`, of all or those `counted`; NaN where none counts."""
     total = weights.sum(-1, dtype=np.float64)[:, None]
     if counted is not None:
         values = np.where(counted, values, np.float32(0))
@@ -163,18 +164,18 @@ def weighted_mean(
 def risk_coverage(
     correct: NDArray[np.bool_], confidence: NDArray[np.floating]
 ) -> tuple[FloatArray, FloatArray]:
-    """The risk-coverage curve: shares of the samples `(N,)`, and the error among these `(N,)`.
+    """Return the risk-coverage curve: shares of the samples `(N,)` and the error among these.
 
-    The most confident samples come first; those of equal confidence have no order, and each of
-    them counts with their mean. The error is the mean over the seeds; its mean is the area under
-    the curve.
+    The most confident samples come first. Samples of equal confidence have no order, so each
+    counts with the mean error of all of them. The error `(N,)` is the mean over the seeds; its
+    mean is the area under the curve.
     """
     size = correct.shape[1]
     risk = np.zeros(size)
-    for right, sure in zip(correct, confidence, strict=True):
-        order = np.argsort(-sure, kind="stable")
-        _, group = np.unique(-sure[order], return_inverse=True)
-        mean = np.bincount(group, ~right[order]) / np.bincount(group)
+    for is_right, score in zip(correct, confidence, strict=True):
+        order = np.argsort(-score, kind="stable")
+        _, group = np.unique(-score[order], return_inverse=True)
+        mean = np.bincount(group, ~is_right[order]) / np.bincount(group)
         risk += np.cumsum(mean[group]) / np.arange(1, size + 1)
     return np.arange(1, size + 1) / size, risk / len(correct)
 
@@ -182,17 +183,17 @@ def risk_coverage(
 def separation_auroc(
     higher: FloatArray, lower: FloatArray, weights: Weights | None = None
 ) -> FloatArray:
-    """Probability `(R,)` that a score of `higher` exceeds one of `lower`, ties counting half.
+    """Return the probability `(R,)` that a score of `higher` exceeds one of `lower`.
 
-    Both are `(N,)`, scores of the same samples when clean and when corrupted. -inf is a score; NaN
-    among them, or no sample, gives NaN.
+    Ties count half. Both are `(N,)`, scores of the same samples when clean and when corrupted.
+    -inf is a score; with NaN among them, or without samples, the result is NaN.
     """
     weights = _once(len(higher)) if weights is None else weights
     if not len(higher) or np.isnan(higher).any() or np.isnan(lower).any():
         return np.full(len(weights), np.nan)
     order = np.argsort(lower, kind="stable")
     below, upto = (np.searchsorted(lower[order], higher, side=s) for s in ("left", "right"))
-    # Samples first: a row is then the same step for all replicates, and lies in one piece.
+    # With samples first, the cumulative sum runs over contiguous rows.
     drawn = np.ascontiguousarray(weights.T)
     cumulative = np.zeros((len(lower) + 1, len(weights)), dtype=np.float32)
     np.cumsum(drawn[order], axis=0, out=cumulative[1:])
@@ -203,7 +204,7 @@ def separation_auroc(
 
 
 def estimate(value: float, replicates: FloatArray, level: float) -> Estimate:
-    """The value with the percentile interval of its bootstrap replicates."""
+    """Return the value with the percentile interval of its bootstrap replicates."""
     if not len(replicates) or not np.isfinite(replicates).all():
         return Estimate(float(value), math.nan, math.nan)
     tail = (1 - level) / 2
@@ -212,13 +213,13 @@ def estimate(value: float, replicates: FloatArray, level: float) -> Estimate:
 
 
 def sign_flip_p_values(differences: FloatArray, flips: int = 10_000, seed: int = 0) -> FloatArray:
-    """Two-sided permutation tests of the columns of `(N, K)` for "the mean is zero", `(K,)`.
+    """Return two-sided permutation p-values `(K,)` for "the mean is zero" of columns `(N, K)`.
 
     If two models are alike, the difference of a sample is as likely as its negative. The p-value
-    is the share of random signs, given ones included, under which the mean is as far from zero.
-    With one run a side this is McNemar's test; with several, average each sample over its runs
-    first, so that it counts once. Columns share the signs. With 10,000 flips the standard error
-    of a p-value of 0.05 is 0.002.
+    is the share of random sign flips, the observed signs included, for which the mean is at least
+    as far from zero. With one run of each model this is McNemar's test; with several, average
+    each sample over its runs first, so that it counts once. Columns share the signs. With 10,000
+    flips the standard error of a p-value of 0.05 is 0.002.
 
     Reference:
         Fisher, "The Design of Experiments", 1935; the share counted as by Phipson and Smyth,
@@ -227,18 +228,20 @@ def sign_flip_p_values(differences: FloatArray, flips: int = 10_000, seed: int =
     generator = np.random.default_rng(seed)
     size = len(differences)
     beyond = np.zeros(differences.shape[1])
-    found = np.abs(differences.sum(0)) - 1e-9 * max(size, 1)  # sums in another order are equal
+    # The tolerance makes sums in another order equal.
+    observed = np.abs(differences.sum(0)) - 1e-9 * max(size, 1)
     columns = torch.from_numpy(np.ascontiguousarray(differences, dtype=np.float64))
     for rows in _blocks(flips, size):
         signs = 2.0 * generator.integers(2, size=(rows, size), dtype=np.int8) - 1.0
-        beyond += (np.abs((torch.from_numpy(signs) @ columns).numpy()) >= found).sum(0)
+        beyond += (np.abs((torch.from_numpy(signs) @ columns).numpy()) >= observed).sum(0)
     return np.asarray((beyond + 1) / (flips + 1))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided exact McNemar test: are the samples that one model alone gets right balanced?
+    """Return the p-value of the exact two-sided McNemar test.
 
-    Each of the b + c samples on which exactly one model is right falls on either side with
+    If the models are alike, each of the b + c samples that only one model predicts correctly falls
+    on either side with
     probability ½; the p-value is twice the smaller binomial tail, at most 1.
 
     Reference:
@@ -246,17 +249,18 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
         percentages", Psychometrika 1947.
     """
     total, few = only_first + only_second, min(only_first, only_second)
-    # Integers of any size: exact, where a float binomial coefficient would overflow.
+    # Python integers are exact, where a float binomial coefficient would overflow.
     tail = sum(accumulate(range(1, few + 1), lambda t, k: t * (total - k + 1) // k, initial=1))
     p_value: float = 2 * tail / 2**total
     return min(1.0, p_value)
 
 
 def combine_p_values(p_values: FloatArray) -> float:
-    """One p-value from one test a seed: twice their median, valid however they depend.
+    """Return one p-value from one test for each seed: twice their median.
 
-    The same samples are tested under every seed, so that pooling the counts would count a sample
-    S times. With one seed it is that seed's p-value.
+    It is valid for any dependence between the tests. The same samples are tested under every
+    seed, so pooling the counts would count a sample S times. With one seed it is that seed's
+    p-value.
 
     Reference:
         Rüger, "Das maximale Signifikanzniveau des Tests: Lehne H0 ab, wenn k unter n gegebenen
@@ -268,7 +272,7 @@ def combine_p_values(p_values: FloatArray) -> float:
 
 
 def holm(p_values: FloatArray) -> FloatArray:
-    """Holm's step-down adjustment of several p-values.
+    """Return Holm's step-down adjustment of several p-values.
 
     Reference:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.

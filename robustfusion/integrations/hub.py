@@ -254,6 +254,6 @@ def _results(report: RobustnessReport, dataset: str) -> list[EvalResult]:
             metric_name=metric,
             metric_value=round(score.value, 4),
         )
-        for key, cell in report.cells.items()
+        for key, cell in report.scores.items()
         for metric, score in (("accuracy", cell.accuracy), ("macro_f1", cell.macro_f1))
     ]

@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from robustfusion._optional import import_pillow, is_pillow
 from robustfusion._validation import check_positive
 from robustfusion.datasets.pictures import to_rgb
 from robustfusion.disruption import collate
 from robustfusion.disruption.data import is_there, placeholder
-from robustfusion._optional import import_pillow, is_pillow
 
 Pooling: TypeAlias = Literal["cls", "mean", "pooler", "projection"]
 TOKENIZER = "PreTrainedTokenizerBase"

@@ -110,7 +110,7 @@ def test_late_mean_and_its_loss() -> None:
         "image": torch.tensor([1, 0, 1, 1, 0, 1]).bool(),
     }
     out = head(features, available)
-    text, image = out.unimodal_logits.unbind(1)
+    text, image = out.extras["unimodal_logits"].unbind(1)
     expected = torch.stack(
         [
             (text[0] + image[0]) / 2,

@@ -35,9 +35,9 @@ def test_qmf_weights_are_energies_over_temperature() -> None:
     for row in range(6):
         expected = torch.zeros(3)
         for index, mask in enumerate(available.values()):
-            z = out.unimodal_logits[row, index].detach()
+            z = out.extras["unimodal_logits"][row, index].detach()
             weight = math.log(sum(math.exp(float(v)) for v in z)) / 10 if mask[row] else 0.0
-            assert out.weights[row, index].item() == pytest.approx(weight, abs=1e-6)
+            assert out.extras["weights"][row, index].item() == pytest.approx(weight, abs=1e-6)
             expected = expected + weight * z
         torch.testing.assert_close(out.logits[row].detach(), expected)
 
@@ -45,8 +45,8 @@ def test_qmf_weights_are_energies_over_temperature() -> None:
 def test_qmf_weights_are_detached_but_the_ranking_is_not() -> None:
     features, _, _ = batch()
     out = QMFHead(DIMS, 3)(features)
-    assert not out.weights.requires_grad
-    assert energy_confidence(out.unimodal_logits).requires_grad
+    assert not out.extras["weights"].requires_grad
+    assert energy_confidence(out.extras["unimodal_logits"]).requires_grad
 
 
 def test_qmf_energy_does_not_overflow() -> None:
@@ -65,14 +65,15 @@ def test_ranking_loss_against_a_loop() -> None:
             terms.append(
                 max(0.0, math.copysign(1, gap) * float(confidence[i] - confidence[j]) + abs(gap))
             )
-    got = ranking_loss(confidence, difficulty, valid)
-    assert got.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    expected = sum(terms) / len(terms)
+    columns = [x.unsqueeze(1).expand(8, 2) for x in (confidence, difficulty, valid)]
+    assert ranking_loss(*columns).item() == pytest.approx(2 * expected, rel=1e-5)
 
 
 def test_ranking_loss_is_zero_when_the_easier_row_is_surer_by_the_gap() -> None:
-    difficulty, valid = torch.tensor([0.0, 1.0]), torch.ones(2).bool()
-    assert ranking_loss(torch.tensor([2.0, 0.5]), difficulty, valid) == 0
-    assert ranking_loss(torch.tensor([0.5, 2.0]), difficulty, valid) > 0
+    difficulty, valid = torch.tensor([[0.0], [1.0]]), torch.ones(2, 1).bool()
+    assert ranking_loss(torch.tensor([[2.0], [0.5]]), difficulty, valid) == 0
+    assert ranking_loss(torch.tensor([[0.5], [2.0]]), difficulty, valid) > 0
 
 
 def test_qmf_history_is_the_mean_loss_of_each_sample() -> None:
@@ -87,7 +88,7 @@ def test_qmf_history_is_the_mean_loss_of_each_sample() -> None:
         for row, index in enumerate(indices):
             for m, mask in enumerate(available.values()):
                 if mask[row]:
-                    z = out.unimodal_logits[row, m]
+                    z = out.extras["unimodal_logits"][row, m]
                     sums[index, m] += F.cross_entropy(z, labels[row]).detach()
                     counts[index, m] += 1
     torch.testing.assert_close(head.loss_sum, sums)
@@ -165,19 +166,20 @@ def test_pdf_weights() -> None:
     head = PDFHead(DIMS, 3, dropout=0.0)
     training, evaluation = head(features, available), head.eval()(features, available)
     mask = stacked(available)
-    scores = torch.logit(training.confidence.double()).float()
+    scores = torch.logit(training.extras["confidence"].double()).float()
     belief = co_belief(scores, mask)
-    calibrated = belief * relative_calibration(training.unimodal_logits, mask)
+    calibrated = belief * relative_calibration(training.extras["unimodal_logits"], mask)
     for out, expected in ((training, belief), (evaluation, calibrated)):
         weights = expected.masked_fill(~mask, -torch.inf).softmax(1).nan_to_num()
-        torch.testing.assert_close(out.weights, weights, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(out.extras["weights"], weights, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
-            out.logits, (out.weights[..., None] * out.unimodal_logits).sum(1)
+            out.logits, (out.extras["weights"][..., None] * out.extras["unimodal_logits"]).sum(1)
         )
-        assert not out.weights.requires_grad
+        assert not out.extras["weights"].requires_grad
     alone = mask.sum(1) == 1
     assert alone.any()
-    torch.testing.assert_close(evaluation.weights.amax(1)[alone], torch.ones(int(alone.sum())))
+    largest = evaluation.extras["weights"].amax(1)
+    torch.testing.assert_close(largest[alone], torch.ones(int(alone.sum())))
 
 
 def test_pdf_loss_against_a_loop() -> None:
@@ -186,9 +188,9 @@ def test_pdf_loss_against_a_loop() -> None:
     out = head(features, available)
     expected = F.cross_entropy(out.logits, labels)
     for m, mask in enumerate(available.values()):
-        z, y = out.unimodal_logits[mask, m], labels[mask]
+        z, y = out.extras["unimodal_logits"][mask, m], labels[mask]
         true_probability = z.softmax(1)[torch.arange(len(y)), y].detach()
-        error = (out.confidence[mask, m] - true_probability).abs().mean()
+        error = (out.extras["confidence"][mask, m] - true_probability).abs().mean()
         expected = expected + F.cross_entropy(z, y) + error
     torch.testing.assert_close(head.loss(out, labels), expected)
 
@@ -199,10 +201,11 @@ def test_pdf_loss_against_a_loop() -> None:
 def test_tmc_probability_is_the_mean_of_the_combined_dirichlet() -> None:
     features, available, _ = batch()
     out = TMCHead(DIMS, 3).eval()(features, available)
-    product = (1 + out.view_evidence / 3).where(stacked(available)[..., None], 1.0).prod(1)
+    views = out.extras["view_evidence"]
+    product = (1 + views / 3).where(stacked(available)[..., None], 1.0).prod(1)
     alpha = 3 * (product - 1) + 1
     torch.testing.assert_close(out.logits.softmax(1), alpha / alpha.sum(1, keepdim=True))
-    torch.testing.assert_close(out.uncertainty, 3 / alpha.sum(1))
+    torch.testing.assert_close(out.extras["uncertainty"], 3 / alpha.sum(1))
 
 
 def test_tmc_loss_and_annealing() -> None:
@@ -211,9 +214,9 @@ def test_tmc_loss_and_annealing() -> None:
     out = head(features, available)
     for step in range(1, 7):
         weight = torch.tensor(min(1.0, step / 4))
-        expected = evidential_loss(out.evidence, labels, weight).mean()
+        expected = evidential_loss(out.extras["evidence"], labels, weight).mean()
         for m, mask in enumerate(available.values()):
-            view = evidential_loss(out.view_evidence[mask, m], labels[mask], weight)
+            view = evidential_loss(out.extras["view_evidence"][mask, m], labels[mask], weight)
             expected = expected + view.mean()
         torch.testing.assert_close(head.loss(out, labels), expected)
     assert head.steps == 6
@@ -224,8 +227,8 @@ def test_tmc_loss_and_annealing() -> None:
 def test_etmc_has_one_view_more() -> None:
     features, available, _ = batch()
     out = TMCHead(DIMS, 3, pseudo_view=True).eval()(features, available)
-    assert out.view_evidence.shape == (6, 4, 3)
-    assert torch.equal(out.view_available[:, 3], stacked(available).any(1))
+    assert out.extras["view_evidence"].shape == (6, 4, 3)
+    assert torch.equal(out.extras["view_available"][:, 3], stacked(available).any(1))
 
 
 def test_agreement_makes_dempster_surer_but_not_the_mean() -> None:
@@ -233,8 +236,8 @@ def test_agreement_makes_dempster_surer_but_not_the_mean() -> None:
     features, _, _ = batch()
     for head, surer in ((tmc, True), (ecml, False)):
         out = head(features)
-        least = (3 / (out.view_evidence.sum(-1) + 3)).amin(1)
-        assert ((out.uncertainty < least) == surer).all()
+        least = (3 / (out.extras["view_evidence"].sum(-1) + 3)).amin(1)
+        assert ((out.extras["uncertainty"] < least) == surer).all()
 
 
 def test_conflict_against_a_loop() -> None:
@@ -269,14 +272,14 @@ def test_ecml_loss_against_a_loop() -> None:
     features, available, labels = batch()
     head = ECMLHead(DIMS, 3, annealing_steps=2, conflict_weight=0.7, dropout=0.0)
     out = head(features, available)
-    weight = torch.tensor(0.5)
+    weight, views = torch.tensor(0.5), out.extras["view_evidence"]
     rows = []
     for row in range(6):
         y = labels[row : row + 1]
-        terms = [evidential_loss(out.evidence[row : row + 1], y, weight)]
+        terms = [evidential_loss(out.extras["evidence"][row : row + 1], y, weight)]
         for m, mask in enumerate(available.values()):
             if mask[row]:
-                terms.append(evidential_loss(out.view_evidence[row : row + 1, m], y, weight))
+                terms.append(evidential_loss(views[row : row + 1, m], y, weight))
         rows.append(torch.cat(terms).mean())
-    penalty = 0.7 * conflict(out.view_evidence, stacked(available)).mean()
+    penalty = 0.7 * conflict(views, stacked(available)).mean()
     torch.testing.assert_close(head.loss(out, labels), torch.stack(rows).mean() + penalty)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import robustfusion.datasets.encoding as encoding
 from robustfusion.datasets import MVSA, Encoding, FeatureCache, encode
 from robustfusion.datasets.reading import read_bytes
-from robustfusion.disruption import Disruption, ImageCorruption, TextCorruption
-from robustfusion.evaluation.data import CachedFeatures, RawSamples
+from robustfusion.disruption import CachedFeatures, Disruption, ImageCorruption, TextCorruption
+from robustfusion.evaluation.data import RawSamples
 
 CORRUPTIONS: dict[str, Any] = {"text": TextCorruption(), "image": ImageCorruption()}
 

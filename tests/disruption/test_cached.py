@@ -31,7 +31,7 @@ def test_cached_features_follow_the_plan(
     cache: dict[str, Tensor], setting: Any, rate: float
 ) -> None:
     names = tuple(cache)
-    disruption = Disruption(names, setting=setting, disruption_rate=rate, seed=2)
+    disruption = Disruption(names, setting=setting, rate=rate, seed=2)
     observed = {"text": torch.arange(50) % 7 != 0}
     before = {name: values.clone() for name, values in cache.items()}
     corrupted: Any = {
@@ -84,7 +84,7 @@ def test_independent_draws_of_cached_corruption_are_all_used(cache: dict[str, Te
     assert set(rows.tolist()) == {0.0, 1.0, 2.0}
 
 
-def test_discarded_nan_never_comes_through(cache: dict[str, Tensor]) -> None:
+def test_missing_nan_never_comes_through(cache: dict[str, Tensor]) -> None:
     cache["image"] = torch.full_like(cache["image"], float("nan"))
     disruption = Disruption(tuple(cache), setting="D", strategy="fixed", modality="image")
     out = disrupt_features(disruption, range(50), cache)
@@ -122,7 +122,7 @@ def test_caches_must_be_tensors_of_one_kind(cache: dict[str, Tensor]) -> None:
 
 
 def test_pixels_and_token_ids_are_picked_too() -> None:
-    disruption = Disruption(("image", "text"), disruption_rate=1.0, seed=3)
+    disruption = Disruption(("image", "text"), rate=1.0, seed=3)
     ids = list(range(40))
     clean: dict[str, Any] = {
         "image": torch.ones(40, 3, 4, 4, dtype=torch.uint8),

@@ -57,7 +57,7 @@ def everything(batches: Any) -> dict[str, tuple[bytes, str, bool, bool]]:
 
 
 def test_dataset_collate_order_batch_and_workers_agree() -> None:
-    posts, disruption = Posts(), Disruption(BOTH, disruption_rate=0.8, seed=3)
+    posts, disruption = Posts(), Disruption(BOTH, rate=0.8, seed=3)
     data = DisruptedDataset(posts, disruption, CORRUPTIONS)
     assert posts.reads == 0
     reference = everything([collate([data[i] for i in range(24)])])
@@ -74,7 +74,7 @@ def test_dataset_collate_order_batch_and_workers_agree() -> None:
 
 def test_dataset_does_what_the_plan_says_and_nothing_else() -> None:
     posts = Posts()
-    data = DisruptedDataset(posts, Disruption(BOTH, disruption_rate=0.7), CORRUPTIONS)
+    data = DisruptedDataset(posts, Disruption(BOTH, rate=0.7), CORRUPTIONS)
     hits = dict.fromkeys(BOTH, 0)
     for i in range(24):
         sample, clean = data[i], posts[i]
@@ -95,7 +95,7 @@ def test_dataset_does_what_the_plan_says_and_nothing_else() -> None:
         else:
             assert (text != clean["inputs"]["text"]) == sample["corrupted"]["text"]
     counts = data.plan.counts()
-    assert hits == {n: counts["corrupted"][n] + counts["discarded"][n] for n in BOTH}
+    assert hits == {n: counts["corrupted"][n] + counts["missing"][n] for n in BOTH}
     assert sum(hits.values()) == counts["disrupted"]
     assert torch.equal(posts.image, photo((8, 6)))
 
@@ -152,7 +152,7 @@ def test_counts_are_realised_where_it_is_said_what_is_missing() -> None:
         for name in BOTH:
             assert counts["corrupted"][name] == sum(s["corrupted"][name] for s in samples)
         gone = sum(not s["available"]["image"] for s in samples)
-        assert counts["discarded"]["image"] + 8 == gone
+        assert counts["missing"]["image"] + 8 == gone
         assert counts["spared"] == 8  # disrupted at rate 1, but their only modality stays
         # What a sample says of itself counts, told before or not.
         assert everything([collate(samples)]) == everything(

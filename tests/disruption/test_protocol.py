@@ -36,7 +36,7 @@ def disruptions(draw: st.DrawFn) -> Disruption:
         setting=draw(st.sampled_from(SETTINGS)),
         strategy=strategy,
         modality=modality,
-        disruption_rate=draw(st.sampled_from([0.0, 0.2, 0.5, 1.0])),
+        rate=draw(st.sampled_from([0.0, 0.2, 0.5, 1.0])),
         seed=draw(st.integers(0, 3)),
     )
 
@@ -50,35 +50,35 @@ def test_plan_properties(disruption: Disruption, count: int, pattern: int) -> No
     }
     ids = [f"post-{i}" for i in range(count)]
     plan = disruption.plan(ids, observed)
-    corrupted, discarded = plan.corrupted, plan.discarded
+    corrupted, missing = plan.corrupted, plan.missing
     for name in disruption.modalities:
-        assert not (corrupted[name] & discarded[name]).any()
-        assert not ((corrupted[name] | discarded[name]) & ~observed[name]).any()
-        assert torch.equal(plan.available[name], observed[name] & ~discarded[name])
+        assert not (corrupted[name] & missing[name]).any()
+        assert not ((corrupted[name] | missing[name]) & ~observed[name]).any()
+        assert torch.equal(plan.available[name], observed[name] & ~missing[name])
         if disruption.setting == "C":
-            assert not discarded[name].any()
+            assert not missing[name].any()
         if disruption.setting == "D":
             assert not corrupted[name].any()
     some = torch.stack([observed[n] for n in disruption.modalities]).any(0)
     intact = torch.stack(
-        [observed[n] & ~corrupted[n] & ~discarded[n] for n in disruption.modalities]
+        [observed[n] & ~corrupted[n] & ~missing[n] for n in disruption.modalities]
     ).any(0)
     assert torch.equal(intact, some), "a sample was left without an intact modality"
     if disruption.strategy == "random":
-        hits = sum(corrupted[n].int() + discarded[n].int() for n in disruption.modalities)
+        hits = sum(corrupted[n].int() + missing[n].int() for n in disruption.modalities)
         assert int(torch.as_tensor(hits).max() if count else 0) <= 1
     counts = plan.counts()
     assert counts["samples"] == count
     assert counts["disrupted"] + counts["intact"] == count
     assert counts["disrupted"] == int(plan.disrupted.sum())
     assert counts["corrupted"] == {n: int(corrupted[n].sum()) for n in disruption.modalities}
-    assert counts["discarded"] == {n: int(discarded[n].sum()) for n in disruption.modalities}
+    assert counts["missing"] == {n: int(missing[n].sum()) for n in disruption.modalities}
     # Row by row and backwards, the plan is the same.
     for i in reversed(range(count)):
         alone = disruption.plan([ids[i]], {n: observed[n][i : i + 1] for n in observed})
         for name in disruption.modalities:
             assert bool(alone.corrupted[name][0]) == bool(corrupted[name][i])
-            assert bool(alone.discarded[name][0]) == bool(discarded[name][i])
+            assert bool(alone.missing[name][0]) == bool(missing[name][i])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -86,29 +86,29 @@ def test_fixed_disrupts_the_named_modality_of_every_sample(setting: Any) -> None
     plan = Disruption(BOTH, setting=setting, strategy="fixed", modality="text").plan(range(500))
     counts = plan.counts()
     assert counts["disrupted"] == 500
-    assert counts["corrupted"]["image"] == counts["discarded"]["image"] == 0
-    assert counts["corrupted"]["text"] + counts["discarded"]["text"] == 500
+    assert counts["corrupted"]["image"] == counts["missing"]["image"] == 0
+    assert counts["corrupted"]["text"] + counts["missing"]["text"] == 500
     share = {"C": 1.0, "D": 0.0, "C+D": 0.5}[setting]
     assert counts["corrupted"]["text"] / 500 == pytest.approx(share, abs=0.07 * (share == 0.5))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 def test_rate_is_the_share_disrupted_not_the_share_kept(rate: float) -> None:
-    plan = Disruption(("a", "b", "c"), disruption_rate=rate, seed=4).plan(range(3000))
+    plan = Disruption(("a", "b", "c"), rate=rate, seed=4).plan(range(3000))
     counts = plan.counts()
     assert counts["disrupted"] / 3000 == pytest.approx(rate, abs=0.03 * (0 < rate < 1))
     for name in ("a", "b", "c"):
-        total = counts["corrupted"][name] + counts["discarded"][name]
+        total = counts["corrupted"][name] + counts["missing"][name]
         assert total / 3000 == pytest.approx(rate / 3, abs=0.03)
         assert counts["corrupted"][name] == pytest.approx(total / 2, abs=60)
 
 
 def test_a_higher_rate_keeps_the_disruptions_of_a_lower_one() -> None:
-    low = Disruption(BOTH, disruption_rate=0.4).plan(range(400))
-    high = Disruption(BOTH, disruption_rate=0.8).plan(range(400))
+    low = Disruption(BOTH, rate=0.4).plan(range(400))
+    high = Disruption(BOTH, rate=0.8).plan(range(400))
     for name in BOTH:
         assert torch.equal(high.corrupted[name] & low.disrupted, low.corrupted[name])
-        assert torch.equal(high.discarded[name] & low.disrupted, low.discarded[name])
+        assert torch.equal(high.missing[name] & low.disrupted, low.missing[name])
 
 
 def test_seeds_are_independent() -> None:
@@ -123,7 +123,7 @@ def test_order_of_modalities_does_not_matter() -> None:
     other = Disruption(("audio", "image", "text")).plan(range(200))
     for name in one.corrupted:
         assert torch.equal(one.corrupted[name], other.corrupted[name])
-        assert torch.equal(one.discarded[name], other.discarded[name])
+        assert torch.equal(one.missing[name], other.missing[name])
 
 
 def test_the_last_observed_modality_is_spared() -> None:
@@ -131,7 +131,7 @@ def test_the_last_observed_modality_is_spared() -> None:
     plan = Disruption(BOTH, setting="D", strategy="fixed", modality="image").plan(
         ["a", "b"], observed
     )
-    assert plan.discarded["image"].tolist() == [True, False]
+    assert plan.missing["image"].tolist() == [True, False]
     assert plan.spared.tolist() == [False, True]
     assert plan.available["text"].tolist() == [True, False]
     assert plan.counts()["spared"] == 1
@@ -143,7 +143,7 @@ def test_another_process_draws_the_same() -> None:
         "plan = Disruption(('image', 'text'), seed=5).plan([f'post-{i}' for i in range(40)])\n"
         "noise = sample_generator(5, 'post-1', 'text')\n"
         "text = TextCorruption()('one two three four five', noise)\n"
-        "masks = [plan.corrupted['text'].tolist(), plan.discarded['image'].tolist()]\n"
+        "masks = [plan.corrupted['text'].tolist(), plan.missing['image'].tolist()]\n"
         "print(json.dumps([*masks, text]))"
     )
     runs = [
@@ -158,7 +158,7 @@ def test_another_process_draws_the_same() -> None:
     ]
     plan = Disruption(BOTH, seed=5).plan([f"post-{i}" for i in range(40)])
     text = TextCorruption()("one two three four five", sample_generator(5, "post-1", "text"))
-    expected = [plan.corrupted["text"].tolist(), plan.discarded["image"].tolist(), text]
+    expected = [plan.corrupted["text"].tolist(), plan.missing["image"].tolist(), text]
     assert [json.loads(run) for run in runs] == [expected, expected]
 
 
@@ -169,8 +169,8 @@ def test_another_process_draws_the_same() -> None:
         ({"modalities": ("image", "image")}, "modalities must be two or more different"),
         ({"setting": "D+C"}, "setting must be one of"),
         ({"strategy": "both"}, "strategy must be one of"),
-        ({"disruption_rate": 70}, r"disruption_rate must be in \[0, 1\], got 70"),
-        ({"disruption_rate": float("nan")}, "disruption_rate must be"),
+        ({"rate": 70}, r"rate must be in \[0, 1\], got 70"),
+        ({"rate": float("nan")}, "rate must be"),
         ({"strategy": "fixed"}, "modality must name"),
         ({"strategy": "fixed", "modality": "sound"}, "modality must be among .* got 'sound'"),
         ({"strategy": "fixed", "modality": BOTH}, "modality must leave one of"),
@@ -188,10 +188,10 @@ def test_wrong_types_are_named() -> None:
     with pytest.raises(TypeError, match="seed must be an int"):
         Disruption(BOTH, seed=0.5)  # type: ignore[arg-type]
     for rate in ("0.5", True, None):
-        with pytest.raises(TypeError, match="disruption_rate must be a number, got"):
-            Disruption(BOTH, disruption_rate=rate)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="rate must be a number, got"):
+            Disruption(BOTH, rate=rate)  # type: ignore[arg-type]
     half: Any = np.float32(0.5)
-    assert Disruption(BOTH, disruption_rate=half).plan(["a"])
+    assert Disruption(BOTH, rate=half).plan(["a"])
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from main_job.checkpoints import load_checkpoint, save_checkpoint
 from ranks import Batch, buffers, joined, make_head, run_ranks, shard, train_step, wrap
 from torch import Tensor
-
-from robustfusion.checkpoint import load_checkpoint, save_checkpoint
 
 BEFORE, AFTER = 4, 4
 

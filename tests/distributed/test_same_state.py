@@ -201,10 +201,10 @@ def test_local_queues_stay_local_without_the_broadcast(kind: str) -> None:
                 assert torch.equal(got[name], buffer), name
     else:
         assert first["queue.count"] == second["queue.count"] == 6
-        assert not torch.equal(first["queue.rows"], second["queue.rows"])
+        assert not torch.equal(first["queue.slots"], second["queue.slots"])
 
 
 def test_the_default_broadcast_does_overwrite_local_queues() -> None:
     # Documents the trap that the docstring names; if torch closes it, the docstring must change.
     first, second = run_ranks(2, local_worker, "queue", True)
-    assert torch.equal(first["queue.rows"][:3], second["queue.rows"][:3])
+    assert torch.equal(first["queue.slots"][:3], second["queue.slots"][:3])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from main_job.checkpoints import load_checkpoint, save_checkpoint
 from ranks import DIMS, buffers, make_head, run_ranks, shard, train_step, wrap
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -19,7 +20,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from robustfusion import DRFClassifier
-from robustfusion.checkpoint import load_checkpoint, save_checkpoint
 
 
 def make_model(kind: str) -> Any:

@@ -21,7 +21,7 @@ MODULES = (
     "robustfusion.disruption",
     "robustfusion.evaluation",
 )
-# Aliases of types and submodules: nothing to document on a page of their own.
+# Aliases of types have no page of their own.
 NOT_DOCUMENTED = {"SampleId", "Severity"}
 
 
@@ -231,7 +231,7 @@ def test_checker_passes_what_is_right(tmp_path: Path) -> None:
         '<a href="other.html#here">x</a><a href="https://a.b">y</a>'
     )
     (tmp_path / "other.html").write_text('<h2 id="here">x</h2><a href="#here">x</a>')
-    assert checker.check(tmp_path) == ["objects.inv is not there"]
+    assert checker.check(tmp_path) == ["objects.inv is missing"]
 
 
 class TestFormulas:

@@ -31,8 +31,8 @@ def test_compare_counts_by_hand(report: RobustnessReport) -> None:
     result = compare(report, other, replicates=500)
     labels = make_data().labels.numpy()
     key = "fixed/text/C"
-    mine = report[key].predictions == labels
-    yours = other[key].predictions == labels
+    mine = report.answers[key].predictions == labels
+    yours = other.answers[key].predictions == labels
     cell = result.cells[key]
     by_hand = tuple(
         (
@@ -83,7 +83,7 @@ def test_the_interval_of_a_comparison_knows_of_the_seeds(report: RobustnessRepor
     # Right everywhere under one seed and wrong everywhere under the other, against the reverse.
     labels = report.labels
     wrong = ((labels + 1) % 3).astype(np.int16)
-    sample, clean = report["fixed/image/C"], report["clean"]
+    sample, clean = report.answers["fixed/image/C"], report.answers["clean"]
     arrays: dict[str, Any] = {
         name: np.repeat(getattr(sample, name)[:1], 2, axis=0)
         for name in ("confidence", "log_likelihood", "p_values", "counts")
@@ -93,7 +93,11 @@ def test_the_interval_of_a_comparison_knows_of_the_seeds(report: RobustnessRepor
         one = dataclasses.replace(
             sample, seeds=(0, 1), predictions=np.stack(pair).astype(np.int16), **arrays
         )
-        reports.append(dataclasses.replace(report, seeds=(0, 1), measured=(clean, one)))
+        reports.append(
+            dataclasses.replace(
+                report, seeds=(0, 1), answers={"clean": clean, "fixed/image/C": one}
+            )
+        )
     found = compare(*reports, replicates=400).cells["fixed/image/C"]
     assert found.difference == (0.0, -1.0, 1.0)
     assert found.mcnemar_p < 1e-9  # each seed by itself is as sure as can be: look at both
@@ -144,16 +148,13 @@ def test_compare_where_nothing_was_disrupted_or_resampled() -> None:
 def with_accuracy(report: RobustnessReport, share: float, seed: int) -> RobustnessReport:
     """The same data, answered rightly by a share of the samples, drawn anew in each run."""
     generator = np.random.default_rng(seed)
-    cells = []
-    for cell in report.measured:
-        right = generator.random(cell.predictions.shape) < share
+    answers = {}
+    for key, one in report.answers.items():
+        right = generator.random(one.predictions.shape) < share
         wrong = (report.labels + 1) % 3
-        cells.append(
-            dataclasses.replace(
-                cell, predictions=np.where(right, report.labels, wrong).astype(np.int16)
-            )
-        )
-    return dataclasses.replace(report, measured=tuple(cells))
+        predictions = np.where(right, report.labels, wrong).astype(np.int16)
+        answers[key] = dataclasses.replace(one, predictions=predictions)
+    return dataclasses.replace(report, answers=answers)
 
 
 def test_several_training_seeds_a_side(report: RobustnessReport) -> None:
@@ -162,15 +163,15 @@ def test_several_training_seeds_a_side(report: RobustnessReport) -> None:
     found = compare(ours, theirs, replicates=1000)
     assert found.runs == 3
     labels = report.labels
-    for place, (key, cell) in enumerate(found.cells.items()):
+    for key, cell in found.cells.items():
         hits = [
-            np.stack([r.measured[place].predictions == labels for r in side])
+            np.stack([r.answers[key].predictions == labels for r in side])
             for side in (ours, theirs)
         ]
         gap = hits[0].astype(float) - hits[1]
         assert cell.difference.value == pytest.approx(gap.mean())
         assert cell.accuracy == pytest.approx((hits[0].mean(), hits[1].mean()))
-        runs = len(report.measured[place].seeds)
+        runs = len(report.answers[key].seeds)
         assert len(cell.discordant) == 3 * runs
         tests = [mcnemar_exact(*pair) for pair in cell.discordant]
         assert cell.mcnemar_p == combine_p_values(np.array(tests)), key
@@ -178,7 +179,7 @@ def test_several_training_seeds_a_side(report: RobustnessReport) -> None:
     assert found.overall.low > 0.15
     assert found.overall.high < 0.25
     assert found.overall_p == pytest.approx(1 / 10_001)
-    assert "3 training seeds a side" in found.to_markdown()
+    assert "3 training seeds each" in found.to_markdown()
     # One seed a side says less: its interval is wider.
     one = compare(ours[0], theirs[0], replicates=1000).overall
     assert one.high - one.low > found.overall.high - found.overall.low
@@ -195,16 +196,16 @@ def test_training_seeds_that_disagree_widen_the_interval(report: RobustnessRepor
     assert found.overall == (0.5, 0.0, 1.0)
 
 
-def test_a_comparison_says_which_model_is_dead(report: RobustnessReport) -> None:
-    dead = dataclasses.replace(
+def test_a_comparison_says_which_model_is_constant(report: RobustnessReport) -> None:
+    constant = dataclasses.replace(
         report,
-        name="dead",
-        measured=tuple(
-            dataclasses.replace(c, predictions=np.zeros_like(c.predictions))
-            for c in report.measured
-        ),
+        name="constant",
+        answers={
+            key: dataclasses.replace(a, predictions=np.zeros_like(a.predictions))
+            for key, a in report.answers.items()
+        },
     )
-    found = compare(report, dead, replicates=10)
-    assert any("dead answers '0' always" in remark for remark in found.remarks)
+    found = compare(report, constant, replicates=10)
+    assert any("constant always predicts '0'" in warning for warning in found.warnings)
     assert "never left the majority class" in found.to_markdown()
-    assert not compare(report, report, replicates=10).remarks
+    assert not compare(report, report, replicates=10).warnings

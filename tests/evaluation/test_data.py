@@ -1,5 +1,6 @@
 """What a report is measured on."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 
 from robustfusion import DRFClassifier
 from robustfusion.disruption import (
-    Condition,
+    CachedFeatures,
     DisruptedDataset,
+    Disruption,
     collate,
 )
 from robustfusion.evaluation import (
-    CachedFeatures,
     RawSamples,
     compare,
     robustness_report,
@@ -39,9 +40,9 @@ def test_raw_samples_equal_a_slow_run() -> None:
     data = RawSamples(posts, corruptions, ids=ids)
     state = torch.random.get_rng_state()
     found = measure(model, data, seeds=(0, 1), batch_size=10, replicates=10, rates=(0.5,))
-    for cell in found.cells.values():
+    for cell in found.answers.values():
         for s, seed in enumerate(cell.seeds):
-            disruption = cell.condition.disruption(data.modalities, seed)
+            disruption = dataclasses.replace(cell.condition, seed=seed)
             disrupted = DisruptedDataset(posts, disruption, corruptions, ids=ids)
             batch = collate([disrupted[i] for i in range(len(posts))])
             expected = model(batch["inputs"], batch["available"]).logits.argmax(-1)
@@ -170,7 +171,7 @@ def test_each_distinct_input_is_encoded_and_each_post_read_once(names: tuple[str
     assert distinct == there + len(seeds) * (there - spared)
     # The same answers as of a model whose encoders nobody knows.
     plain = measure(Hidden(model), data, seeds=seeds, batch_size=16)
-    for one, other in zip(found.measured, plain.measured, strict=True):
+    for one, other in zip(found.answers.values(), plain.answers.values(), strict=True):
         np.testing.assert_array_equal(one.predictions, other.predictions)
         np.testing.assert_array_equal(one.counts, other.counts)
     assert found.fingerprint == plain.fingerprint
@@ -190,7 +191,10 @@ def test_only_what_some_condition_corrupts_is_encoded_again() -> None:
     posts = Posts(names)
     encoders = {name: Counting() for name in names}
     data = RawSamples(posts, {"image": add_noise})
-    grid = [Condition("fixed", "C", "image", 1.0), Condition("fixed", "D", "text", 1.0)]
+    grid = [
+        Disruption(names, setting="C", strategy="fixed", modality="image"),
+        Disruption(names, setting="D", strategy="fixed", modality="text"),
+    ]
     robustness_report(DRFClassifier(encoders, FakeHead(names)), data, grid, seeds=(0, 1))
     images, texts = (len(encoders[name].seen) - 4 for name in names)
     assert texts == sum(row % 7 != 1 for row in range(40))
@@ -198,7 +202,7 @@ def test_only_what_some_condition_corrupts_is_encoded_again() -> None:
     assert images == 3 * sum(row % 7 != 0 for row in range(40)) - 2 * spared
 
 
-def test_encoders_that_mix_rows_are_refused_and_can_be_run_in_full() -> None:
+def test_encoders_that_mix_rows_are_refused_and_can_be_run_row_by_row() -> None:
     class Mixing(Counting):
         def forward(self, images: Tensor) -> Tensor:
             made = super().forward(images)
@@ -207,6 +211,6 @@ def test_encoders_that_mix_rows_are_refused_and_can_be_run_in_full() -> None:
     names = ("image", "text")
     model = DRFClassifier({name: Mixing() for name in names}, FakeHead(names))
     data = RawSamples(Posts(names), dict.fromkeys(names, add_noise))
-    with pytest.raises(ValueError, match="depend on the other rows"):
+    with pytest.raises(ValueError, match="depend on the other samples"):
         measure(model, data, seeds=(0,))
-    assert len(measure(model, data, seeds=(0,), reuse=False).cells) == 22
+    assert len(measure(model, data, seeds=(0,), batch_size=1).answers) == 22

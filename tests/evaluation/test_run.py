@@ -1,5 +1,6 @@
 """The report against a slow run, and what it must refuse."""
 
+import dataclasses
 import math
 import sys
 from collections.abc import Mapping
@@ -45,9 +46,8 @@ def slow_predictions(
 
 
 @pytest.mark.parametrize("names", [("image", "text"), NAMES])
-@pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("source", ["draws", "single", "function"])
-def test_every_cell_equals_a_slow_run(names: tuple[str, ...], reuse: bool, source: str) -> None:
+def test_every_cell_equals_a_slow_run(names: tuple[str, ...], source: str) -> None:
     data = make_data(names=names)
     if source == "single":
         data = make_data(names=names, corrupted={m: drawn(data, m)[0] for m in names})
@@ -55,32 +55,30 @@ def test_every_cell_equals_a_slow_run(names: tuple[str, ...], reuse: bool, sourc
         data = make_data(names=names, corrupted=dict.fromkeys(names, FeatureCorruption()))
     model = FakeHead(names)
     seeds = (3, 4)
-    found = measure(
-        model, data, seeds=seeds, batch_size=32, replicates=0, reuse=reuse, rates=(0.3, 1.0)
-    )
-    assert len(found.cells) == 1 + 3 * len(names) + 3 * 2
-    for key, cell in found.cells.items():
-        condition = cell.condition
+    found = measure(model, data, seeds=seeds, batch_size=32, replicates=0, rates=(0.3, 1.0))
+    assert len(found.answers) == 1 + 3 * len(names) + 3 * 2
+    for key, cell in found.answers.items():
         for s, seed in enumerate(cell.seeds):
-            disruption = condition.disruption(names, seed)
+            disruption = dataclasses.replace(cell.condition, seed=seed)
             expected, out = slow_predictions(model, data, disruption)
             np.testing.assert_array_equal(cell.predictions[s], expected.numpy(), key)
             sure = out.logits.softmax(-1).amax(-1).detach().numpy()
             np.testing.assert_allclose(cell.confidence[s], sure, atol=1e-3)
             counts = disruption.plan(data.ids).counts()
             for column, name in enumerate(names):
-                both = (counts["corrupted"][name], counts["discarded"][name])
+                both = (counts["corrupted"][name], counts["missing"][name])
                 assert tuple(cell.counts[s, column]) == both
         right = cell.predictions == data.labels.numpy()
-        assert cell.accuracy.value == pytest.approx(right.mean())
-        assert cell.drop.value == pytest.approx(found["clean"].accuracy.value - right.mean())
+        assert found[key].accuracy.value == pytest.approx(right.mean())
+        drop = found["clean"].accuracy.value - right.mean()
+        assert found[key].drop.value == pytest.approx(drop)
 
 
 def test_weights_and_quality_equal_a_slow_run(report: RobustnessReport) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     data, model = make_data(), FakeHead()
     clean = model(data.features, {m: torch.ones(90, dtype=torch.bool) for m in NAMES})
-    found = report["clean"].weights
+    found = report.answers["clean"].weights
     assert found is not None
     np.testing.assert_allclose(found, clean.weights.mean(0).detach(), rtol=1e-5)
     assert report.candidates == NAMES
@@ -123,17 +121,51 @@ def test_reuse_evaluates_each_distinct_input_once() -> None:
     assert model.rows == 90 * (1 + 2 + 6) + 4
 
 
-def test_a_model_that_mixes_rows_is_refused_and_can_be_run_in_full() -> None:
+def test_a_model_that_mixes_rows_is_refused_and_can_be_run_row_by_row() -> None:
     class Mixing(FakeHead):
         def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
             out = super().forward(features, available)
             out.logits = out.logits - out.logits.mean(0)
             return out
 
-    with pytest.raises(ValueError, match="depend on the other rows"):
+    with pytest.raises(ValueError, match=r"other samples .* None was found.* pass batch_size=1"):
         measure(Mixing(), make_data(), seeds=(0,))
-    found = measure(Mixing(), make_data(), seeds=(0,), replicates=0, reuse=False)
-    assert len(found.cells) == 25
+    found = measure(Mixing(), make_data(), seeds=(0,), replicates=0, batch_size=1)
+    assert len(found.answers) == 25
+    # A sample by itself is its own mean: all logits are zero, and so is the predicted class.
+    assert all((a.predictions == 0).all() for a in found.answers.values())
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda part: {"parts": [part]}, r"parts\[0\]"),
+        (lambda part: {"parts": {"drop": part}}, r"parts\['drop'\]"),
+        (lambda part: {"registered": part}, "registered"),
+    ],
+)
+def test_the_part_that_is_still_in_training_mode_is_named(build: Any, name: str) -> None:
+    class Stubborn(nn.Dropout):
+        def train(self, mode: bool = True) -> "Stubborn":
+            return super().train(True)
+
+    class Training(FakeHead):
+        def __init__(self) -> None:
+            super().__init__()
+            for attribute, value in build(Stubborn(0.5)).items():
+                setattr(self, attribute, value)
+
+        def forward(self, features: Mapping[str, Tensor], available: Mapping[str, Tensor]) -> Any:
+            out = super().forward(features, available)
+            part: Any = self.registered if hasattr(self, "registered") else self.parts
+            part = part[0] if isinstance(part, list) else part
+            out.logits = (part["drop"] if isinstance(part, dict) else part)(out.logits)
+            return out
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        with pytest.raises(ValueError, match=f"still in training mode. put {name} into eval"):
+            measure(Training(), make_data(), seeds=(0,))
 
 
 def test_report_is_the_same_in_any_batch_size_and_leaves_no_trace(tmp_path: Path) -> None:
@@ -160,10 +192,10 @@ def test_rows_never_observed_are_spared_and_left_out_of_the_quality() -> None:
     data.features["image"][:30] = torch.nan
     found = measure(FakeHead(("image", "text")), data, seeds=(0,), replicates=20)
     # Only the text is left of the first thirty: discarding it would leave nothing.
-    assert tuple(found["fixed/text/D"].counts[0, 1]) == (0, 60)
+    assert tuple(found.answers["fixed/text/D"].counts[0, 1]) == (0, 60)
     assert np.isnan(found.quality["image"].clean).sum() == 30
     assert math.isfinite(found.quality["image"].auroc.value)
-    assert not (found["clean"].predictions < 0).any()
+    assert not (found.answers["clean"].predictions < 0).any()
 
 
 def test_logits_that_are_not_finite_count_as_wrong_and_are_told() -> None:
@@ -186,7 +218,7 @@ def test_a_model_with_logits_only_is_enough(tmp_path: Path) -> None:
 
     found = measure(Plain(), make_data(), seeds=(0,), replicates=10)
     assert not found.quality
-    assert found["clean"].weights is None
+    assert found.answers["clean"].weights is None
     assert "Quality" not in found.to_markdown()
     assert [path.name for path in plot_report(found, tmp_path)] == [
         "rate_curves.png",
@@ -327,7 +359,7 @@ def test_logits_come_in_three_forms(form: str) -> None:
     data = make_data()
     found = measure(Formed(), data, seeds=(0,), settings=("D",), rates=())
     expected = (data.features["image"][:, :3] + data.features["text"][:, :3]).argmax(1)
-    np.testing.assert_array_equal(found["clean"].predictions[0], expected.numpy())
+    np.testing.assert_array_equal(found.answers["clean"].predictions[0], expected.numpy())
 
 
 class Alarmed(FakeHead):
@@ -343,10 +375,9 @@ def test_alarms_are_the_share_of_low_p_values_among_what_is_available() -> None:
     for key in ("clean", "fixed/image/C", "random/0.5/C+D"):
         cell = found[key]
         alarms = []
-        for seed in cell.seeds:
-            made = disrupt_features(
-                cell.condition.disruption(NAMES, seed), data.ids, data.features, data.corrupted
-            )
+        for seed in found.answers[key].seeds:
+            disruption = dataclasses.replace(cell.condition, seed=seed)
+            made = disrupt_features(disruption, data.ids, data.features, data.corrupted)
             p = model.p_values(model(made.inputs, made.available))["image"]
             kept = p[made.available["image"]]
             alarms.append((kept <= 0.05).float().mean().item())
@@ -367,8 +398,8 @@ def test_likelihood_and_coverage_equal_a_slow_run() -> None:
     found = measure(model, data, seeds=(3, 4), rates=())
     cell = found["fixed/text/C"]
     losses, areas = [], []
-    for seed in cell.seeds:
-        _, out = slow_predictions(model, data, cell.condition.disruption(NAMES, seed))
+    for seed in found.answers["fixed/text/C"].seeds:
+        _, out = slow_predictions(model, data, dataclasses.replace(cell.condition, seed=seed))
         losses.append(nn.functional.cross_entropy(out.logits, data.labels).item())
         sure, guess = out.logits.softmax(-1).max(-1)
         wrong = (guess != data.labels)[sure.argsort(descending=True)].float()
@@ -381,15 +412,15 @@ def test_harder_conditions_equal_a_slow_run() -> None:
     data, model = make_data(), FakeHead()
     harder: dict[str, Any] = {"rates": (0.9,), "independent": (1.0, (0.9, 0.2, 0.5))}
     found = measure(model, data, settings=("C", "D", "C+D", "P"), seeds=(0, 1), **harder)
-    assert len(found.cells) == 1 + 4 * (3 + 1 + 2)
-    for cell in found.measured:
+    assert len(found.answers) == 1 + 4 * (3 + 1 + 2)
+    for cell in found.answers.values():
         for s, seed in enumerate(cell.seeds):
-            disruption = cell.condition.disruption(NAMES, seed)
+            disruption = dataclasses.replace(cell.condition, seed=seed)
             expected, _ = slow_predictions(model, data, disruption)
             np.testing.assert_array_equal(
                 cell.predictions[s], expected.numpy(), cell.condition.key
             )
-    everything = found["independent/1/C"].counts[:, :, 0]
+    everything = found.answers["independent/1/C"].counts[:, :, 0]
     assert (everything == 90).all()
     rows = [
         row["rate"] for row in found.to_rows() if row["condition"] == "independent/0.9+0.2+0.5/D"
@@ -397,7 +428,7 @@ def test_harder_conditions_equal_a_slow_run() -> None:
     assert set(rows) == {"0.9, 0.2, 0.5"}
 
 
-def test_dead_models_speak() -> None:
+def test_a_constant_model_is_warned_about() -> None:
     class Fixed(nn.Module):
         def __init__(self, logits: Tensor) -> None:
             super().__init__()
@@ -409,21 +440,21 @@ def test_dead_models_speak() -> None:
             quality = {"image": torch.full((rows,), -0.693), "text": -features["text"].norm(dim=1)}
             return {"logits": right * self.logits, "log_quality": quality}
 
-    def remarks(*logits: float) -> str:
-        made = measure(Fixed(torch.tensor(logits)), make_data(), seeds=(0,), rates=(0.5,))
-        text = made.to_markdown()
-        assert all(remark in text for remark in made.remarks)
-        return "\n".join(made.named("it").remarks)
+    def warnings(*logits: float) -> str:
+        report = measure(Fixed(torch.tensor(logits)), make_data(), seeds=(0,), rates=(0.5,))
+        text = report.to_markdown()
+        assert all(warning in text for warning in report.warnings)
+        return "\n".join(report.named("it").warnings)
 
-    alive = remarks(1, 1, 1)
-    assert "the quality of image is nearly constant" in alive
-    assert "quality of text" not in alive
-    assert "never" not in alive
-    dead = remarks(0, -1, -1)
-    assert "it answers '0' always: it never left the majority class" in dead
-    two = remarks(1, 1, -1)
+    working = warnings(1, 1, 1)
+    assert "the quality of image is nearly constant" in working
+    assert "quality of text" not in working
+    assert "never" not in working
+    constant = warnings(0, -1, -1)
+    assert "it always predicts '0': it never left the majority class" in constant
+    two = warnings(1, 1, -1)
     assert "it never predicts '2', not even when clean" in two
-    assert not measure(FakeHead(), make_data(), seeds=(0,), rates=()).remarks
+    assert not measure(FakeHead(), make_data(), seeds=(0,), rates=()).warnings
 
 
 def test_a_model_that_falls_back_on_the_majority_under_disruption_is_told() -> None:
@@ -435,6 +466,6 @@ def test_a_model_that_falls_back_on_the_majority_under_disruption_is_told() -> N
             return out
 
     found = measure(Fallen(), make_data(), seeds=(0,), rates=())
-    assert found.remarks == (
-        "Fallen answers '0', the majority class, to every row in 1 of 10 conditions: text D",
+    assert found.warnings == (
+        "Fallen predicts '0', the majority class, for every sample in 1 of 10 conditions: text D",
     )

@@ -197,7 +197,7 @@ def test_the_card_says_what_was_measured(tmp_path: Path, report: Any) -> None:
         (result.dataset_config, result.metric_type): result.metric_value
         for result in card.data.eval_results
     }
-    assert len(scores) == 2 * len(report.cells)
+    assert len(scores) == 2 * len(report.scores)
     expected = report["fixed/image/C"].accuracy.value
     assert scores["fixed/image/C", "accuracy"] == pytest.approx(expected, abs=1e-4)
     assert "Measured on Made Up" in card.text

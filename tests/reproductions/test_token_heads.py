@@ -14,12 +14,11 @@ from reproductions import (
     MVCNHead,
 )
 from reproductions._pooling import CLOSED, AttentionPool, gated_share, masked_token_mean
+from reproductions._transformer import MultiHeadAttention
 from reproductions.clmlf import TEMPERATURE, _drop_tokens, data_contrast, label_contrast
 from reproductions.mgnns import AnchorGraph, adjacency
 from reproductions.mvcn import disagreement, divergence, keep_gate
 from torch import Tensor
-
-from robustfusion.baselines.transformer import MultiHeadAttention
 
 DIMS = {"text": 5, "image": 4}
 
@@ -274,7 +273,8 @@ def test_labels_soften_only_where_modalities_disagree() -> None:
     out = head(make_tokens(2))
     agreeing = torch.tensor([[5.0, 0.0, 0.0], [5.0, 0.0, 0.0]])
     fighting = torch.tensor([[50.0, 0.0, 0.0], [0.0, 50.0, 0.0]])
-    out = out._replace(similarity=torch.stack([agreeing, fighting]))
+    similarity = torch.stack([agreeing, fighting])
+    out = out._replace(extras={**out.extras, "similarity": similarity})
     target = head.calibrated_labels(out, labels)
     torch.testing.assert_close(target[0], torch.tensor([1.0, 0.0, 0.0]))
     # Half of (½, ½, 0) and half of the label.
