@@ -32,6 +32,7 @@ from robustfusion.datasets.report import (
     ProblemKind,
 )
 from robustfusion.datasets.splits import Splits
+from robustfusion.datasets.text_gate import Gate
 
 OnBad = Literal["skip", "raise", "missing"]
 MODALITIES = ("image", "text")
@@ -176,6 +177,7 @@ class PostDataset(Dataset[Sample]):
         self.posts, self._problems = self._select(rows)
         self._index = {post.id: index for index, post in enumerate(self.posts)}
         self._selected = False
+        self._gate = Gate()
 
     @property
     def ids(self) -> list[str]:
@@ -296,6 +298,10 @@ class PostDataset(Dataset[Sample]):
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
         texts = {i: self._inspected[i].get("text") for i in self.ids}
         split_ids = splits.ids if splits else ()
+        cleaned = Counter(self._gate.cells)
+        cleaned["control characters"] += sum(
+            isinstance(t, FileInfo) and t.changed for t in texts.values()
+        )
         return DatasetReport(
             name=self.name,
             rows=self._row_count,
@@ -308,6 +314,9 @@ class PostDataset(Dataset[Sample]):
             split_sizes={n: sizes[n] for n in ("train", "val", "test", "none") if sizes[n]},
             unknown_split_ids=tuple(i for i in split_ids if i not in self._index),
             verified=self.verify,
+            lines=dict(self._gate.lines),
+            cleaned={name: n for name, n in cleaned.items() if n},
+            warnings=tuple(self._gate.warnings),
         )
 
     def __repr__(self) -> str:

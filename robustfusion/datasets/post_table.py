@@ -1,15 +1,18 @@
 """Posts of a table: a column of pictures, a column of texts, a column of labels."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from robustfusion._text import is_missing
 from robustfusion.datasets.labels import usable_rows
 from robustfusion.datasets.post_dataset import PostDataset, PostRow
 from robustfusion.datasets.splits import ALIASES, Splits
-from robustfusion.datasets.tables import Row, read_table
-from robustfusion.disruption.data import is_missing
+from robustfusion.datasets.tables import Row, near_equal, read_table
+from robustfusion.datasets.text_gate import MISSING_WORDS
 
 
 class PostTable(PostDataset):
@@ -33,6 +36,10 @@ class PostTable(PostDataset):
             any file of your machine.
         image_transform: as in :class:`PostDataset`.
         verify: as in :class:`PostDataset`.
+        encoding: encoding of a CSV, TSV or JSON lines file that is neither UTF-8 nor starts with a
+            byte order mark.
+        missing_words: words that mean a missing value in this table, such as "nan" or "N/A",
+            whatever their case. Without them the report warns of such words.
 
     Attributes:
         class_names: names of the classes, sorted, numbers by value; a subclass may set another
@@ -75,19 +82,21 @@ class PostTable(PostDataset):
         allow_outside: bool = False,
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
+        encoding: str | None = None,
+        missing_words: Collection[str] = (),
     ) -> None:
         self.path = Path(path)
-        rows, self.columns = read_table(self.path)
-        column = {"image": image_column, "text": text_column, "label": label_column}
-        for argument, name in column.items():
+        table = read_table(self.path, encoding)
+        self.columns = table.columns
+        columns = {"image": image_column, "text": text_column, "label": label_column}
+        for argument, name in columns.items():
             if self.columns and name is not None and name not in self.columns:
                 raise ValueError(
                     f"{argument}_column must be in {self.path.name}, which has the columns "
                     f"{list(self.columns)}, got {name!r}"
                 )
-        used: set[str] = set()
-        read = (_read_row(number, row, column, used) for number, row in rows)
-        posts, problems = usable_rows(self.path, read, "row")
+        reader = _RowReader(columns, missing_words)
+        posts, problems = usable_rows(self.path, map(reader.read, count(1), table.rows), "row")
         super().__init__(
             [*posts.values(), *problems],
             self.path.parent if root is None else root,
@@ -98,7 +107,9 @@ class PostTable(PostDataset):
             allow_outside=allow_outside,
         )
         self.name = f"PostTable {self.path.name}"
-        self._table = [(row, posts.get(str(number))) for number, row in rows]
+        self._table = [(row, posts.get(str(number))) for number, row in enumerate(table.rows, 1)]
+        self._gate = table.gate
+        self._gate.warnings += reader.warnings()
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -142,51 +153,101 @@ class PostTable(PostDataset):
                         f"split must be train, val or test, {post.origin} has {str(cell)[:40]!r}"
                     )
                 parts[name].append(post.id)
+        for name in ("train", "test"):
+            if not parts[name]:
+                raise ValueError(self._why_empty(name))
         return Splits(**parts, source=self.path.name)
 
+    def _why_empty(self, name: str) -> str:
+        """Return why no post is in a split."""
+        names = [str(row.get("split")).lower() for row, _ in self._table if isinstance(row, dict)]
+        count, reasons = names.count(name), [problem.reason for problem in self._problems]
+        reason = f"; the first: {reasons[0]}" if count and reasons else ""
+        return f"no post is in the split {name}: {count} rows name it and were left out{reason}"
 
-def _read_row(
-    number: int, row: Row | str, column: Mapping[str, str | None], used: set[str]
-) -> tuple[int, str, PostRow, str | None]:
-    """Return the number of a row, its id, its post, and why it cannot be used."""
-    if isinstance(row, str):
-        return number, str(number), PostRow(str(number), None, None, None), row
-    labeled = column["label"] is not None
-    cell = row.get("id", number) if labeled else number
-    label = row.get(column["label"] or "")
-    post_id = "" if is_missing(cell) else _text(cell)
-    reason = None
-    if not post_id or post_id in used:
-        reason = "the id occurred before" if post_id else "the id is empty"
-    elif labeled and (is_missing(label) or isinstance(label, Mapping | list)):
-        reason = "there is no label"
-    else:
-        used.add(post_id)
-    post = PostRow(
-        post_id,
-        _text(label) if labeled else None,
-        _image(row.get(column["image"] or "")),
-        _cell(row.get(column["text"] or "")),
-        origin=f"row {number}",
-        cells=row,
-    )
-    return number, post_id, post, reason
+
+class _RowReader:
+    """Makes posts of rows, one after the other, and notes what may be a mistake in them."""
+
+    def __init__(self, columns: Mapping[str, str | None], missing_words: Collection[str]) -> None:
+        self.columns = columns
+        self.missing_words = {word.strip().casefold() for word in missing_words}
+        self.ids: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
+        self.words: Counter[tuple[str, str]] = Counter()  # by column and word
+
+    def read(self, number: int, row: Row | str) -> tuple[int, str, PostRow, str | None]:
+        """Return the number of a row, its id, its post, and why it cannot be used."""
+        if isinstance(row, str):
+            return number, str(number), PostRow(str(number), None, None, None), row
+        column = self.columns["label"]
+        labeled = column is not None
+        label = self.cell(row, column)
+        post_id = _text(self.cell(row, "id") if labeled and "id" in row else number)
+        reason = None
+        if not post_id or post_id in self.ids:
+            reason = "the id occurred before" if post_id else "the id is empty"
+        elif labeled and label is None:
+            reason = f"there is no label (column {column!r})"
+        elif isinstance(label, Mapping | list):
+            some = f"{len(label)} labels" if isinstance(label, list) else "a mapping"
+            reason = f"the column {column!r} holds {some}, {str(label)[:40]}: one class is read"
+        else:
+            self.ids[post_id] += 1
+            self.labels[_text(label)] += labeled
+        post = PostRow(
+            post_id,
+            _text(label) if labeled else None,
+            _image(self.cell(row, self.columns["image"])),
+            _text_cell(self.cell(row, self.columns["text"])),
+            origin=f"row {number}",
+            cells=row,
+        )
+        return number, post_id, post, reason
+
+    def cell(self, row: Row, column: str | None) -> Any:
+        """Return a cell, None where it is missing."""
+        value = row.get(column or "")
+        if column is None or is_missing(value):
+            return None
+        if isinstance(value, str) and len(value) < 20:
+            word = value.strip().casefold()
+            if word in self.missing_words:
+                return None
+            if word in MISSING_WORDS:
+                self.words[column, value.strip()] += 1
+        return value
+
+    def warnings(self) -> list[str]:
+        """Return what may be a mistake in the rows."""
+        warnings = [
+            f"the column {column!r} holds the word {word!r} {n} times, which counts as a value: "
+            f'missing_words=["{word}"] makes it a missing one'
+            for (column, word), n in sorted(self.words.items())
+        ]
+        for name, values in (("ids", self.ids), ("labels", self.labels)):
+            groups = near_equal(values)
+            more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+            if groups:
+                warnings.append(
+                    f"{name} differ only by case, blanks or '.0': {'; '.join(groups[:5])}{more}"
+                )
+        return warnings
 
 
 def _image(cell: Any) -> Any:
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
-    if is_missing(cell):
-        return None
+        cell = None if is_missing(cell) else cell
     return Path(cell.strip()) if isinstance(cell, str) else cell
 
 
-def _cell(cell: Any) -> str | None:
-    return None if is_missing(cell) else str(cell)
+def _text_cell(cell: Any) -> Any:
+    return cell if cell is None or isinstance(cell, bytes) else str(cell)
 
 
 def _text(value: Any) -> str:
     """Return the name of an id or a label; 2.0, which a table with gaps makes of 2, is "2"."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return "" if value is None else str(value).strip()

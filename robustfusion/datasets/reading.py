@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfusion._text import clean_text
 from robustfusion.datasets.pictures import BadFileError, decode, fingerprint
+from robustfusion.datasets.text_gate import encoding_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +30,7 @@ class FileInfo(NamedTuple):
     digest: str
     text: str = ""
     lossy: bool = False  # some bytes of the text are not UTF-8
+    changed: bool = False  # control characters of the text were left out
     fingerprint: NDArray[np.bool_] | None = None
 
 
@@ -84,13 +87,18 @@ def check_size(content: bytes, limit: int, name: str) -> None:
 
 
 def inspect_text(content: bytes, name: str) -> FileInfo:
-    """Read a text as UTF-8 without invalid bytes; a text of blanks is a bad file."""
-    text = content.decode("utf-8-sig", errors="ignore").replace("\r\n", "\n").strip()
+    """Read a text as UTF-8 without invalid bytes; a text of blanks is a bad file.
+
+    A byte order mark may say UTF-16 instead. Control characters are left out.
+    """
+    encoding = encoding_of(content)
+    decoded = content.decode(encoding, errors="ignore")
+    text = clean_text(decoded)
+    changed, text = text != decoded, text.replace("\r\n", "\n").strip()
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadFileError(f"{name} holds no text ({len(content)} bytes)", "empty")
-    return FileInfo(
-        digest(content), text, lossy=content.decode(errors="ignore").encode() != content
-    )
+    lossy = content.decode(encoding, "replace") != decoded
+    return FileInfo(digest(content), text, lossy, changed)
 
 
 def inspect_image(content: bytes, name: str) -> FileInfo:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 ProblemKind = Literal[
@@ -87,6 +87,9 @@ class DatasetReport:
     split_sizes: Mapping[str, int]  #: posts in each split, empty without splits
     unknown_split_ids: tuple[str, ...]  #: ids that the splits name and the data set lacks
     verified: bool  #: whether every file was read and decoded
+    lines: Mapping[str, int] = field(default_factory=dict)  #: lines of a table by what they hold
+    cleaned: Mapping[str, int] = field(default_factory=dict)  #: cells that were changed, by why
+    warnings: tuple[str, ...] = ()  #: what is valid and may be a mistake
 
     def groups(self, kind: DuplicateKind) -> tuple[Duplicates, ...]:
         """Return the duplicate groups of one kind."""
@@ -101,6 +104,11 @@ class DatasetReport:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.posts} posts of {self.rows} rows in the label file"]
         lines.append("  labels: " + _counts(self.class_counts))
+        if self.lines:
+            parts = ", ".join(f"{count} {name}" for name, count in self.lines.items() if count)
+            lines.append(f"  lines of the file: {sum(self.lines.values())} ({parts})")
+        lines += [f"  cells with {name} (cleaned): {n}" for name, n in self.cleaned.items()]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         if self.split_sizes:
             lines.append("  splits: " + _counts(self.split_sizes))
         if self.unknown_split_ids:
