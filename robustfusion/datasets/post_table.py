@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from robustfusion._text import is_missing
+from robustfusion.datasets.cells import is_inline
 from robustfusion.datasets.labels import usable_rows
-from robustfusion.datasets.post_dataset import PostDataset, PostRow
+from robustfusion.datasets.post_dataset import PostDataset, PostRow, Stock
 from robustfusion.datasets.splits import ALIASES, Splits
 from robustfusion.datasets.tables import Row, near_equal, read_table
 from robustfusion.datasets.text_gate import MISSING_WORDS
@@ -26,8 +27,9 @@ class PostTable(PostDataset):
 
     Args:
         path: the table.
-        image_column: paths, relative to ``root``; a cell may also be the bytes of a picture, or a
-            mapping with them as "bytes", as the datasets library writes them. None for none.
+        image_column: paths, relative to ``root``; a cell may also be a picture itself: its bytes,
+            a mapping with them as "bytes", as the datasets library writes them, base64 or a
+            ``data:`` URI. None for none.
         text_column: texts, at most 1 MB each. None for none.
         label_column: classes of any type. None reads a table without labels, to predict them:
             posts then are named by the numbers of their rows, so that no repeated id is left out.
@@ -40,6 +42,7 @@ class PostTable(PostDataset):
             byte order mark.
         missing_words: words that mean a missing value in this table, such as "nan" or "N/A",
             whatever their case. Without them the report warns of such words.
+        stock: as in :class:`PostDataset`.
 
     Attributes:
         class_names: names of the classes, sorted, numbers by value; a subclass may set another
@@ -84,6 +87,7 @@ class PostTable(PostDataset):
         verify: bool = True,
         encoding: str | None = None,
         missing_words: Collection[str] = (),
+        stock: Stock = "keep",
     ) -> None:
         self.path = Path(path)
         table = read_table(self.path, encoding)
@@ -105,6 +109,7 @@ class PostTable(PostDataset):
             image_transform=image_transform,
             verify=verify,
             allow_outside=allow_outside,
+            stock=stock,
         )
         self.name = f"PostTable {self.path.name}"
         self._table = [(row, posts.get(str(number))) for number, row in enumerate(table.rows, 1)]
@@ -239,7 +244,10 @@ def _image(cell: Any) -> Any:
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
         cell = None if is_missing(cell) else cell
-    return Path(cell.strip()) if isinstance(cell, str) else cell
+    if isinstance(cell, str):
+        cell = cell.strip()
+        return cell if is_inline(cell) else Path(cell)
+    return cell
 
 
 def _text_cell(cell: Any) -> Any:

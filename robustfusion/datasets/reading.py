@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustfusion._text import clean_text
+from robustfusion.datasets.cells import shorten
 from robustfusion.datasets.pictures import BadFileError, decode, fingerprint
 from robustfusion.datasets.text_gate import encoding_of
 
@@ -32,6 +33,7 @@ class FileInfo(NamedTuple):
     lossy: bool = False  # some bytes of the text are not UTF-8
     changed: bool = False  # control characters of the text were left out
     fingerprint: NDArray[np.bool_] | None = None
+    narrow: bool = False  # the picture uses less than an eighth of its range of brightness
 
 
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
@@ -39,9 +41,11 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Anything else is a ``BadFileError``, which does not say whether a file outside exists.
     """
-    name = path.name
+    name = shorten(path.name)
     if within is not None and path.is_relative_to(within):
-        name = str(path.relative_to(within))  # tells in which folder the file was expected
+        name = shorten(
+            str(path.relative_to(within))
+        )  # tells in which folder the file was expected
     try:
         if within is not None:
             path = _confined(path, within)
@@ -103,7 +107,10 @@ def inspect_text(content: bytes, name: str) -> FileInfo:
 
 def inspect_image(content: bytes, name: str) -> FileInfo:
     """Decode an image once, at small size where the format allows it, for its digest and hash."""
-    return FileInfo(digest(content), fingerprint=fingerprint(decode(content, name, small=True)))
+    gray = decode(content, name, small=True).convert("L")
+    darkest, brightest = gray.getextrema()
+    narrow = 0 < brightest - darkest < 32  # a constant picture has no range to scale
+    return FileInfo(digest(content), fingerprint=fingerprint(gray), narrow=narrow)
 
 
 def read_image(

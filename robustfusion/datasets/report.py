@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple, get_args
 
 ProblemKind = Literal[
     "label row", "label rule", "missing text", "missing image", "empty text", "unreadable text",
-    "unreadable image", "no modality",
+    "unreadable image", "no modality", "stock text", "stock image",
 ]  # fmt: skip
 Action = Literal["skipped", "excluded", "missing modality"]
-DuplicateKind = Literal["text", "image", "near image"]
+DuplicateKind = Literal["text", "image", "near image", "stock text", "stock image"]
 MAX_LISTED = 3  # problems of a kind that the printed report lists one by one
 
 
@@ -27,8 +27,9 @@ class Duplicates(NamedTuple):
     """Posts that share a text or an image.
 
     ``kind`` is "text" (equal up to RT, handles, URLs, case and punctuation), "image" (equal
-    bytes) or "near image" (nearly equal perceptual hash). ``labels`` and, where splits were
-    given, ``splits`` are aligned with ``ids``.
+    bytes) or "near image" (nearly equal perceptual hash); "stock text" and "stock image" are
+    contents under many posts that differ otherwise, which are no duplicates. ``labels`` and, where
+    splits were given, ``splits`` are aligned with ``ids``.
 
     Example:
         >>> from robustfusion.datasets import Duplicates
@@ -127,10 +128,16 @@ class DatasetReport:
         lines.append(f"  texts with bytes that are not UTF-8 (left out): {len(self.lossy_texts)}")
         if self.files_without_row:
             lines.append(f"  files without a label row: {_some(self.files_without_row)}")
-        return "\n".join([*lines, *map(self._duplicate_line, get_args(DuplicateKind))])
+        found = [self._duplicate_line(kind) for kind in get_args(DuplicateKind)]
+        return "\n".join([*lines, *filter(None, found)])
 
     def _duplicate_line(self, kind: DuplicateKind) -> str:
         groups = self.groups(kind)
+        if kind.startswith("stock"):
+            counts = ", ".join(f"{len(g.ids)} posts (first: {g.ids[0][:40]})" for g in groups)
+            return (
+                f"  {kind}, no duplicates (stock='missing' drops it): {counts}" if counts else ""
+            )
         line = f"  duplicates by {kind}: {len(groups)} groups, {sum(len(g.ids) for g in groups)} "
         line += f"posts, {sum(g.labels_conflict for g in groups)} groups with conflicting labels"
         if self.split_sizes:

@@ -140,7 +140,7 @@ def read_cells(
     """Return the column names and an iterator of rows: cells, or why they are no row.
 
     With ``tabs`` a cell ends at a tab and quotation marks are letters. Otherwise commas separate
-    cells, or what the header uses instead: semicolons, tabs or bars. A row that is spread over
+    cells, or what the header uses instead: semicolons, tabs or bars. A row that is ambiguous over
     lines by a quotation mark is one row only if those lines are no rows by themselves.
     """
     start = 0
@@ -166,7 +166,7 @@ def _rows(
     reader: "_Reader", names: list[str], start: int, broken: set[int], gate: Gate
 ) -> Iterator[list[str] | str]:
     width = len(names)
-    spread: list[str] = []
+    ambiguous: list[str] = []
     while start < len(reader.lines):
         cells, end, sound = reader.record(start)
         number, count = start + 1, end - start
@@ -194,13 +194,14 @@ def _rows(
         elif cells == names:
             row = "the header occurs again"
         elif swallowed:
-            spread.append(f"{number} to {end}")
+            ambiguous.append(f"{number} to {end}")
         gate.lines["bad rows" if isinstance(row, str) else "rows"] += count
         yield row
         start = end
-    if spread:
+    if ambiguous:
+        some = ", ".join(ambiguous[:5])
         gate.warnings.append(
-            f"{len(spread)} rows are quoted over lines that may be rows: {', '.join(spread[:5])}"
+            f"{len(ambiguous)} rows are quoted over lines that may be rows: {some}"
         )
 
 

@@ -111,7 +111,8 @@ def test_labels_of_every_type(folder: Path, labels: list[Any], names: tuple[str,
     assert posts.class_names == names
     if None in labels:
         (problem,) = posts.report().problems
-        assert problem == ("3", "label row", "row 3: there is no label (column 'label')", "skipped")
+        reason = "row 3: there is no label (column 'label')"
+        assert problem == ("3", "label row", reason, "skipped")
 
 
 def test_the_order_of_the_classes_can_be_given(folder: Path) -> None:
@@ -195,7 +196,8 @@ def test_bad_rows_are_single_rows(folder: Path) -> None:
         "the text of row 5 has more than 1 MB",
         "neither image nor text: the image of row 6 is an empty cell; "
         "the text of row 6 is an empty cell",
-        "neither image nor text: of/nothing.png is missing; the text of row 7 is an empty cell",
+        "neither image nor text: of/nothing.png is missing: there is no folder 'of'; "
+        "the text of row 7 is an empty cell",
         "row 8: the id is empty",
         "row 9: there is no label (column 'label')",
     }
