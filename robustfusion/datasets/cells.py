@@ -5,9 +5,12 @@ import binascii
 import os
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path, PurePath
+from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes
 
+from robustfusion._text import is_missing
 from robustfusion.datasets.pictures import BadFileError
 
 # The first letters of a JPEG, PNG, GIF, WebP, BMP, TIFF or AVIF file in base64.
@@ -21,6 +24,21 @@ def is_inline(cell: str) -> bool:
     long = len(cell) > 64 and (cell.startswith(_BASE64) or len(cell) > 4096)
     list_or_bytes = cell[:1] + cell[-1:] == "[]" or cell.startswith(("b'\\", 'b"\\'))
     return long or list_or_bytes or cell[:5].lower() == "data:" or bool(_URL.match(cell))
+
+
+def image_of(cell: Any) -> Any:
+    """Return the image of a cell: a ``Path``, bytes, or text that is no path; None for nothing.
+
+    A :class:`ParquetCell` stays one.
+    """
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if is_missing(cell):
+        return None
+    if isinstance(cell, str):
+        cell = cell.strip()
+        return cell if is_inline(cell) else Path(cell)
+    return cell
 
 
 def decode_inline(cell: str, name: str) -> bytes:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion._optional import import_pillow
-from robustfusion.datasets.cells import decode_inline, explain_missing, shorten
+from robustfusion.datasets.cells import decode_inline, explain_missing, image_of, shorten
 from robustfusion.datasets.duplicates import connect, find_duplicates, normalize_text
+from robustfusion.datasets.parquet import ParquetCell
 from robustfusion.datasets.pictures import BadFileError, decode
 from robustfusion.datasets.reading import (
     LIMITS,
@@ -39,6 +40,10 @@ OnBad = Literal["skip", "raise", "missing"]
 Stock = Literal["keep", "missing"]
 MODALITIES = ("image", "text")
 PLACEHOLDER_SIDE = 64  # pixels of the black image that stands for a missing one
+
+
+class EmptyCellError(BadFileError):
+    """A post lacks a modality."""
 
 
 class PostRow(NamedTuple):
@@ -336,8 +341,10 @@ class PostDataset(Dataset[Sample]):
 
     def _content(self, post: PostRow, modality: str) -> bytes:
         cell, name = getattr(post, modality), _describe(post, modality)
+        if isinstance(cell, ParquetCell):
+            cell = image_of(cell.read())
         if cell is None:
-            raise BadFileError(f"{name} is an empty cell", "missing")
+            raise EmptyCellError(f"{name} is an empty cell", "missing")
         if isinstance(cell, PurePath):
             within = None if self.allow_outside else self.folder
             try:
@@ -373,7 +380,9 @@ class PostDataset(Dataset[Sample]):
             for modality in MODALITIES:
                 cell, label = getattr(post, modality), _describe(post, modality)
                 if cell is None:
-                    known[post.id][modality] = BadFileError(f"{label} is an empty cell", "missing")
+                    known[post.id][modality] = EmptyCellError(
+                        f"{label} is an empty cell", "missing"
+                    )
                 elif (
                     isinstance(cell, PurePath) and not cell.parent.parts and cell.name not in names
                 ):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from robustfusion._text import is_missing
-from robustfusion.datasets.cells import is_inline
+from robustfusion.datasets.cells import image_of
 from robustfusion.datasets.labels import usable_rows
-from robustfusion.datasets.post_dataset import PostDataset, PostRow, Stock
+from robustfusion.datasets.parquet import ParquetCell
+from robustfusion.datasets.post_dataset import EmptyCellError, PostDataset, PostRow, Stock
 from robustfusion.datasets.splits import ALIASES, Splits
 from robustfusion.datasets.tables import Row, near_equal, read_table
 from robustfusion.datasets.text_gate import MISSING_WORDS
@@ -118,7 +119,10 @@ class PostTable(PostDataset):
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
-        """The rows behind the posts, with all their columns."""
+        """The rows behind the posts, with all their columns.
+
+        A binary cell of a Parquet file is an object whose ``read()`` returns the bytes.
+        """
         return [post.cells for post in self.posts]
 
     @property
@@ -136,10 +140,11 @@ class PostTable(PostDataset):
         row, post = self._table[number - 1]
         if isinstance(row, str) or post is None:
             return {}, {}, str(row)
+        row = {name: None if isinstance(c, ParquetCell) else c for name, c in row.items()}
         values, errors = self._read(post)
         if not values:
             return row, {}, f"neither image nor text: {'; '.join(map(str, errors.values()))}"
-        reasons = [str(e) for name, e in errors.items() if getattr(post, name) is not None]
+        reasons = [str(e) for e in errors.values() if not isinstance(e, EmptyCellError)]
         return row, values, "; ".join(reasons)
 
     @property
@@ -187,7 +192,7 @@ class _RowReader:
             return number, str(number), PostRow(str(number), None, None, None), row
         column = self.columns["label"]
         labeled = column is not None
-        label = self.cell(row, column)
+        label, text = self.cell(row, column), self.cell(row, self.columns["text"])
         post_id = _text(self.cell(row, "id") if labeled and "id" in row else number)
         reason = None
         if not post_id or post_id in self.ids:
@@ -203,8 +208,8 @@ class _RowReader:
         post = PostRow(
             post_id,
             _text(label) if labeled else None,
-            _image(self.cell(row, self.columns["image"])),
-            _text_cell(self.cell(row, self.columns["text"])),
+            image_of(self.cell(row, self.columns["image"])),
+            None if text is None else str(text),
             origin=f"row {number}",
             cells=row,
         )
@@ -213,6 +218,9 @@ class _RowReader:
     def cell(self, row: Row, column: str | None) -> Any:
         """Return a cell, None where it is missing."""
         value = row.get(column or "")
+        if isinstance(value, ParquetCell) and column != self.columns["image"]:
+            value = value.read()
+            value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         if column is None or is_missing(value):
             return None
         if isinstance(value, str) and len(value) < 20:
@@ -238,20 +246,6 @@ class _RowReader:
                     f"{name} differ only by case, blanks or '.0': {'; '.join(groups[:5])}{more}"
                 )
         return warnings
-
-
-def _image(cell: Any) -> Any:
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-        cell = None if is_missing(cell) else cell
-    if isinstance(cell, str):
-        cell = cell.strip()
-        return cell if is_inline(cell) else Path(cell)
-    return cell
-
-
-def _text_cell(cell: Any) -> Any:
-    return cell if cell is None or isinstance(cell, bytes) else str(cell)
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustfusion._optional import optional
+from robustfusion.datasets.parquet import ParquetTable
 from robustfusion.datasets.text_gate import Gate, decode, read_cells
 
 Row = dict[str, Any]
@@ -78,13 +78,7 @@ def _json_row(line: str) -> Row | str:
 
 
 def _parquet(path: Path, encoding: str | None, gate: Gate) -> Iterator[Row | str]:
-    parquet = optional("pyarrow.parquet", "Parquet needs pyarrow", "table")
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from map(gate.clean, batch.to_pylist())
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise ValueError(f"{path.name} cannot be read as Parquet: {error}"[:300]) from error
+    return map(gate.clean, ParquetTable(path).rows())
 
 
 _READERS = {
