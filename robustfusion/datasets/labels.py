@@ -1,7 +1,7 @@
 """Label files: their lines, the rows that count, and the rules that make one label of two."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -53,11 +53,15 @@ def check_id(post_id: str) -> str | None:
 
 
 def usable_rows(
-    path: Path, rows: Iterable[tuple[int, str, T, str | None]], unit: str = "line"
+    path: Path,
+    rows: Iterable[tuple[int, str, T, str | None]],
+    unit: str = "line",
+    advice: Callable[[str], str] = lambda reason: "",
 ) -> tuple[dict[str, T], list[Problem]]:
     """Split rows into the content of usable ones, by id, and a problem for each other.
 
     A row is its number, counted in ``unit``, its id, its content, and why it cannot be used.
+    ``advice`` says what to do where no row is usable, by the first reason.
     """
     contents: dict[str, T] = {}
     problems: list[Problem] = []
@@ -75,6 +79,7 @@ def usable_rows(
             reason = problems[0].reason.partition(": ")[2]
             count = sum(problem.reason.endswith(reason) for problem in problems)
             detail = f"; {problems[0].reason} ({count} of {len(problems)} {unit}s)"
+            detail += advice(reason)
         raise ValueError(f"no row of {path} could be read{detail}")
     return contents, problems
 

@@ -101,7 +101,8 @@ class PostTable(PostDataset):
                     f"{list(self.columns)}, got {name!r}"
                 )
         reader = _RowReader(columns, missing_words)
-        posts, problems = usable_rows(self.path, map(reader.read, count(1), table.rows), "row")
+        read = map(reader.read, count(1), table.rows)
+        posts, problems = usable_rows(self.path, read, "row", reader.advice)
         super().__init__(
             [*posts.values(), *problems],
             self.path.parent if root is None else root,
@@ -166,7 +167,7 @@ class PostTable(PostDataset):
         for name in ("train", "test"):
             if not parts[name]:
                 raise ValueError(self._why_empty(name))
-        return Splits(**parts, source=self.path.name)
+        return Splits(parts["train"], parts["val"], parts["test"], source=self.path.name)
 
     def _why_empty(self, name: str) -> str:
         """Return why no post is in a split."""
@@ -200,8 +201,8 @@ class _RowReader:
         elif labeled and label is None:
             reason = f"there is no label (column {column!r})"
         elif isinstance(label, Mapping | list):
-            some = f"{len(label)} labels" if isinstance(label, list) else "a mapping"
-            reason = f"the column {column!r} holds {some}, {str(label)[:40]}: one class is read"
+            kind = "a list" if isinstance(label, list) else "a mapping"
+            reason = f"the column {column!r} holds {kind}, {str(label)[:40]}"
         else:
             self.ids[post_id] += 1
             self.labels[_text(label)] += labeled
@@ -214,6 +215,12 @@ class _RowReader:
             cells=row,
         )
         return number, post_id, post, reason
+
+    def advice(self, reason: str) -> str:
+        """Return what to do where no row can be used for a reason."""
+        if "holds a" in reason:
+            return ": one class a row is read, make a column of one of them"
+        return ": label_column=None reads posts without labels" if "no label" in reason else ""
 
     def cell(self, row: Row, column: str | None) -> Any:
         """Return a cell, None where it is missing."""

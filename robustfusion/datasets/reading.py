@@ -108,8 +108,8 @@ def inspect_text(content: bytes, name: str) -> FileInfo:
 def inspect_image(content: bytes, name: str) -> FileInfo:
     """Decode an image once, at small size where the format allows it, for its digest and hash."""
     gray = decode(content, name, small=True).convert("L")
-    darkest, brightest = gray.getextrema()
-    narrow = 0 < brightest - darkest < 32  # a constant picture has no range to scale
+    levels = np.ptp(np.asarray(gray))
+    narrow = bool(0 < levels < 32)  # a constant picture has no range to scale
     return FileInfo(digest(content), fingerprint=fingerprint(gray), narrow=narrow)
 
 

@@ -128,8 +128,8 @@ class DatasetReport:
         lines.append(f"  texts with bytes that are not UTF-8 (left out): {len(self.lossy_texts)}")
         if self.files_without_row:
             lines.append(f"  files without a label row: {_some(self.files_without_row)}")
-        found = [self._duplicate_line(kind) for kind in get_args(DuplicateKind)]
-        return "\n".join([*lines, *filter(None, found)])
+        duplicates = [self._duplicate_line(kind) for kind in get_args(DuplicateKind)]
+        return "\n".join([*lines, *filter(None, duplicates)])
 
     def _duplicate_line(self, kind: DuplicateKind) -> str:
         groups = self.groups(kind)

@@ -267,7 +267,7 @@ def test_parquet_pictures_stay_in_the_file(folder: Path) -> None:
     parquet.write_table(table, folder / "posts.parquet", row_group_size=4, compression="none")
     before = pyarrow.total_allocated_bytes()
     posts = PostTable(folder / "posts.parquet")
-    assert pyarrow.total_allocated_bytes() - before < 12 * large
+    assert pyarrow.total_allocated_bytes() - before < 20 * large
     assert len(pickle.dumps(posts)) < large
     assert posts.available["image"].tolist() == [True] * 39 + [False]
     copy = pickle.loads(pickle.dumps(posts))

@@ -186,12 +186,11 @@ def test_every_kind_of_missing_is_missing(tmp_path: Path) -> None:
 
     import numpy as np
 
-    for value in (None, "", " \t", float("nan"), np.float32("nan"), decimal.Decimal("nan")):
-        assert is_missing(value)
-    for value in ([], (), {}, b"", set()):
-        assert is_missing(value)
-    for value in (0, 0.0, False, "nan", [None], 10**400, 1j, object(), np.zeros(2)):
-        assert not is_missing(value)
+    nan = (float("nan"), np.float32("nan"), decimal.Decimal("nan"))
+    missing: list[Any] = [None, "", " \t", *nan, [], (), {}, b"", set()]
+    assert all(map(is_missing, missing))
+    there: list[Any] = [0, 0.0, False, "nan", [None], 10**400, 1j, object(), np.zeros(2)]
+    assert not any(map(is_missing, there))
 
 
 def test_missing_values_of_pandas_and_parquet(tmp_path: Path) -> None:
