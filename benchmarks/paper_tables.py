@@ -61,7 +61,8 @@ ABLATIONS = {
     "without pair expansion": "expansion",
     "without distribution constraint": "distribution_constraint",
 }
-SCALE: dict[str, Any] = {"covariance_type": "spherical", "target_std": 0.4}  # of PAPER's features
+# The scale of features before the head of the paper.
+SCALE: dict[str, Any] = {"covariance_type": "spherical", "target_std": 0.4}
 DISRUPTION_SEEDS = (0, 1, 2)
 BINS = 24
 POINTS = 120  # posts in the figure of recovered features
