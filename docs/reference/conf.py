@@ -29,7 +29,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(torch|numpy|collections|pathlib|os|sklearn|transformers|huggingface_hub|PIL|matplotlib)\..*|robustfusion\.disruption\.protocol\.Draws|robustfusion\.baselines\.head\.Output|robustfusion\._modules\..*|(Path|Setting|Rate|Image\.Image|type|ValueError|int|str|bool|float|dict|list|tuple|None|Any|Tensor)",
+        r"(torch|numpy|collections|pathlib|os|sklearn|transformers|huggingface_hub|PIL|matplotlib)\..*|robustfusion\.disruption\.plan\.Draws|robustfusion\.baselines\.head\.Output|robustfusion\._modules\..*|(Path|Setting|Rate|Image\.Image|type|ValueError|int|str|bool|float|dict|list|tuple|None|Any|Tensor)",
     )
 ]
 default_role = "code"
