@@ -16,6 +16,7 @@ from robustfusion.disruption.grid import robustness_grid
 from robustfusion.disruption.images import ImageCorruption
 from robustfusion.disruption.plan import DisruptionPlan
 from robustfusion.disruption.protocol import Disruption
+from robustfusion.disruption.random_damage import RandomDamage
 from robustfusion.disruption.raw_samples import RawSamples
 from robustfusion.disruption.texts import TextCorruption
 
@@ -31,6 +32,7 @@ __all__ = [
     "DisruptionPlan",
     "FeatureCorruption",
     "ImageCorruption",
+    "RandomDamage",
     "RawSamples",
     "SampleId",
     "Severity",

@@ -23,6 +23,8 @@ IMAGE_DAMAGE: tuple[str, ...] = get_args(ImageKind)
 TEXT_DAMAGE: tuple[str, ...] = get_args(TextKind)
 FEATURE_DAMAGE: tuple[str, ...] = ("mask", "noise", "shuffle", "scale", "mean", "swapped")
 
+PAIRED_KINDS = ("swapped", "mean")  # kinds that need a second input
+
 # A function of (input, severity, generator), for a kind of one's own.
 Damage: TypeAlias = Callable[[Any, float, np.random.Generator], Any]
 Kinds: TypeAlias = Mapping[str, Sequence[str] | Mapping[str, Damage]]
@@ -199,7 +201,7 @@ def as_raw_samples(samples: Samples) -> RawSamples:
     return RawSamples(samples, ids=[sample["id"] for sample in samples] if has_ids else None)
 
 
-def corruption_of(value: Any, modality: str, kind: str, severity: float) -> Any:
+def corruption_of(value: Any, modality: str, kind: str, severity: Severity) -> Any:
     """Return the corruption of that kind which fits an input: an image, a text or features."""
     corruption: Any = TextCorruption
     if isinstance(value, str):

@@ -113,6 +113,8 @@ class _Table:
         # Arrays (S, N, 1 + 2 M): the prediction, then p-values, then trust by modality.
         self.intact: dict[str, NDArray[np.float64]] = {}
         self.answers: dict[_Cell, NDArray[np.float64]] = {}
+        # Features (N, ..., D) by modality, of the models that have encoders.
+        self.features: dict[str, dict[str, Tensor]] = {name: {} for name in models}
 
     def fill_intact(self, batch_size: int) -> None:
         """Evaluate all samples as they are, and read their labels."""
@@ -123,8 +125,9 @@ class _Table:
         for batch in self.raw.batches(clean, np.arange(len(self.labels)), batch_size):
             stop = start + len(batch["label"])
             self.labels[start:stop] = torch.as_tensor(batch["label"]).numpy()
-            for model, answers in self._evaluate(batch).items():
-                self.intact[model][0, start:stop] = answers
+            rows = np.arange(start, stop)
+            for model, answers in self._evaluate(batch, rows, self.names).items():
+                self.intact[model][0, rows] = answers
             start = stop
         low, high = self.labels.min(), self.labels.max()
         if low < 0 or high >= self.num_classes:
@@ -161,11 +164,17 @@ class _Table:
         index: int = 0,
     ) -> None:
         """Write the answers to some damaged samples over those to the intact ones."""
-        for model, answers in self._evaluate(batch).items():
+        changed = () if where[1] == "missing" else where[:1]
+        for model, answers in self._evaluate(batch, rows, changed).items():
             self.answers[(model, *where)][index, rows] = answers
 
-    def _evaluate(self, batch: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
-        """Return the answers (B, 1 + 2 M) of each model to a batch."""
+    def _evaluate(
+        self, batch: Mapping[str, Any], rows: NDArray[np.int64], changed: Sequence[str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the answers (B, 1 + 2 M) of each model to a batch of samples.
+
+        Only the changed modalities are encoded; the features of the others are known.
+        """
         by_model = {}
         for name, model in self.models.items():
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -173,7 +182,7 @@ class _Table:
             for modality, value in batch["inputs"].items():
                 inputs[modality] = map_tensors(functools.partial(_to, device=device), value)
             available = {m: mask.to(device) for m, mask in batch["available"].items()}
-            out = model(inputs, available)
+            out = self._call(name, inputs, available, torch.from_numpy(rows), changed)
             logits = logits_of(out, len(next(iter(available.values())))).float()
             self.num_classes = max(self.num_classes, logits.shape[1])
             predicted = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
@@ -188,6 +197,30 @@ class _Table:
                     columns.append(value.where(available[m], torch.nan))
             by_model[name] = torch.stack(columns, 1).cpu().numpy()
         return by_model
+
+    def _call(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        available: Mapping[str, Tensor],
+        rows: Tensor,
+        changed: Sequence[str],
+    ) -> Any:
+        model: Any = self.models[name]
+        if not (callable(getattr(model, "encode", None)) and hasattr(model, "head")):
+            return model(inputs, available)
+        features, known = {}, self.features[name]
+        if changed:
+            part = {m: inputs[m] for m in changed}, {m: available[m] for m in changed}
+            features = dict(model.encode(*part)[0])
+        for m in self.names:
+            if m not in features:
+                features[m] = known[m][rows.to(known[m].device)]
+            elif len(changed) == len(self.names):  # all samples as they are
+                shape = (len(self.labels), *features[m].shape[1:])
+                known.setdefault(m, features[m].new_zeros(shape))
+                known[m][rows.to(known[m].device)] = features[m]
+        return model.head(features, available)
 
     def report(
         self, modalities: Sequence[str], seeds: tuple[int, ...], alarm_rate: float

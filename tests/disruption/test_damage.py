@@ -15,6 +15,7 @@ from robustfusion.disruption import (
     TEXT_DAMAGE,
     CachedFeatures,
     ImageCorruption,
+    RandomDamage,
     RawSamples,
     damage,
     sample_generator,
@@ -195,3 +196,32 @@ def test_wrong_arguments_are_named() -> None:
     )
     with pytest.raises(TypeError, match=r'inputs\["text"\] must be an image, .* torch.int64'):
         damage(ids, {"text": ["mask"]})
+
+
+def test_random_damage_draws_kinds_and_severities_by_sample() -> None:
+    augment = RandomDamage(kinds=IMAGE_DAMAGE, severity=(0.2, 0.9))
+    assert augment.kinds == IMAGE_DAMAGE[:-1]  # swapped needs a second image
+    image = photo()
+    results = {
+        augment(image, sample_generator(0, i, "image")).numpy().tobytes() for i in range(50)
+    }
+    assert len(results) > 45
+    first = augment(image, sample_generator(0, 1, "image"))
+    assert torch.equal(first, augment(image, sample_generator(0, 1, "image")))
+    hits = dict.fromkeys(("black", "white"), 0)
+    two = RandomDamage(kinds=("black", "white"), severity=1.0)
+    for i in range(400):
+        level = int(two(image, sample_generator(0, i, "image")).max())
+        hits["white" if level else "black"] += 1
+    assert hits["black"] == pytest.approx(200, abs=50)
+    assert RandomDamage(kinds=("blank",))("a b", sample_generator(0, 1, "text")) != "a b"
+
+
+def test_random_damage_refuses() -> None:
+    for wrong in ((), ("swapped", "mean"), "black"):
+        with pytest.raises(ValueError, match="kinds must be names of kinds of damage"):
+            RandomDamage(kinds=wrong)
+    with pytest.raises(ValueError, match="severity must be a number in"):
+        RandomDamage(kinds=("black",), severity=2.0)
+    with pytest.raises(ValueError, match=r'kinds\["input"\] must be among .*, got \'black\''):
+        RandomDamage(kinds=("black",))("a text", sample_generator(0, 1, "text"))

@@ -15,7 +15,7 @@ import torch
 from reports import FakeHead, make_data
 from torch import Tensor, nn
 
-from robustfusion import DRFHead
+from robustfusion import DRFClassifier, DRFHead
 from robustfusion.disruption import FEATURE_DAMAGE, CachedFeatures, RawSamples, damage
 from robustfusion.evaluation import DamageReport, damage_report
 
@@ -170,6 +170,42 @@ def test_raw_samples_work_for_a_model_with_encoders() -> None:
     assert {s.kind for s in report.scores} == {"intact", "missing", "black", "white", "truncate"}
     # A text of one letter has one word, and a white image a brightness of one: a tie, class 0.
     assert (report.predictions["Counting", "image", "black", 1.0] == 1).all()
+
+
+def test_only_the_damaged_modality_is_encoded_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(2, 30, 6, generator=generator)
+    seen = {"image": torch.arange(30) % 5 > 0}
+    data = CachedFeatures(
+        dict(zip(BOTH, features, strict=True)), torch.arange(30) % 3, available=seen
+    )
+    rows = dict.fromkeys(BOTH, 0)
+
+    class Encoder(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows[self.name] += len(x)
+            return x - 0.5
+
+    model = DRFClassifier({name: Encoder(name) for name in BOTH}, Judging(BOTH))
+
+    class Hidden(nn.Module):
+        def forward(self, inputs: Mapping[str, Any], available: Mapping[str, Tensor]) -> Any:
+            return model(inputs, available)
+
+        def p_values(self, output: Any) -> dict[str, Tensor]:
+            return model.head.p_values(output)  # type: ignore[operator, no-any-return]
+
+    kinds = {"image": ["noise", "mask"]}
+    options: dict[str, Any] = {"severities": (0.5, 1.0), "batch_size": 7}
+    fast = damage_report(model, data, kinds, **options)
+    assert rows == {"image": 30 + 4 * 24, "text": 30}
+    slow = damage_report(Hidden(), data, kinds, **options)
+    for one, other in zip(fast.scores, slow.scores, strict=True):
+        assert one[1:] == pytest.approx(other[1:], nan_ok=True)
 
 
 def test_wrong_arguments_are_named() -> None:
