@@ -16,7 +16,7 @@ LAYERS = [
         ["conversion", "distributed", "feature_queue", "fusion", "losses", "moments", "pooling"],
     ),
     ("Names of modalities, masks, outputs", ["_inputs", "candidates", "output"]),
-    ("Scales, and replacements of missing features", ["stand_in", "standardize"]),
+    ("Scales, trust, and replacements of missing features", ["_trust_fit", "stand_in", "standardize", "trust"]),
     ("The base class of the quality estimators", ["quality"]),
     ("The quality estimators", ["gaussian_quality", "neighbor_quality"]),
     ("The heads", ["drf", "neighbor_vote", "paper"]),
