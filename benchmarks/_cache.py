@@ -6,7 +6,7 @@ import ast
 import hashlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ SHARED = (
 
 
 def digest(head: nn.Module, splits: Sequence[Split], settings: Any) -> str:
-    """Sixteen hexadecimal digits from code and weights of a head, data, settings and versions.
+    """Sixteen hexadecimal digits of a head (code, options, weights), data, settings, versions.
 
     Args:
         head: the head before its training; it is put into evaluation mode.
@@ -36,6 +36,7 @@ def digest(head: nn.Module, splits: Sequence[Split], settings: Any) -> str:
     sha = hashlib.sha256(repr((version(), torch.__version__, settings)).encode())
     for path in sorted({*SHARED, *_files(head)}):
         sha.update(_code(path, path.stat().st_mtime_ns).encode())
+    sha.update(repr(list(_options(head))).encode())
     for name, tensor in sorted(head.state_dict().items()):
         sha.update(f"{name}{tuple(tensor.shape)}".encode())
         sha.update(tensor.detach().contiguous().cpu().numpy().tobytes())
@@ -77,7 +78,22 @@ def _code(path: Path, modified: int) -> str:
     """The code of a file without comments, docstrings and layout, which change nothing."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        match node:
-            case ast.Expr(value=ast.Constant(value=str()) as docstring):
-                docstring.value = ""
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [line for line in body if not _is_text(line)]
     return f"{path.name}{ast.dump(tree)}"
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
+
+
+def _options(head: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """The numbers and words that modules keep, such as a rate of dropout."""
+    for name, module in head.named_modules():
+        for key, value in sorted(vars(module).items()):
+            if isinstance(value, int | float | str | tuple | None):
+                yield name, key, value

@@ -154,7 +154,8 @@ def comparison() -> dict[str, list[str]]:
     """The blocks of the page, one a data set."""
     blocks = {}
     for name, record in records().items():
-        lines = [described(record), "", standing(record), "", *scores(record)]
+        lines = [described(record), "", standing(record), ""]
+        lines += folded("Ranking", scores(record))
         names = head_names(tuple(record["results"]["modalities"]))
         absent = [head for head in names if head not in record["results"]["rows"]]
         if absent:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _plots
 import _render_compare
 import _render_cross_validation
 import _render_guides
@@ -152,6 +153,7 @@ def main() -> None:
     if everything:
         _render_paper.draw(_render_paper.RESULTS, ASSETS)
         _render_paper_parts.draw(ASSETS)
+        _plots.draw(ASSETS)
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 

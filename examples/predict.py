@@ -56,10 +56,12 @@ class Rule(NamedTuple):
     certainty: float  # a smaller probability gets no label
 
 
-def open_table(path: Path, columns: dict[str, str], root: Path, allow_outside: bool) -> PostTable:
+def open_table(
+    path: Path, columns: dict[str, str], root: Path, allow_outside: bool, encoding: str
+) -> PostTable:
     """Open a table of posts without labels; its pictures are read later, batch by batch."""
     try:
-        return PostTable(
+        table = PostTable(
             path,
             image_column=columns["image"] or None,
             text_column=columns["text"] or None,
@@ -67,12 +69,18 @@ def open_table(path: Path, columns: dict[str, str], root: Path, allow_outside: b
             root=root,
             allow_outside=allow_outside,
             verify=False,
+            encoding=encoding or None,
         )
     except (OSError, ValueError, ImportError) as error:
         reason, argument = str(error).splitlines()[0], str(error).partition("_column must be")
         if argument[1]:
             reason += f": name it with --{argument[0]}-column, or give '' for none"
         raise SetupError(f"{path} cannot be read as a table ({reason})") from error
+    report = table.report()
+    cleaned = [f"{count} cells with {what} were cleaned" for what, count in report.cleaned.items()]
+    for warning in (*cleaned, *report.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
+    return table
 
 
 def make_rule(predictor: Predictor, alarm_rate: float, abstain: float) -> Rule:
@@ -164,6 +172,9 @@ def main(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Also open pictures outside of that folder.")
     ] = False,
+    encoding: Annotated[
+        str, typer.Option(help="Encoding of a table that is not UTF-8, such as cp1252.")
+    ] = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
@@ -185,7 +196,7 @@ def main(
             print(
                 f"pictures are read from {image_root}, as in the run; --image-root names another"
             )
-        posts = open_table(table, columns, image_root or table.parent, allow_outside)
+        posts = open_table(table, columns, image_root or table.parent, allow_outside, encoding)
         rule = make_rule(predictor, alarm_rate, abstain)
         label = settings.label_column
         # All columns of the table are copied; a new one of the same name is called predicted_*.

@@ -3,7 +3,8 @@
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -310,3 +311,215 @@ def test_one_command_writes_record_table_and_figure(
     with pytest.raises(SystemExit):
         compare.main()
     assert "no row 'Conatenation'" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------- what may come from the cache
+
+
+def file_of(folder: Path, **changes: Any) -> Path:
+    """The features of a small data set, with some arrays replaced."""
+    with np.load(folder / "features.npz") as file:
+        arrays = {key: file[key].astype(np.float32) if "_" in key else file[key] for key in file}
+    path = folder / "changed.npz"
+    np.savez(path, **arrays | changes)
+    return path
+
+
+@pytest.fixture
+def jobs(
+    compare: ModuleType, search: ModuleType, task: Any, tmp_path: Path, capsys: Any
+) -> Callable[..., int]:
+    """How many of two jobs of one's own head are read from the cache."""
+    folds = importlib.import_module("_cross_validation")
+
+    def run(code: str = OWN, pool: Any = task.pool, **training: Any) -> int:
+        (tmp_path / "own.py").write_text(code)
+        importlib.import_module("_heads").own_makers.cache_clear()
+        pool = replace(pool, training=replace(pool.training, **training))
+        one = replace(task, pool=pool, models=(f"{tmp_path / 'own.py'}:Mine",))
+        make = partial(search.make_head, "Mine", one, search.Setting(pool.training))
+        capsys.readouterr()
+        folds.run(pool, make, tmp_path / "kept", folds=2, seeds=[0], cells=["clean"])
+        words = re.search(r"(\d) of 2 jobs from cache", capsys.readouterr().out)
+        return int(words[1]) if words else 0
+
+    assert run() == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("import torch\n", "import torch\n# a comment\n\n"),
+        ("class Mine(nn.Module):\n", 'class Mine(nn.Module):\n    """Words."""\n'),
+    ],
+)
+def test_what_changes_no_prediction_comes_from_the_cache(
+    jobs: Callable[..., int], old: str, new: str
+) -> None:
+    assert jobs(OWN.replace(old, new, 1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self.classifier(fused)", "0 * self.classifier(fused)"),
+        ("hidden_features=8", "hidden_features=9"),
+        ("torch.relu", "torch.tanh"),
+        ("cross_entropy(output.logits, labels)", "cross_entropy(2 * output.logits, labels)"),
+    ],
+)
+def test_a_changed_head_is_trained_again(jobs: Callable[..., int], old: str, new: str) -> None:
+    assert jobs(OWN.replace(old, new)) == 0
+    assert jobs() == 2
+
+
+def test_changed_features_are_trained_on_again(
+    compare: ModuleType, jobs: Callable[..., int], task: Any, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(9).normal(size=(72, 6)).astype(np.float32)
+    changed = compare.load_own(file_of(tmp_path, image_clean=noise), task.pool.training)
+    assert jobs(pool=changed) == 0
+    same = compare.load_own(file_of(tmp_path), task.pool.training)
+    assert jobs(pool=same) == 2
+    groups = compare.load_own(file_of(tmp_path, group=np.arange(72) // 6), task.pool.training)
+    assert jobs(pool=groups) == 0, "other folds"
+
+
+@pytest.mark.parametrize("training", [{"epochs": 3}, {"lr": 1e-3}, {"weight_decay": 0.1}])
+def test_another_training_is_not_from_the_cache(
+    jobs: Callable[..., int], training: dict[str, Any]
+) -> None:
+    assert jobs(**training) == 0
+
+
+def test_tables_of_the_paper_are_cached_by_the_same_key(
+    compare: ModuleType, task: Any, tmp_path: Path
+) -> None:
+    tables = importlib.import_module("paper_tables")
+    split = replace(task.pool.split, class_names=("a", "b", "c"))
+    splits = {"train": split, "test": split.rows(torch.arange(20))}
+    noisy = {"train": replace(split, labels=split.labels.roll(1)), "test": splits["test"]}
+    job, path, brief = tables.Job("Concatenation", 0), tmp_path / "a.json", training(1)
+    make = tables.ConcatenationHead
+    assert tables.measure(job, make, brief, splits, path)
+    assert not tables.measure(job, make, brief, splits, path)
+    assert tables.measure(job, partial(make, dropout=0.2), training(1), splits, path)
+    assert tables.measure(job, make, brief, noisy, path)
+    assert tables.measure(job, make, training(2), noisy, path)
+    assert not tables.measure(job, make, training(2), noisy, path)
+
+
+# ------------------------------------------------------------------------ missing rows and NaN
+
+
+def test_rows_of_nan_are_missing(
+    compare: ModuleType, search: ModuleType, task: Any, tmp_path: Path
+) -> None:
+    with np.load(tmp_path / "features.npz") as file:
+        image = file["image_clean"].astype(np.float32)
+    gone = np.arange(72) % 4 == 1
+    masked = file_of(tmp_path, image_clean=image, image_available=~gone)
+    pools = [compare.load_own(masked, task.pool.training)]
+    image[gone] = np.nan
+    pools.append(compare.load_own(file_of(tmp_path, image_clean=image), task.pool.training))
+    first, second = (
+        search.run_row(name, replace(task, pool=pool), 1, 2, [0], tmp_path / "gaps")
+        for pool in pools
+        for name in ("Late mean",)
+    )
+    for cell, values in first["log_prob"].items():
+        assert np.isfinite(values).all()
+        np.testing.assert_array_equal(values, second["log_prob"][cell])
+    missing = first["log_prob"]["image D"][:, gone[:60]]
+    np.testing.assert_array_equal(first["log_prob"]["clean"][:, gone[:60]], missing)
+    assert not np.array_equal(first["log_prob"]["clean"], first["log_prob"]["image D"])
+
+
+@pytest.mark.parametrize("name", ["DRFHead", "QMF", "Concatenation", "PaperDRFHead"])
+def test_heads_learn_in_spite_of_gaps(
+    compare: ModuleType, search: ModuleType, task: Any, tmp_path: Path, name: str
+) -> None:
+    with np.load(tmp_path / "features.npz") as file:
+        arrays = {f"{m}_clean": file[f"{m}_clean"].astype(np.float32) for m in ("image", "text")}
+    arrays["image_clean"][::5] = np.nan
+    arrays["text_clean"][1::5] = np.nan
+    pool = compare.load_own(file_of(tmp_path, **arrays), training(20, 1e-2, 0.01, 12))
+    row = search.run_row(name, replace(task, pool=pool), 1, 2, [0], tmp_path / "gaps")
+    right = (row["log_prob"]["clean"].argmax(-1) == pool.split.labels.numpy()).mean()
+    assert right > 0.55
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_clean", np.nan, "image_clean must be finite where the modality is available"),
+        ("text_clean", np.inf, "text_clean must be finite"),
+        ("image_corrupt", np.nan, "image_corrupt must be finite"),
+        ("label", np.nan, "label must have a class for every sample"),
+    ],
+)
+def test_nan_without_a_meaning_is_refused(
+    compare: ModuleType, task: Any, tmp_path: Path, name: str, value: float, message: str
+) -> None:
+    with np.load(tmp_path / "features.npz") as file:
+        array = file[name].astype(np.float32)
+    array[(0, 2, 1)[: array.ndim] if array.ndim == 3 else (2, 1)[: array.ndim]] = value
+    with pytest.raises(ValueError, match=message):
+        compare.load_own(file_of(tmp_path, **{name: array}), task.pool.training)
+
+
+def test_a_head_that_predicts_nan_is_refused(jobs: Callable[..., int]) -> None:
+    with pytest.raises(ValueError, match=r"logits of Mine must be numbers, got NaN in \d+ of"):
+        jobs(OWN.replace("self.classifier(fused)", "self.classifier(fused) * float('nan')"))
+
+
+# --------------------------------------------------------------------------- how long to train
+
+
+def test_ones_own_features_have_a_budget_in_steps(
+    compare: ModuleType, search: ModuleType, task: Any, tmp_path: Path
+) -> None:
+    pool = compare.load_own(tmp_path / "features.npz", steps=100)
+    assert pool.training.epochs == 100  # 40 samples of a fold are less than a batch of 64
+    task = replace(task, pool=pool)
+    epochs = [trial.training.epochs for trial in search.settings("DRFHead", task, 4)]
+    assert epochs == [100, 200, 400, 100]
+    assert len({trial.training.lr for trial in search.settings("DRFHead", task, 8)}) == 3
+
+
+def test_epochs_and_rate_are_those_of_the_command(
+    compare: ModuleType, task: Any, tmp_path: Path
+) -> None:
+    options = Namespace(
+        mvsa=None, harmeme=None, uci=None, data=["thirds"], features=[tmp_path / "features.npz"]
+    )
+    plain = Namespace(**vars(options), model=[], steps=750, epochs=None, lr=None)
+    assert [t.pool.training.epochs for t in compare.tasks(plain)] == [60, 750]
+    plain.epochs, plain.lr = 7, 0.02
+    for made in compare.tasks(plain):
+        assert (made.pool.training.epochs, made.pool.training.lr) == (7, 0.02)
+
+
+def test_a_longest_training_that_wins_is_remarked(
+    compare: ModuleType,
+    search: ModuleType,
+    task: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good, useless = (search.Setting(training(n, lr, 0.0, 12)) for n, lr in ((6, 1e-2), (2, 1e-9)))
+    for tried in ([useless, good], [good, useless], [good]):
+        monkeypatch.setattr(search, "settings", lambda *_, tried=tried: tried)
+        rows = {"Late mean": search.run_row("Late mean", task, len(tried), 2, [0], tmp_path)}
+        path = compare.finish(task, rows, len(tried), 2, [0], tmp_path / "out")
+        compare.write_report(compare.read_record(path.stem, path.parent), path)
+        words = "longest training was the best one for Late mean"
+        assert (words in capsys.readouterr().out) == (len(tried) > 1)
+        assert (words in path.with_suffix(".md").read_text()) == (len(tried) > 1)
+    shorter = search.Setting(training(4, 1e-2, 0.0, 12))
+    longer = search.Setting(training(6, 1e-9, 0.0, 12))
+    monkeypatch.setattr(search, "settings", lambda *_: [shorter, longer])
+    assert not search.run_row("Late mean", task, 2, 2, [0], tmp_path)["longest"]

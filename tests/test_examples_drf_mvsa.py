@@ -212,7 +212,7 @@ def test_a_table_of_ones_own(
     assert config["class_names"] == ["calm", "glad", "odd", "sad"]
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     for program, arguments in (
-        ("predict", [str(table), "--image-root", str(posts / "data"), *columns[:4]]),
+        ("predict", [str(table)]),  # columns and folder are those of the run
         ("report", []),
     ):
         app = Typer()
@@ -225,7 +225,7 @@ def test_a_table_of_ones_own(
     )
     assert {row["author"] for row in rows} == {"ann"}
     assert [row["missing"] for row in rows[2:6]] == ["image", "image", "image", "text"]
-    assert {row["label"] for row in rows} <= {"calm", "glad", "odd", "sad"}
+    assert {row["predicted_mood"] for row in rows} <= {"calm", "glad", "odd", "sad"}
 
 
 def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: Path) -> None:
@@ -399,7 +399,7 @@ def invoke(example: Any, arguments: list[str]) -> Any:
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "nowhere does not exist"),
-        (["--data", "."], "folder 'data'.*of a table give the file"),
+        (["--data", "."], "folder 'data'.*for a table name the file"),
         (["--data", __file__], "cannot be read as a table: path must end in one of .csv"),
         (["--freeze"], "do not freeze"),
         (["--device", "warp"], "--device warp"),
