@@ -76,7 +76,7 @@ class Numbers(NamedTuple):
     slope: Tensor
     offset: Tensor
     late_share: Tensor
-    scale: Tensor  # of the logits; their confidence is calibrated elsewhere and must not matter
+    scale: Tensor  # a factor of the logits, whose confidence is calibrated elsewhere
 
 
 class _Part(NamedTuple):
