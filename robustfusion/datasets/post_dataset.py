@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion._optional import import_pillow
+from robustfusion._text import clean_text
 from robustfusion.datasets.cells import decode_inline, explain_missing, image_of, shorten
 from robustfusion.datasets.duplicates import connect, find_duplicates, normalize_text
 from robustfusion.datasets.parquet import ParquetCell
@@ -355,7 +356,7 @@ class PostDataset(Dataset[Sample]):
                 raise
         if isinstance(cell, str):
             is_text = modality == "text"
-            cell = cell.encode("utf-8", "replace") if is_text else decode_inline(cell, name)
+            cell = clean_text(cell).encode() if is_text else decode_inline(cell, name)
         if not isinstance(cell, bytes):
             raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
         check_size(cell, LIMITS[modality], name)
