@@ -1,11 +1,12 @@
 """Predict the posts of a table with a saved run of drf_mvsa.py.
 
-    python examples/predict.py runs/drf_mvsa-001 posts.csv --output predictions.csv
+    python examples/predict.py runs/drf_mvsa-001 posts.csv
 
 ``posts.csv`` (or ``.tsv``, ``.jsonl``, ``.parquet``) has a column of image paths and a column of
 texts, named as in the run's own table (else ``image`` and ``text``); either cell may be empty.
 Pictures are opened only in the folder of ``--image-root``: by default the run's, or the table's.
-The result has a row for each row of the table, with all its columns and these:
+The result, ``predictions.csv`` in ``--output-dir`` (``.parquet`` for a Parquet table), has a row
+for each row of the table, with all its columns and these:
 
 - ``label`` (named as in the run's own table) and the probability of each class; with
   ``--abstain 0.1`` no label for posts less certain than the least certain tenth of the run's
@@ -41,7 +42,7 @@ try:
 
     from robustfusion.datasets import PostTable
 except ImportError as error:
-    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
 MODALITIES = ("image", "text")
 GENERATED = "This model was trained on generated posts, so it flags real posts as unusual."
@@ -140,15 +141,18 @@ def check_output(output: Path, table: Path, overwrite: bool) -> None:
     if output.is_dir():
         raise SetupError(f"--output {output} is a folder: give the name of a file")
     if output.exists() and table.exists() and output.samefile(table):
-        raise SetupError(f"{output} is the table itself: choose another --output")
+        raise SetupError(f"{output} is the table itself: choose another --output-dir")
     if output.exists() and not overwrite:
-        raise SetupError(f"{output} is there already: choose another --output, or --overwrite")
+        raise SetupError(f"{output} is there already: choose another --output-dir, or --overwrite")
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/drf_mvsa-001.")],
     table: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines or Parquet.")],
-    output: Annotated[Path, typer.Option(help="CSV or Parquet.")] = Path("runs/predictions.csv"),
+    output_dir: Annotated[Path, typer.Option(help="Folder of predictions.csv.")] = Path("runs"),
+    output: Annotated[
+        Path | None, typer.Option(hidden=True, help="The file itself, as in former versions.")
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help='"" for none; by default the run\'s.')
     ] = None,
@@ -179,6 +183,8 @@ def main(
     problems, counts, alarms, done = [], Counter[str](), Counter[str](), 0
     try:
         check_device(device)
+        ending = ".parquet" if table.suffix.lower() == ".parquet" else ".csv"
+        output = output or output_dir / f"predictions{ending}"
         check_output(output, table, overwrite)
         predictor = Predictor(run, device)
         settings = predictor.settings
@@ -228,7 +234,7 @@ def main(
         print(report(problems, total), file=sys.stderr)
     print(", ".join(f"{count} {name}" for name, count in counts.most_common()))
     listed = ", ".join(f"{alarms[name]} for the {name}" for name in MODALITIES)
-    print(f"alarms at {alarm_rate:.0%}: {listed}")
+    print(f"Alarms: {listed} (about {alarm_rate:.0%} of intact posts alarm, too)")
     if predictor.generated:
         print(GENERATED)
     if done < total:

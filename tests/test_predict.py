@@ -201,7 +201,7 @@ def test_the_exported_model_gives_the_same_predictions(
     rows = [("turned.png", "so happy"), ("turned.png", ""), ("", "what a day")]
     table, out = write(tmp_path / "posts.csv", rows), tmp_path / "out.csv"
     assert invoke(example, run, table, "--output", out).exit_code == 0
-    example("export_run").main(run, tmp_path / "model.onnx")
+    example("export_run").main(run, output=tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     classes = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
     opened = example("main_job.predictor").Predictor(run)
@@ -268,7 +268,7 @@ def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
         ({"table": "nowhere.csv"}, "nowhere.csv cannot be read as a table"),
         ({"header": ("image", "words")}, "text_column must be in posts.csv, which has"),
         ({"rows": []}, "no row of"),
-        ({"exists": True}, "is there already: choose another --output, or --overwrite"),
+        ({"exists": True}, "is there already: choose another --output-dir, or --overwrite"),
         ({"out": "posts.csv"}, "posts.csv is the table itself"),
         ({"header": ("text", "text")}, "must not name a column twice"),
         ({"folder": True}, "is a folder"),
@@ -412,7 +412,7 @@ def test_lines_are_drawn_by_validation_posts(example: Any, run: Path, tmp_path: 
     assert answered == [score >= rule.certainty for score in scores]
     assert 0 < sum(answered) < 41
     assert "trained on generated posts" in result.stdout
-    assert "alarms at 20%" in result.stdout
+    assert "about 20% of intact posts alarm" in result.stdout
     low = invoke(example, run, table, "--output", tmp_path / "low.csv", *options[:2])
     assert "no alarm is possible at --alarm-rate 0.05" in low.stderr
 
