@@ -20,7 +20,7 @@ from robustfusion.disruption.data import Corruption
 
 Encoder = Callable[[list[Any]], Any]
 
-# Part of each cache key. Raise it whenever the readers return other pixels or letters for the same file.
+# Part of each cache key. Raise it whenever the readers return other contents for a file.
 _READING = 3
 # Rows collected before they are written: an interrupted run repeats at most so many.
 _PIECE = 1024

@@ -16,7 +16,8 @@ from robustfusion.datasets.labels import (
     read_lines,
     usable_rows,
 )
-from robustfusion.datasets.post_dataset import OnBad, PostDataset, PostRow
+from robustfusion.datasets.post_dataset import OnBad, PostDataset
+from robustfusion.datasets.post_row import PostRow
 from robustfusion.datasets.report import Problem
 
 Votes = list[tuple[str, ...]]  # for each annotator, the label of the text and of the image

@@ -11,7 +11,9 @@ from robustfusion._text import is_missing
 from robustfusion.datasets.cells import image_of
 from robustfusion.datasets.labels import usable_rows
 from robustfusion.datasets.parquet import ParquetCell
-from robustfusion.datasets.post_dataset import EmptyCellError, PostDataset, PostRow, Stock
+from robustfusion.datasets.post_dataset import PostDataset, Stock
+from robustfusion.datasets.post_files import EmptyCellError
+from robustfusion.datasets.post_row import PostRow
 from robustfusion.datasets.splits import ALIASES, Splits
 from robustfusion.datasets.tables import Row, near_equal, read_table
 from robustfusion.datasets.text_gate import MISSING_WORDS

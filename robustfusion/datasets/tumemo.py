@@ -12,7 +12,8 @@ from robustfusion.datasets.labels import (
     read_lines,
     usable_rows,
 )
-from robustfusion.datasets.post_dataset import OnBad, PostDataset, PostRow
+from robustfusion.datasets.post_dataset import OnBad, PostDataset
+from robustfusion.datasets.post_row import PostRow
 
 EMOTIONS = ("angry", "bored", "calm", "fear", "happy", "love", "sad")
 LABEL_FILE = "all_data_id_and_label.txt"
