@@ -220,6 +220,7 @@ def test_files_of_texts_go_through_the_gate(three_posts: Path) -> None:
     posts = MVSA(three_posts)
     assert [posts[row]["inputs"]["text"] for row in range(2)] == ["héllo 😀", "so good"]
     assert posts.report().cleaned == {"control characters": 1}
+    assert_counted(posts.report(), 4)
     assert posts.report().lossy_texts == ()
 
 
@@ -231,6 +232,17 @@ def test_a_label_file_of_tumemo_in_utf_16(tmp_path: Path) -> None:
     (tmp_path / "data" / "0.txt").write_text("rain")
     (tmp_path / "all_data_id_and_label.txt").write_bytes("0 Sad\n".encode("utf-16"))
     assert TumEmo(tmp_path).ids == ["0"]
+    (tmp_path / "all_data_id_and_label.txt").write_bytes(b"ID label\n\n0 Sad\n1\n")
+    report = TumEmo(tmp_path).report()
+    assert_counted(report, 4)
+    assert report.lines == {"header": 1, "blank": 1, "rows": 1, "bad rows": 1}
+
+
+def test_texts_that_are_lists_are_told(tmp_path: Path) -> None:
+    row = {"text": ["a day", "a night"], "label": 1}
+    texts, report = texts_of(tmp_path / "a.jsonl", json.dumps(row))
+    assert texts == ["['a day', 'a night']"]
+    assert report.warnings == ("1 texts are lists or mappings, read as they are written",)
 
 
 @pytest.mark.parametrize(
