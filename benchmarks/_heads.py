@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ from reproductions import (
 )
 from torch import nn
 
-from robustfusion import DRFHead, PaperDRFHead, VotingHead
+from robustfusion import DRFHead, NeighborVoteHead, PaperDRFHead
 from robustfusion.baselines import (
     ConcatenationHead,
     ECMLHead,
@@ -44,15 +46,15 @@ Maker = Callable[..., nn.Module]  # (dims, num_classes, **options)
 
 def voting(
     dims: Mapping[str, int], num_classes: int, *, hidden_features: int = 256, dropout: float = 0.5
-) -> VotingHead:
+) -> NeighborVoteHead:
     """The default head with the votes of the nearest training samples."""
     head = DRFHead(dims, num_classes, hidden_features=hidden_features, dropout=dropout)
-    return VotingHead(head)
+    return NeighborVoteHead(head)
 
 
 MAKERS: dict[str, Maker] = {
     "DRFHead": DRFHead,
-    "VotingHead": voting,
+    "NeighborVoteHead": voting,
     "PaperDRFHead": PaperDRFHead,
     "Concatenation + modality dropout": ConcatenationHead,
     "Concatenation": ConcatenationHead,
@@ -139,9 +141,11 @@ def _member(maker: Callable[..., Mapping[str, nn.Module]], key: str) -> Maker:
 
 
 def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
+    name = f"own_{path.stem}_{zlib.crc32(str(path.resolve()).encode())}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that the file of a class is known
     spec.loader.exec_module(module)
     return module

@@ -10,12 +10,13 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "pages"
 ASSETS = DOCS / "assets"
 SETTINGS = {"C": "corrupted", "D": "missing", "C+D": "corrupted or missing"}
-# Scripts that were renamed after a record was written; pages show the name that runs today.
+# Renamed after a record was written; pages show the command that runs today.
 RENAMED = {
-    "unseen.py": "other_corruptions.py",
-    "retrofit.py": "fuse_two_models.py",
-    "long_run.py": "stability.py",
-    "paper_choices.py": "ablate_paper.py",
+    "benchmarks/unseen.py": "benchmarks/other_corruptions.py",
+    "benchmarks/retrofit.py": "benchmarks/fuse_two_models.py",
+    "benchmarks/long_run.py": "benchmarks/stability.py",
+    "benchmarks/paper_choices.py": "benchmarks/ablate_paper.py",
+    " VotingHead ": " NeighborVoteHead ",
 }
 
 Blocks = Mapping[str, Sequence[str]]
@@ -54,7 +55,7 @@ def command_of(record: Mapping[str, Any]) -> str:
     """The command of a record, as it is typed today."""
     command = str(record["command"])
     for old, new in RENAMED.items():
-        command = command.replace(f"benchmarks/{old}", f"benchmarks/{new}")
+        command = command.replace(old, new)
     return command
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from _heads import head_names
-from _pages import condition, counted, folded, p_value, source, table
+from _pages import canvas, condition, counted, folded, p_value, source, table
 from _record import RESULTS, read_record
 
 TITLES = {
@@ -16,7 +17,7 @@ TITLES = {
     "fou-zer-mor": "Digits in three views",
     "thirds": "Digits in three parts",
 }
-OURS = ("VotingHead", "DRFHead")
+OURS = ("NeighborVoteHead", "DRFHead")
 BEST = 10  # heads of each ranking in the table of further conditions
 ALWAYS = ("DRFHead", "PaperDRFHead", "Concatenation + modality dropout")
 _CODE = "an earlier run of ECML's code, three seeds; not run again here"
@@ -153,7 +154,8 @@ def comparison() -> dict[str, list[str]]:
     """The blocks of the page, one a data set."""
     blocks = {}
     for name, record in records().items():
-        lines = [described(record), "", standing(record), "", *scores(record)]
+        lines = [described(record), "", standing(record), ""]
+        lines += folded("Ranking", scores(record))
         names = head_names(tuple(record["results"]["modalities"]))
         absent = [head for head in names if head not in record["results"]["rows"]]
         if absent:
@@ -183,3 +185,32 @@ def protocol() -> dict[str, list[str]]:
             body.append([head, f"{accuracy['clean']:.1f}", *words])
         blocks[name] = [*table(["Head", "intact", *cells], body), "", source(record)]
     return blocks
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Draw the mean accuracy of every head, and how far it is from the best one."""
+    results = record["results"]
+    names = list(results["rows"])[::-1]
+    rows = [results["rows"][name] for name in names]
+    figure, panels = canvas(size=(7.5, 1.3 + 0.26 * len(rows)))
+    panel = panels[0][0]
+    for key, marker, color in (
+        ("clean", "o", "#56B4E9"),
+        ("missing", "s", "#E69F00"),
+        ("corrupted", "^", "#CC79A7"),
+    ):
+        points = [
+            (row["accuracy"][key], y) for y, row in enumerate(rows) if key in row["accuracy"]
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            panel.scatter(x, y, s=22, marker=marker, color=color, label=condition(key), alpha=0.8)
+    means = [row["accuracy"]["mean"] for row in rows]
+    reach = [2 * row["error"] for row in rows]
+    label = "mean of the three ± 2 s.e. of the difference from the best"
+    panel.errorbar(means, range(len(rows)), xerr=reach, fmt="D", ms=5, color="k", label=label)
+    panel.axvline(means[-1], color="k", lw=0.8, alpha=0.5)
+    panel.axvline(results["majority"], color="0.5", ls=":", label="majority class")
+    panel.set(yticks=range(len(rows)), yticklabels=names, xlabel="accuracy (%)")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    figure.savefig(path)

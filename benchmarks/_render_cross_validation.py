@@ -105,11 +105,12 @@ def blocks() -> dict[str, list[str]]:
         r2 = ", ".join(f"{m} {value:.2f}" for m, value in data["r2"].items())
         heads = data["heads"]
         columns = dict.fromkeys(best(heads, names) for names in KINDS.values())
+        cells = each_cell({head: heads[head] for head in columns}, data["baseline"])
         made_of[name] = [
             f"{data['samples']:,} samples, majority class {data['majority']:.1f} %. R² of each "
             f"modality from the others: {r2}.",
             "",
-            *each_cell({head: heads[head] for head in columns}, data["baseline"]),
+            *folded("The best head of each kind in every condition", cells),
             "",
             *folded("All heads: differences from the baseline, and macro-F1", means(heads)),
             "",
@@ -140,7 +141,7 @@ def readme_lines() -> list[str]:
         *table(head, body, left=(0, 1)),
         "",
         "Ranks by the mean of the three lines among all heads, each tuned by the same few trials",
-        "([ranking](docs/pages/results/comparison.md)):",
+        "([ranking](comparison.md)):",
         ranks(),
     ]
 

@@ -10,7 +10,7 @@ import torch
 from _data import Split, batches
 from torch import Tensor, nn
 
-from robustfusion import DRFClassifier, Standardize, VotingHead
+from robustfusion import DRFClassifier, NeighborVoteHead, Standardize
 from robustfusion.disruption import Disruption, disrupt_features
 
 
@@ -69,8 +69,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     features: Mapping[str, Tensor] = split.features
-    everything = {name: torch.ones(len(split), dtype=torch.bool) for name in features}
-    available: Mapping[str, Tensor] = everything
+    available: Mapping[str, Tensor] = split.masks()
     for epoch in range(training.epochs):
         if disruption is not None:
             drawn = replace(disruption, seed=1000 * (seed + 1) + epoch)
@@ -87,6 +86,6 @@ def train(
             optimizer.step()
             schedule.step()
     head.eval()
-    if isinstance(head, VotingHead):
+    if isinstance(head, NeighborVoteHead):
         head.fit(split.features, split.labels)
     return head

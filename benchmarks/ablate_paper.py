@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfusion import (
-    CrossModalRecovery,
     DistributionRecoveryLoss,
     FeatureQueue,
     GaussianQualityEstimator,
@@ -30,6 +29,7 @@ from robustfusion import (
     admit_all,
 )
 from robustfusion.functional import fit_gaussian, gaussian_log_prob
+from robustfusion.paper import CrossModalRecovery
 
 SEEDS = (0, 1, 2)
 CAPACITY, BATCH = 512, 16  # the paper's

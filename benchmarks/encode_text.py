@@ -87,7 +87,9 @@ def main() -> None:
     torch.set_num_threads(1)
     encode, mask_token = text_encoder(arguments.text)
     with np.load((arguments.mvsa or arguments.harmeme) / "features.npz") as file:
-        arrays = {key: file[key] for key in file if key.startswith(("image_", "id", "label", "spl"))}
+        arrays = {
+            key: file[key] for key in file if key.startswith(("image_", "id", "label", "spl"))
+        }
         draws = len(file["text_corrupt"])
     texts = texts_of(arguments.mvsa, arguments.harmeme)
     ids = [str(post_id) for post_id in arrays["id"]]
@@ -103,7 +105,7 @@ def main() -> None:
         corrupt.append(encoded(masked, encode, f"masked, draw {seed}"))
     arrays["text_corrupt"] = np.stack(corrupt)
     np.savez(arguments.output, **arrays)
-    print(f"wrote {arguments.output}: text {kept['text_clean'].shape[1]} wide, {draws} draws")
+    print(f"wrote {arguments.output}: text {arrays['text_clean'].shape[1]} wide, {draws} draws")
 
 
 if __name__ == "__main__":

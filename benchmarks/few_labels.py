@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from _cross_validation import cells_of, fold_data, inputs_of, load_pool
+from _cross_validation import cells_of, fold_data, inputs_of
 from _data import Split
+from _pools import load_pool
 from _record import write_record
 from torch import Tensor
 

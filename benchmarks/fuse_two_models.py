@@ -1,10 +1,10 @@
 """Two trained heads, weighted by quality without retraining: does it help?
 
-python benchmarks/retrofit.py --mvsa DIR/features.npz
+python benchmarks/fuse_two_models.py --mvsa DIR/features.npz
 
-Cross-validated on MVSA's training and validation posts: a head on the image, a head on the text and
-a joint head are trained; then the logits of the two single heads are averaged, plainly and by the
-quality of their inputs. Writes `results/fuse_two_models.json`.
+Cross-validated on MVSA's training and validation posts: a head on the image, a head on the text
+and a joint head are trained; then the logits of the two single heads are averaged, plainly and by
+the quality of their inputs. Writes `results/fuse_two_models.json`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _cross_validation import cells_of, fold_data, inputs_of, load_pool
+from _cross_validation import cells_of, fold_data, inputs_of
+from _pools import load_pool
 from _record import write_record
 from _train import train
 from torch import Tensor

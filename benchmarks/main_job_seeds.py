@@ -108,7 +108,10 @@ def main() -> None:
     }
     print(json.dumps(results, indent=1))
     write_record(
-        "main_job_seeds", results, data="generated posts, others for each seed", seeds=options.seeds
+        "main_job_seeds",
+        results,
+        data="generated posts, others for each seed",
+        seeds=options.seeds,
     )
 
 

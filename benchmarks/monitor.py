@@ -9,25 +9,28 @@ a margin for the error of the references (Dvoretzky, Kiefer and Wolfowitz).
 `posts`: a neighbor estimator for each modality and a pairing score learn from 2,048 of the
 training posts. Streams and their reference rows are drawn anew for each seed from the 901 held-out
 posts: with replacement, and with normal noise of a tenth of each coordinate's deviation, so that
-all are independent draws from one distribution. Good streams have 10,000 posts; others change after
-2,000.
+all are independent draws from one distribution. Good streams have 10,000 posts; others change
+after 2,000.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _record import write_record
-from robustfusion.pairing import PairingScore
 from torch import Tensor
 
 from robustfusion import NeighborQualityEstimator
 from robustfusion.monitor import _BETS, DriftMonitor, wager
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "gallery"))
+from pairing import PairingScore
 
 NAMES = ("image", "text", "pairing")
 DELTA = 0.01

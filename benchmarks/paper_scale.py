@@ -38,7 +38,7 @@ PATIENCE = 6  # epochs that are no better
 TESTED = (0, 1, 2, 3)  # seeds of the disruptions of the test posts
 
 SCALES: dict[str, Callable[[int], nn.Module]] = {
-    "spherical": partial(Standardize, covariance_type="spherical", spread=0.4),
+    "spherical": partial(Standardize, covariance_type="spherical", target_std=0.4),
     "none": lambda dim: nn.Identity(),
     "diag": partial(Standardize, covariance_type="diag"),
 }

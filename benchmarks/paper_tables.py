@@ -3,14 +3,15 @@
     python benchmarks/paper_tables.py --mvsa DIR
 
 reads the frozen features of the data pack in DIR, trains every head, measures it over the grid of
-disruptions and writes records, figures and the page of results. Stopped, it goes on where it was:
-each training leaves a report in `--output`, and is not repeated while its settings stay the same.
+disruptions and writes records, tables and figures to `--output`. With `--record` they become those
+of the docs. Each training leaves a report in `--output`. It is read from there, and the program
+says so, while the code and weights of the head, the features, the training and the library are the
+same: a stopped run goes on.
 
     python benchmarks/paper_tables.py --mvsa DIR --model my_head.py:MyHead
 
 adds a head of your own, made by `MyHead(dims, num_classes)` with `dims` the width of each
-modality, and writes records, page and figures to `--output` instead; the page of results shows
-such a class, with its `loss`.
+modality; the page of results shows such a class, with its `loss`.
 
     python benchmarks/paper_tables.py --mvsa DIR --mpnet FILE
 
@@ -36,9 +37,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from _cache import digest
 from _data import Split, load_mvsa
 from _record import RESULTS, write_record
-from _render_mvsa import ASSETS, PAGE, render_record
+from _render_paper import write
 from _train import Training, scaled, train
 from torch import nn
 
@@ -59,7 +61,8 @@ ABLATIONS = {
     "without pair expansion": "expansion",
     "without distribution constraint": "distribution_constraint",
 }
-SCALE: dict[str, Any] = {"covariance_type": "spherical", "spread": 0.4}  # before the paper's head
+# The scale of features before the head of the paper.
+SCALE: dict[str, Any] = {"covariance_type": "spherical", "target_std": 0.4}
 DISRUPTION_SEEDS = (0, 1, 2)
 BINS = 24
 POINTS = 120  # posts in the figure of recovered features
@@ -104,35 +107,34 @@ def schedule(own: Sequence[str], seeds: Sequence[int], rate_seeds: Sequence[int]
 
 def measure(
     job: Job, make: Maker, training: Training, splits: Mapping[str, Split], path: Path
-) -> None:
-    """Train and write the report of the test posts, unless it is there with these settings."""
-    settings = {**job._asdict(), **asdict(training), "threads": torch.get_num_threads()}
-    if path.exists():
-        record = RobustnessReport.load(path).record
-        if record.get("settings") == settings:
-            return
+) -> bool:
+    """Train and write the report of the test posts; False if the same one was there before."""
     split, test = splits["train"], splits["test"]
     disruption = None
     if job.rate:
         disruption = Disruption(tuple(split.dims), setting="C+D", strategy="random", rate=job.rate)
     scale = SCALE if job.row == PAPER or job.row in ABLATIONS else {}
+
+    def make_head() -> nn.Module:
+        return scaled(make(split.dims, split.num_classes), split.features, **scale)
+
+    torch.manual_seed(job.seed)
+    settings = {**job._asdict(), **asdict(training), "threads": torch.get_num_threads()}
+    key = digest(make_head(), (split, test), (settings, scale))
+    if path.exists() and RobustnessReport.load(path).record.get("digest") == key:
+        return False
     begun = time.process_time()
-    model = train(
-        lambda: scaled(make(split.dims, split.num_classes), split.features, **scale),
-        split,
-        training,
-        job.seed,
-        disruption=disruption,
-    )
+    model = train(make_head, split, training, job.seed, disruption=disruption)
     seconds = round(time.process_time() - begun, 1)
     data = test.evaluation()
     grid = robustness_grid(data.modalities, rates=(job.rate,) if job.rate else RATES)
     report = robustness_report(model, data, grid, seeds=DISRUPTION_SEEDS)
-    report = report.named(job.row, settings=settings, cpu_seconds=seconds)
+    report = report.named(job.row, settings=settings, digest=key, cpu_seconds=seconds)
     if job != Job(PAPER, job.seed):
         report = replace(report, recovered={})
     path.parent.mkdir(parents=True, exist_ok=True)
     report.with_intervals(replicates=0).save(path)
+    return True
 
 
 def texts_in_train(folder: Path) -> float:
@@ -304,8 +306,12 @@ def main() -> None:
     )
     parser.add_argument("--mvsa", type=Path, required=True, metavar="DIR", help="the data pack")
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/paper_tables"), help="of reports"
+        "--output",
+        type=Path,
+        default=Path("runs/paper_tables"),
+        help="folder of its files",
     )
+    parser.add_argument("--record", action="store_true", help="write the records of the docs")
     parser.add_argument("--model", metavar="FILE.py:FACTORY", help="a head of your own")
     parser.add_argument("--mpnet", type=Path, help="features.npz with texts of MPNet-base")
     parser.add_argument("--epochs", type=int, default=6)
@@ -314,50 +320,50 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="start no training after"
     )
-    arguments = parser.parse_args()
-    if not (arguments.mvsa / "features.npz").is_file():
-        raise SystemExit(f"error: --mvsa {arguments.mvsa} has no features.npz")
+    options = parser.parse_args()
+    if not (options.mvsa / "features.npz").is_file():
+        raise SystemExit(f"error: --mvsa {options.mvsa} has no features.npz")
+    if options.model and (options.mpnet or options.record):
+        raise SystemExit("error: --model goes with neither --mpnet nor --record")
     torch.set_num_threads(1)
+    splits = load_mvsa(options.mpnet or options.mvsa / "features.npz")
     rows, own = makers(), []
-    if arguments.model:
-        name, factory = load_factory(arguments.model)
+    if options.model:
+        name, factory = load_factory(options.model)
         rows[name] = factory
         own = [name]
-    if own and arguments.mpnet:
-        raise SystemExit("error: --mpnet is of the heads of this library, without --model")
-    splits = load_mvsa(arguments.mpnet or arguments.mvsa / "features.npz")
-    for name in own:
-        if not hasattr(rows[name](splits["train"].dims, splits["train"].num_classes), "loss"):
+        if not hasattr(factory(splits["train"].dims, splits["train"].num_classes), "loss"):
             raise SystemExit(f"error: --model: what {name} makes needs loss(output, labels)")
-    seeds = list(range(arguments.seeds))
-    rate_seeds = [] if arguments.mpnet else seeds[: arguments.rate_seeds]
+    seeds = list(range(options.seeds))
+    rate_seeds = [] if options.mpnet else seeds[: options.rate_seeds]
     jobs = list(schedule(own, seeds, rate_seeds))
     begun, reports = time.monotonic(), {}
     for number, job in enumerate(jobs, 1):
-        path = arguments.output / ("mpnet" if arguments.mpnet else "reports") / job.file
-        if path.exists() or time.monotonic() - begun < 60 * arguments.minutes:
-            training = Training(epochs=arguments.epochs)
-            measure(job, rows[job.row], training, splits, path)
+        path = options.output / ("mpnet" if options.mpnet else "reports") / job.file
+        if path.exists() or time.monotonic() - begun < 60 * options.minutes:
+            new = measure(job, rows[job.row], Training(epochs=options.epochs), splits, path)
             reports[job] = RobustnessReport.load(path)
-            clean = reports[job]["clean"].accuracy.value
-            print(f"{number}/{len(jobs)} {job.file}: clean {100 * clean:.1f}", flush=True)
+            words = f"intact {100 * reports[job]['clean'].accuracy.value:.1f}"
+            words += "" if new else " (from cache)"
+            print(f"{number}/{len(jobs)} {job.file}: {words}", flush=True)
     lacking = {DEFAULT, PAPER, BASELINE, *own} - {job.row for job in reports if not job.rate}
     if lacking:
         raise SystemExit(
             f"not trained yet: {', '.join(sorted(lacking))}. The same command goes on"
         )
-    tables, figures = collect(reports, list(rows), arguments.mvsa, splits)
-    text = "MPNet-base" if arguments.mpnet else "MiniLM-L6"
+    tables, figures = collect(reports, list(rows), options.mvsa, splits)
+    text = "MPNet-base" if options.mpnet else "MiniLM-L6"
     data = f"MVSA-Single, 4,061 posts of the data pack, frozen EfficientNet-Lite0 and {text}"
-    mine = arguments.output
-    records, page, assets = (mine, mine / "mvsa.md", mine) if own else (RESULTS, PAGE, ASSETS)
-    if arguments.mpnet:
-        write_record("mvsa_mpnet", tables, data=data, seeds=seeds)
-    else:
-        write_record("mvsa", tables, data=data, seeds=seeds, folder=records)
-        write_record("mvsa_figures", figures, data=data, seeds=seeds, folder=records)
-    for path in render_record(records, page, assets):
-        print(path)
+    folder = RESULTS if options.record else options.output
+    name = "mvsa_mpnet" if options.mpnet else "mvsa"
+    write_record(name, tables, data=data, seeds=seeds, folder=folder)
+    if not options.mpnet:
+        write_record("mvsa_figures", figures, data=data, seeds=seeds, folder=folder)
+    if options.record:
+        print("python benchmarks/render.py puts the tables into the page")
+    elif (folder / "mvsa.json").exists():
+        for path in write(folder):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python benchmarks/pooling.py --mvsa MVSA --cache DIR    # the official layout and features.npz
 
 Tokens are frozen. The training and validation posts are divided into five folds, with posts of the
-same text in one fold; the test split stays out. The pooled text goes into a network with one hidden
-layer ("text alone"), or into the default head with EfficientNet-Lite0 features of the image
+same text in one fold; the test split stays out. The pooled text goes into a network with one
+hidden layer ("text alone"), or into the default head with EfficientNet-Lite0 features of the image
 ("both"). Every pooling has the same head, optimizer and number of epochs; attention is also
 trained with a query that learns 30 times as fast.
 """

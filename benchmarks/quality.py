@@ -4,7 +4,7 @@
 
 For each modality by itself, n training rows pass a :class:`NeighborQualityEstimator` in batches,
 epoch by epoch, as they do in a head; after 1, 6 and 20 epochs a copy is calibrated on posts that
-were never trained on, and scores others: intact ones, the same masked, and inputs that hold nothing.
+were never trained on, and scores others: intact ones, the same masked, and empty inputs.
 Each seed draws new posts to train, calibrate and test on, because one official split of 450 test
 posts cannot distinguish an alarm rate of 1 % from one of 2 %. No label is read. Features are
 frozen.

@@ -36,6 +36,7 @@ from robustfusion import (
 )
 from robustfusion.baselines import ConcatenationHead
 from robustfusion.functional import nearest_similarity
+from robustfusion.moments import RunningMoments
 
 WIDTH = 768
 SHARE, EPOCH = "the head's share", "an epoch of 10,000 feature rows"
@@ -91,18 +92,18 @@ def statistics(clock: Clock) -> Rows:
     rows = []
     features = torch.randn(16, WIDTH)
 
-    def step(queue: FeatureQueue, kind: Any) -> None:
+    def update(queue: FeatureQueue, moments: RunningMoments, kind: Any) -> None:
         queue.enqueue(features)
-        assert queue.moments is not None
-        queue.moments.gaussian(kind)
+        moments.observe(features)
+        moments.gaussian(kind)
 
     for kind in ("spherical", "diag"):
-        queues = [FeatureQueue(WIDTH, n, track_moments=True) for n in (512, 65536)]
-        small, large = clock(*(partial(step, queue, kind) for queue in queues))
+        pairs = [(FeatureQueue(WIDTH, n), RunningMoments(WIDTH, n)) for n in (512, 65536)]
+        small, large = clock(*(partial(update, *pair, kind) for pair in pairs))
         what = f"enqueue 16 and {kind} moments, L = 65,536"
         rows.append(row(what, large, small, "L = 512", 1.3))
         estimator = GaussianQualityEstimator(WIDTH, covariance_type=kind)  # type: ignore[arg-type]
-        (again,) = clock(partial(estimator.fit, queues[1].storage), rounds=1)
+        (again,) = clock(partial(estimator.fit, pairs[1][0].storage), rounds=1)
         what = f"recomputing {kind} moments, L = 65,536"
         rows.append(row(what, again, large, "kept up to date"))
     return rows
@@ -115,7 +116,7 @@ def full_covariance(clock: Clock) -> Rows:
     covariance = torch.cov(samples.T) + 0.1 * torch.eye(WIDTH)
     stored, slots = torch.ones(2048, dtype=torch.bool), torch.arange(2048)
     refresh, fit, cholesky, product = clock(
-        lambda: estimator.adapt(samples, stored, slots),
+        lambda: estimator.update(samples, stored, slots),
         lambda: estimator.fit(samples),
         lambda: torch.linalg.cholesky(covariance),
         lambda: samples.T @ samples,
@@ -295,14 +296,14 @@ def bare(head: Any, features: dict[str, Tensor]) -> None:
     for name, x in features.items():
         x @ head.queues[name].storage.T
         x @ head.embed[name].weight.T
-        x @ head.embed_alone[name].weight.T
+        x @ head.branch_in[name].weight.T
         encode, *_, decode = head.stand_in.converters[name].layers
         x @ encode.weight.T
         recovered = torch.empty(len(x), len(features), decode.in_features) @ decode.weight.T
         recovered @ head.embed[name].weight.T
     hidden = torch.empty(len(x), len(head.candidates), head.hidden_features)
     hidden @ head.trunk.weight.T
-    second = head.alone[2].weight  # of the networks that judge each modality by itself
+    second = head.branches[2].weight  # the second layer of each late branch
     torch.empty(len(second), len(x), second.shape[1]) @ second
 
 

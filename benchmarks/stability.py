@@ -40,7 +40,7 @@ class Watch:
         self.traced = 0
 
     def checks_drift(self, step: int) -> bool:
-        """Whether the running statistics are compared after this step."""
+        """Compare the running statistics after this step?"""
         return step % (self.count // 100) == 0 and step > 0
 
     def observe(self, step: int) -> None:
@@ -66,15 +66,9 @@ class Watch:
         }
 
 
-def twin(queue: FeatureQueue) -> RunningMoments:
-    """Moments of the same window, in float64."""
-    return RunningMoments(queue.storage.shape[1], queue.storage.shape[0]).double()
-
-
-def drift(queue: FeatureQueue, exact: RunningMoments) -> float:
+def drift(moments: RunningMoments, exact: RunningMoments) -> float:
     """Largest difference of mean and deviation from those kept in float64, in deviations."""
-    assert queue.moments is not None
-    got, expected = queue.moments.gaussian("diag"), exact.gaussian("diag")
+    got, expected = moments.gaussian("diag"), exact.gaussian("diag")
     mean = ((got.mean - expected.mean).abs() / expected.scale).max()
     scale = ((got.scale - expected.scale).abs() / expected.scale).max()
     return float(torch.maximum(mean, scale))
@@ -83,17 +77,18 @@ def drift(queue: FeatureQueue, exact: RunningMoments) -> float:
 def enqueues(count: int) -> dict[str, Any]:
     """Enqueue again and again from a distribution whose center wanders."""
     torch.manual_seed(0)
-    queue = FeatureQueue(DIM, CAPACITY, track_moments=True)
-    exact, watch = twin(queue), Watch(count)
+    queue, watch = FeatureQueue(DIM, CAPACITY), Watch(count)
+    moments, exact = RunningMoments(DIM, CAPACITY), RunningMoments(DIM, CAPACITY).double()
     for step in range(count):
         rows = torch.randn(BATCH, DIM) + 5 + step / count * 20
         available = torch.rand(BATCH) > 0.2
         queue.enqueue(rows, available)
+        moments.observe(rows, available)
         exact.observe(rows.double(), available)
         if watch.checks_drift(step):
-            watch.drift.append(drift(queue, exact))
+            watch.drift.append(drift(moments, exact))
         watch.observe(step)
-    return {"enqueues": count, "last_relative_drift": drift(queue, exact), **watch.results()}
+    return {"enqueues": count, "last_relative_drift": drift(moments, exact), **watch.results()}
 
 
 def steps(count: int) -> dict[str, Any]:
@@ -103,7 +98,8 @@ def steps(count: int) -> dict[str, Any]:
     quality = partial(NeighborQualityEstimator, capacity=64, neighbors=5)
     head = DRFHead(dims, 3, hidden_features=16, quality=quality)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
-    exact = {m: twin(queue) for m, queue in head.queues.items()}
+    moments = {m: estimator.moments for m, estimator in head.estimators.items()}
+    exact = {m: RunningMoments(dims[m], 64).double() for m in dims}
     centers = {name: torch.randn(3, dim) for name, dim in dims.items()}
     watch, right, last = Watch(count), 0, count // 100
     for step in range(count):
@@ -119,7 +115,7 @@ def steps(count: int) -> dict[str, Any]:
         if step >= count - last:
             right += int((output.logits.argmax(1) == labels).sum())
         if watch.checks_drift(step):
-            watch.drift += [drift(queue, exact[m]) for m, queue in head.queues.items()]
+            watch.drift += [drift(moments[m], exact[m]) for m in dims]
             tensors = [*head.parameters(), *head.buffers()]
             assert all(bool(t.isfinite().all()) for t in tensors), f"not finite at step {step}"
         watch.observe(step)

@@ -78,7 +78,9 @@ def run(
 ) -> None:
     """Prepare the posts, train and evaluate both models, and write all results."""
     watch = Stopwatch(folder / "seconds.json")
-    print(f"{len(dataset)} posts, classes {', '.join(dataset.class_names)}, {splits}")
+    source = "read" if settings.data else "generated"
+    sizes = ", ".join(f"{size} {name}" for name, size in splits.sizes.items())
+    print(f"{len(dataset)} posts ({source}), classes {', '.join(dataset.class_names)}: {sizes}")
     if dataset.report().problems:
         print(dataset.report())
     prepare = partial(
@@ -147,9 +149,10 @@ def run(
     )
     write_json(folder / "run.json", record)
     write_results(folder, dict(zip(NAMES, reports, strict=True)))
-    print(console(*reports))
-    print(f"\nCalibration of DRF on {len(val_posts.ids)} validation posts:\n\n{calibration}")
-    print(f"\n{record['total_seconds']:.0f} s. Tables, figures and models are in {folder}")
+    print(console(*reports, "real" if settings.data else "generated"))
+    print(f"\nOpen first: {folder / 'accuracy.png'} ({record['total_seconds']:.0f} s in all)")
+    print(f"All files:  {folder / 'README.txt'}")
+    print(f"Next:       python examples/predict.py {folder} new.csv")
 
 
 def main(

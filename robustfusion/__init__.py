@@ -26,6 +26,7 @@ from robustfusion.pooling import AttentionPooling, MaskedMean
 from robustfusion.quality import QualityEstimator
 from robustfusion.stand_in import LearnedTokens, RecoveredFeatures, StandIn
 from robustfusion.standardize import Standardize
+from robustfusion.trust import LearnedTrust
 
 __all__ = [
     "AttentionPooling",
@@ -39,6 +40,7 @@ __all__ = [
     "GaussianQualityEstimator",
     "HeadOutput",
     "LearnedTokens",
+    "LearnedTrust",
     "MaskedMean",
     "ModalityConverter",
     "NeighborQualityEstimator",

@@ -1,4 +1,4 @@
-"""Calibrate a trained model: references of p-values, priors of stand-ins, temperatures."""
+"""Calibrate a trained model on held-out samples: p-values, trust, temperatures."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from robustfusion._modules import evaluating
 from robustfusion._outputs import read_output
+from robustfusion._trust_fit import HeldOut, TrustFit
 from robustfusion._validation import check_labels
-from robustfusion.drf import DRFHead, initial_log_prior
+from robustfusion.drf import DRFHead
 from robustfusion.functional import conformal_p_value, expected_calibration_error
-from robustfusion.quality import QualityEstimator
 
 # A pattern with this number of samples gets a temperature half-way between its own and the pooled.
 _SHRINKAGE_SAMPLES = 50
@@ -51,15 +51,17 @@ class CalibrationReport(NamedTuple):
             at 5 %, with the other half as references: near 0.05 if the halves are alike. NaN with
             fewer than 40 rows.
         trust_thresholds: For each modality the quality below which its stand-in weighs more than
-            the feature; empty for a head without stand-ins.
+            the feature; empty for a head without stand-ins, or if trust was learned.
+        trust: What was learned from damaged samples, ``None`` without any.
     """
 
     patterns: tuple[PatternCalibration, ...]
     alarms: dict[str, float]
     trust_thresholds: dict[str, float]
+    trust: TrustFit | None = None
 
     def to_markdown(self) -> str:
-        """Return the report as a table and two lines."""
+        """Return the report as a table and a few lines."""
         lines = [
             "| modalities | rows | temperature | ECE | NLL |",
             "|---|---:|---:|---:|---:|",
@@ -77,18 +79,29 @@ class CalibrationReport(NamedTuple):
         if self.trust_thresholds:
             below = ", ".join(f"{value:.2f} ({m})" for m, value in self.trust_thresholds.items())
             lines += ["", f"Below a quality of {below} the head prefers its stand-in."]
+        if self.trust is not None:
+            before, after = self.trust.nll
+            outcome = "gave no reason to change trust"
+            if math.isfinite(self.trust.penalty):
+                outcome = f"changed the cross-validated NLL from {before:.3f} to {after:.3f}"
+            lines += ["", f"{self.trust.samples} intact and damaged samples {outcome}."]
         return "\n".join(lines)
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> CalibrationReport:
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    damaged: Iterable[Mapping[str, Any]] | None = None,
+) -> CalibrationReport:
     r"""Calibrate a trained model's qualities, p-values and probabilities on held-out samples.
 
     Each quality estimator takes the held-out features as its references for intact ones. Then the
-    log-priors :math:`q_m` of the stand-ins are fitted to the labels: a modality without which the
-    others predict as well gets less weight, and so does less harm when it is damaged. Last, each
-    availability pattern gets a temperature :math:`T`. All results are in buffers and are saved
-    with the model.
+    head learns how much to trust each modality: with ``damaged``, from what damage does to the
+    prediction, see :class:`~robustfusion.LearnedTrust`; without, the log-priors :math:`q_m` of the
+    stand-ins are fitted to the intact samples, so that a modality without which the others predict
+    as well gets less weight. Last, each availability pattern gets a temperature :math:`T`. All
+    results are in buffers and are saved with the model.
 
     The samples must be intact and must not have been trained on, for example the validation
     samples. Call it again after further training.
@@ -97,7 +110,13 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
         model: :class:`~robustfusion.DRFClassifier`, :class:`~robustfusion.DRFHead` or any model
             that returns a :class:`~robustfusion.DRFOutput` and contains such a head, also inside a
             :class:`~robustfusion.NeighborVoteHead` that was fitted.
-        batches: Dicts of ``inputs``, ``available`` (optional) and ``label`` (B,).
+        batches: Dicts of ``inputs``, ``available`` (optional), ``label`` (B,) and ``id``
+            (optional), the name of each sample.
+        damaged: Batches of the same samples, damaged, as
+            :func:`~robustfusion.disruption.damage` makes them: like ``batches``, with ``kind`` and
+            ``modality``, which name the damage. No label says what is damaged: the head learns
+            from the labels of the classes what it costs. Use many kinds, each at severities over
+            its whole range.
 
     Returns:
         A small report, with ``to_markdown()``.
@@ -139,20 +158,33 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
             f"model has no quality estimators to calibrate: got {type(model).__name__}, expected "
             "a DRFHead or a model with one"
         )
+    if damaged is not None and not hasattr(scoring, "trust"):
+        raise ValueError(f"damaged needs a head that learns trust, got {type(scoring).__name__}")
     with evaluating(model):
-        features, available, labels = encode_batches(model, batches)
+        intact = encode_batches(model, batches)
+        features, available, labels = intact.features, intact.available, intact.labels
+        copies = None
+        if damaged is not None:
+            copies = encode_batches(model, damaged, "damaged")
+            _check_damaged(intact, copies)
         before = [] if head is None else _by_pattern(head, features, available, labels)
         alarms = {}
         for name, estimator in scoring.estimators.items():
             rows = features[name][available[name]]
-            alarms[name] = _alarm_rate(estimator, rows)
+            alarms[name] = _alarm_rate(estimator.score(rows))
             if len(rows) > 1:
                 estimator.calibrate(rows)
-        thresholds = {}
-        if isinstance(scoring, DRFHead):
+        thresholds, trust = {}, None
+        if copies is not None:
+            trust = scoring.trust.fit_held_out(_held_out(scoring, intact, copies))
+            counts = scoring.trust.reference_count.tolist()
+            for name, harm, count in zip(alarms, scoring.trust.references, counts, strict=True):
+                if count:
+                    alarms[name] = _alarm_rate(harm[:count])
+        elif isinstance(scoring, DRFHead):
             thresholds = _fit_log_priors(scoring, features, available, labels)
         if head is None:
-            return CalibrationReport((), alarms, thresholds)
+            return CalibrationReport((), alarms, thresholds, trust)
         head.temperature.fill_(1)
         after = _by_pattern(head, features, available, labels)
         pooled = _best_temperature(*(torch.cat(part) for part in zip(*after, strict=True)))
@@ -166,21 +198,47 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
             names = head.candidates[index]
             patterns.append(PatternCalibration(names, len(target), float(temperature), *errors))
         head.temperature[-1] = pooled
-    return CalibrationReport(tuple(patterns), alarms, thresholds)
+    return CalibrationReport(tuple(patterns), alarms, thresholds, trust)
 
 
+class EncodedBatches(NamedTuple):
+    """All samples of some batches, as they reach the head.
+
+    Attributes:
+        features: (N, D_m) for each modality.
+        available: (N,) bool for each modality.
+        labels: (N,).
+        ids: The name of each sample; its number where the batches have no ``id``.
+        kinds: (modality, kind) of the damage of each sample; empty strings where it is intact.
+    """
+
+    features: dict[str, Tensor]
+    available: dict[str, Tensor]
+    labels: Tensor
+    ids: list[Any]
+    kinds: list[tuple[str, str]]
+
+
+@torch.no_grad()
 def encode_batches(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Return the features that reach the head, their masks and the labels, of all batches."""
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], argument: str = "batches"
+) -> EncodedBatches:
+    """Return the features that reach the head, with masks and labels, of all batches.
+
+    Raises:
+        ValueError: If there is no batch, or one lacks ``inputs`` or ``label``.
+        TypeError: If labels are not integers.
+    """
     features: dict[str, list[Tensor]] = {}
     available: dict[str, list[Tensor]] = {}
-    labels = []
+    labels: list[Tensor] = []
+    ids: list[Any] = []
+    kinds: list[tuple[str, str]] = []
     for batch in batches:
         if not isinstance(batch, Mapping) or not {"inputs", "label"} <= batch.keys():
             got = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
             raise ValueError(
-                'batches must be dicts of "inputs", "label" and, where something is missing, '
+                f'{argument} must be dicts of "inputs", "label" and, where something is missing, '
                 f'"available"; got {got}'
             )
         out = model(batch["inputs"], batch.get("available"))
@@ -190,20 +248,67 @@ def encode_batches(
         label = torch.as_tensor(batch["label"])
         check_labels(label, *out.logits.shape)
         labels.append(label.to(out.logits.device))
+        ids += batch.get("id", range(len(ids), len(ids) + len(label)))
+        kinds += [(batch.get("modality", ""), batch.get("kind", ""))] * len(label)
     if not labels:
-        raise ValueError("batches must hold at least one batch, got none")
-    return (
+        raise ValueError(f"{argument} must hold at least one batch, got none")
+    return EncodedBatches(
         {name: torch.cat(rows) for name, rows in features.items()},
         {name: torch.cat(masks) for name, masks in available.items()},
         torch.cat(labels),
+        ids,
+        kinds,
     )
+
+
+def _check_damaged(intact: EncodedBatches, copies: EncodedBatches) -> None:
+    """Raise if damaged samples cannot teach anything."""
+    same = all(
+        len(x) == len(intact.labels) and torch.equal(x, intact.features[name])
+        for name, x in copies.features.items()
+    )
+    if same:
+        raise ValueError("damaged must hold damaged copies of the samples, got the same features")
+    for name, mask in copies.available.items():
+        if not bool(mask.any()) and bool(intact.available[name].any()):
+            raise ValueError(
+                f"damaged must hold damaged features of modality {name!r}, got none: a missing "
+                "modality is no damage, and the head is calibrated for it anyway"
+            )
+
+
+def _held_out(head: Any, intact: EncodedBatches, copies: EncodedBatches) -> HeldOut:
+    """Return intact samples and their damaged copies as the head sees them."""
+    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(copies.kinds), 1)}
+    names = dict.fromkeys(intact.ids + copies.ids)
+    groups = {sample: number for number, sample in enumerate(names)}
+    parts = []
+    for part, numbers in ((intact, {}), (copies, kinds)):
+        out = head(part.features, part.available)
+        parts.append(
+            HeldOut(
+                head.standardize(part.features),
+                torch.stack(list(part.available.values()), dim=1),
+                torch.stack(list(out.log_quality.values()), dim=1),
+                out.extras["agreement"],
+                out.extras["half_logits"],
+                part.labels,
+                torch.tensor([numbers.get(kind, 0) for kind in part.kinds]).to(part.labels),
+                torch.tensor([groups[sample] for sample in part.ids]).to(part.labels),
+            )
+        )
+    first, second = parts
+    features = {name: torch.cat([x, second.features[name]]) for name, x in first.features.items()}
+    rest = (torch.cat(pair) for pair in zip(first[1:], second[1:], strict=True))
+    return HeldOut(features, *rest)
 
 
 def _fit_log_priors(
     head: DRFHead, features: dict[str, Tensor], available: dict[str, Tensor], labels: Tensor
 ) -> dict[str, float]:
     """Set the log-prior of each stand-in and return the qualities that they stand for."""
-    initial = head.log_prior.fill_(initial_log_prior(len(head.dims))).clone()
+    head.trust.reset()
+    initial = -head.trust.bias
     out = head(features, available)
     rows = out.extras["usable"].any(1)
     observed = torch.stack(list(available.values()), dim=1)
@@ -216,14 +321,14 @@ def _fit_log_priors(
         penalty: Tensor = 0.5 * (log_prior - initial).square().sum()
         return F.cross_entropy(fused, labels, reduction="sum") + penalty
 
-    best = initial.clone()
+    best = initial
     steps = torch.linspace(0, math.log(_MAX_PRIOR_FACTOR), _PRIOR_STEPS)
     for _ in range(_PRIOR_ROUNDS):
         for index in range(len(initial)):
             trials = best.repeat(_PRIOR_STEPS, 1)
             trials[:, index] = initial[index] + steps
             best = trials[torch.stack([cost(trial) for trial in trials]).argmin()]
-    head.log_prior.copy_(best)
+    head.trust.bias.copy_(-best)
     return dict(zip(head.dims, best.exp().tolist(), strict=True))
 
 
@@ -259,9 +364,8 @@ def _errors(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(ece), float(F.cross_entropy(logits, labels))
 
 
-def _alarm_rate(estimator: QualityEstimator, rows: Tensor) -> float:
-    """Return the share of every second row that raises an alarm at 5 % among the others."""
-    if len(rows) < 40:  # with fewer than 19 references no p-value is as small as 5 %
+def _alarm_rate(scores: Tensor) -> float:
+    """Return the share of every second score that raises an alarm at 5 % among the others."""
+    if len(scores) < 40:  # with fewer than 19 references no p-value is as small as 5 %
         return float("nan")
-    score = estimator.score(rows)
-    return float((conformal_p_value(score[::2], score[1::2]) <= 0.05).float().mean())
+    return float((conformal_p_value(scores[::2], scores[1::2]) <= 0.05).float().mean())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from einops import einsum, rearrange
@@ -33,6 +34,7 @@ from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput
 from robustfusion.quality import QualityEstimator
 from robustfusion.stand_in import RecoveredFeatures, StandIn, off_diagonal
+from robustfusion.trust import LearnedTrust
 
 # Standardized coordinates are clipped here. Damaged features lie far out, where a network can be
 # sure of anything; cross-validated, 3 was as good as 10 on intact samples and better on damaged
@@ -90,7 +92,8 @@ class DRFHead(nn.Module):
         candidates: The subsets of modalities that the candidates trust, see
             :class:`~robustfusion.candidates.Candidates`.
         estimators: The quality estimator of each modality.
-        log_prior: (M,), the log-quality of each stand-in.
+        trust: The :class:`~robustfusion.LearnedTrust` that turns features and log-qualities into
+            evidence for each modality.
         temperature: (K + 1,), what evaluation divides the logits by: for samples with exactly the
             modalities of each candidate, then for all other samples.
 
@@ -115,21 +118,24 @@ class DRFHead(nn.Module):
         (torch.Size([16, 3]), ('image', 'text'))
 
     Note:
-        With standardized features :math:`z`, recovered features :math:`\hat z`, log-qualities
-        :math:`q`, the log-priors :math:`q_0` of stand-ins, and a network :math:`B_m` of two hidden
-        layers per modality, the prediction is
+        With standardized features :math:`z`, recovered features :math:`\hat z`, the evidence
+        :math:`g_m` for trusting a modality, and a network :math:`B_m` of two hidden layers per
+        modality, the prediction is
 
         .. math::
             \begin{array}{rl}
             h_S =& \operatorname{ReLU}\Big(\sum_{m \in S} W_m z_m
                   + \sum_{m \notin S} (t_m + W_m \hat z_m)\Big), \\
-            w_S =& \operatorname{softmax}_S
-                  \Big(\sum_{m \in S} q_m + \sum_{m \notin S} q_{0,m}\Big), \\
-            \hat y =& \sum_S w_S \, \tfrac12 \Big(
-                  W \operatorname{ReLU}(U h_S + u) + b + \frac1{|S|} \sum_{m \in S} B_m(z_m) \Big)
+            w_S =& \operatorname{softmax}_S \Big(c_S + \sum_{m \in S} g_m\Big), \\
+            \hat y =& \sum_S w_S \Big( (1 - \lambda) \big(
+                  W \operatorname{ReLU}(U h_S + u) + b \big)
+                  + \lambda \frac1{|S|} \sum_{m \in S} B_m(z_m) \Big)
             \end{array}
 
-        So half of a candidate's logits comes from fused features (early fusion), which can use
+        The evidence is the log-quality of the feature minus the log-prior of its stand-in, until
+        :func:`~robustfusion.calibrate` learns it from damaged samples, together with :math:`c_S`
+        and the share :math:`\lambda`, which is a half at first. So half of a candidate's logits
+        comes from fused features (early fusion), which can use
         what only several modalities together show, and half from the mean of one network per
         modality (late fusion), which overfits less. From three modalities on, :math:`q_m` also
         contains how well the prediction from m agrees with that from the others, because a feature
@@ -145,7 +151,6 @@ class DRFHead(nn.Module):
         head of that paper.
     """
 
-    log_prior: Tensor
     temperature: Tensor
 
     def __init__(
@@ -167,7 +172,7 @@ class DRFHead(nn.Module):
         self.num_classes = num_classes
         self.hidden_features = hidden_features
         self.gather_distributed = gather_distributed
-        self.candidates = Candidates(self.dims)
+        self.trust = LearnedTrust(self.dims, log_prior=initial_log_prior(len(self.dims)))
         self.estimators = ModuleDict(
             {
                 name: build_part(quality, QualityEstimator, "quality", dim)
@@ -193,9 +198,12 @@ class DRFHead(nn.Module):
             nn.Dropout(dropout),
             StackedLinear(len(self.dims), hidden_features, num_classes),
         )
-        prior = torch.full((len(self.dims),), initial_log_prior(len(self.dims)))
-        self.register_buffer("log_prior", prior)
         self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
+
+    @property
+    def candidates(self) -> Candidates:
+        """The subsets of modalities that the candidates trust."""
+        return self.trust.candidates
 
     @property
     def queues(self) -> dict[str, FeatureQueue]:
@@ -227,8 +235,12 @@ class DRFHead(nn.Module):
         hidden = self._early(z, stand_in.hidden, mask, share)
         late_logits = self._late(z, share)
         half_logits = torch.stack([self.classifier(hidden), late_logits], dim=2)
-        candidate_logits = half_logits.mean(2)
-        weights = self._weights(log_quality, candidate_logits, trusted, used, usable)
+        late_share = self.trust.late_share.to(half_logits.dtype)
+        candidate_logits = torch.lerp(*half_logits.unbind(2), late_share)
+        evidence = self._evidence(z, log_quality)
+        agreement = self._agreement(half_logits.detach().mean(2), used)
+        log_weights = self.trust.log_weights(evidence + agreement, trusted)
+        weights = self.fusion.weights(log_weights, usable)
         weight = weights.to(hidden.dtype)
         logits = einsum(weight, candidate_logits, "b k, b k c -> b c")
         if not self.training:
@@ -243,7 +255,11 @@ class DRFHead(nn.Module):
             trust=self._by_name(einsum(weight, share, "b k, b k m -> b m")),
             log_quality=self._by_name(log_quality),
             recovered=self._in_feature_units(stand_in.recovered, scales),
-            extras={"half_logits": half_logits, "usable": usable},
+            extras={
+                "half_logits": half_logits,
+                "usable": usable,
+                "agreement": agreement,
+            },
         )
 
     def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
@@ -263,15 +279,21 @@ class DRFHead(nn.Module):
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
         """Return the p-values of each modality, (B,), NaN where it is missing.
 
-        A p-value is the share of intact features that are at least as unusual; see
-        :class:`~robustfusion.QualityEstimator`. Call :func:`~robustfusion.calibrate` before.
+        A p-value is the share of intact samples that are at least as harmful, as
+        :class:`~robustfusion.LearnedTrust` predicts harm, if trust was learned from damaged
+        samples, else the share that are at least as unusual. A p-value of at most 0.05 is an
+        alarm, which 5 % of intact samples raise as well. Call :func:`~robustfusion.calibrate`
+        before.
         """
-        return {
-            name: estimator.p_value_of(output.log_quality[name]).where(
-                output.log_quality[name] > -torch.inf, torch.nan
-            )
-            for name, estimator in self.estimators.items()
-        }
+        z = self.standardize(output.features)
+        log_quality = torch.stack(list(output.log_quality.values()), dim=1)
+        learned = self.trust.p_values(z, log_quality).unbind(1)
+        p_values = {}
+        for (name, estimator), p_value in zip(self.estimators.items(), learned, strict=True):
+            log_quality = output.log_quality[name]
+            p_value = p_value.where(~p_value.isnan(), estimator.p_value_of(log_quality))
+            p_values[name] = p_value.where(log_quality > -torch.inf, torch.nan)
+        return p_values
 
     def _hide_modalities(self, observed: Tensor) -> Tensor:
         """Hide some modalities of each sample if there are four or more; at least one remains."""
@@ -283,11 +305,15 @@ class DRFHead(nn.Module):
         index = torch.arange(observed.shape[1], device=observed.device)
         return observed & ((draw > rate) | (index == remaining))
 
+    def standardize(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return features as the head's layers see them: standardized and clipped at 3."""
+        scales = {name: part.moments.gaussian() for name, part in self.estimators.items()}
+        return self._standardize(features, scales)
+
     def _standardize(
         self, x: Mapping[str, Tensor], scales: Mapping[str, Gaussian]
     ) -> dict[str, Tensor]:
-        dtype = self.classifier.weight.dtype
-        bound = _MAX_COORDINATE
+        dtype, bound = self.classifier.weight.dtype, _MAX_COORDINATE
         return {m: standardize(x[m], scales[m]).clamp(-bound, bound).to(dtype) for m in self.dims}
 
     def _log_quality(self, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
@@ -316,7 +342,7 @@ class DRFHead(nn.Module):
         stand_in = rearrange(stand_in, "b t s f -> b (t s) f").to(own.dtype)
         hidden = self.dropout(F.relu(mask @ own + replaced @ stand_in))
         hidden = self.trunk(hidden)
-        return self.dropout(F.relu(hidden))  # type: ignore[no-any-return]
+        return cast("Tensor", self.dropout(F.relu(hidden)))
 
     def _late(self, z: Mapping[str, Tensor], share: Tensor) -> Tensor:
         """Return the mean logits of the trusted modalities' own networks, (B, K, C)."""
@@ -324,20 +350,11 @@ class DRFHead(nn.Module):
         logits: Tensor = self.branches(branches)
         return share.to(logits.dtype) @ rearrange(logits, "m b c -> b m c")
 
-    def _weights(
-        self,
-        log_quality: Tensor,
-        candidate_logits: Tensor,
-        trusted: Tensor,
-        used: Tensor,
-        usable: Tensor,
-    ) -> Tensor:
-        """Return candidate weights, (B, K), by trusted qualities and the priors of the rest."""
-        evidence = log_quality + self._agreement(candidate_logits.detach(), used)
-        replaced = used[:, None] & ~trusted
-        # This is no matrix product, because autocast would round log-qualities to half precision.
-        log_weight = evidence[:, None].where(trusted, self.log_prior * replaced).sum(-1)
-        return self.fusion.weights(log_weight, usable)
+    def _evidence(self, z: Mapping[str, Tensor], log_quality: Tensor) -> Tensor:
+        """Return the evidence for trusting each modality, (B, M)."""
+        if self.training:  # what was learned belongs to the features of a finished training
+            return log_quality - self.trust.log_prior
+        return cast("Tensor", self.trust(z, log_quality))
 
     def _agreement(self, candidate_logits: Tensor, used: Tensor) -> Tensor:
         r"""Return :math:`\log C \sum_c p_m(c) p_{-m}(c)`, (B, K, C) -> (B, M).

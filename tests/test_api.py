@@ -28,6 +28,7 @@ NAMES = [
     "GaussianQualityEstimator",
     "HeadOutput",
     "LearnedTokens",
+    "LearnedTrust",
     "MaskedMean",
     "ModalityConverter",
     "NeighborQualityEstimator",

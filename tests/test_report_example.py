@@ -1,7 +1,6 @@
 """examples/report.py: a saved run and a model of one's own give whole reports, or a reason."""
 
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -104,7 +103,7 @@ def test_the_documented_model_is_short_and_gets_a_whole_report(
 ) -> None:
     code = [line for line in documented().splitlines() if line.strip()]
     assert len(code) <= 22
-    result = call(example, "--model", own, "--output", str(tmp_path / "out"), "--seeds", "2")
+    result = call(example, "--model", own, "--output-dir", str(tmp_path / "out"), "--seeds", "2")
     assert result.exit_code == 0, result.output
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     report = RobustnessReport.load(tmp_path / "out" / "report.json")
@@ -148,7 +147,7 @@ def test_mistakes_are_told_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     arguments = [part.format(own=own, run=run) for part in change]
-    result = call(example, *arguments, "--output", str(out))
+    result = call(example, *arguments, "--output-dir", str(out))
     assert result.exit_code == 2, result.output
     assert "error:" in result.output
     assert words in result.output
@@ -158,11 +157,11 @@ def test_mistakes_are_told_before_anything_is_written(
 def test_a_model_of_the_wrong_kind_is_refused(example: Any, tmp_path: Path) -> None:
     path, out = tmp_path / "wrong.py", tmp_path / "out"
     path.write_text(documented().replace("logits=", "scores="), encoding="utf-8")
-    result = call(example, "--model", f"{path}:make", "--output", str(out))
+    result = call(example, "--model", f"{path}:make", "--output-dir", str(out))
     assert result.exit_code == 2
     assert "must have logits" in result.output
     path.write_text("def make():\n    return 3\n", encoding="utf-8")
-    result = call(example, "--model", f"{path}:make", "--output", str(out))
+    result = call(example, "--model", f"{path}:make", "--output-dir", str(out))
     assert result.exit_code == 2
     assert "must return (model, data)" in result.output
     assert not out.exists()
@@ -182,21 +181,3 @@ def test_it_starts_as_a_script(own: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "# Robustness of MyModel" in done.stdout
     assert (tmp_path / "runs" / "report" / "report.json").exists()
-
-
-def test_every_cell_of_the_page_of_tables_is_from_its_record(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    root = EXAMPLES.parent
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    module = importlib.import_module("_render_mvsa")
-    record, drawn = (
-        json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("mvsa", "mvsa_figures")
-    )
-    files = module.figure_files(module.ASSETS, drawn["results"])
-    folder = root / "benchmarks" / "results"
-    text = module.text(record, drawn["results"], files, "../assets", folder)
-    assert module.PAGE.read_text(encoding="utf-8") == module.dated(text, record)
-    assert all(path.exists() for path in files.values())
-    assert text.count("Always positive: accuracy") == text.count("\n## ") - 2

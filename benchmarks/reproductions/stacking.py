@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import mlp
-from robustfusion.baselines._branches import Branches, unimodal_loss
+from robustfusion.baselines._branches import Branches, column_means, unimodal_losses
 from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
@@ -77,5 +77,6 @@ class StackingHead(BaselineHead):
 
     def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
         """Return the cross-entropies of the second learner and of each available modality."""
-        own = unimodal_loss(output.extras["unimodal_logits"], labels, output.extras["available"])
-        return cross_entropy(output.logits, labels) + own
+        losses = unimodal_losses(output.extras["unimodal_logits"], labels)
+        unimodal = column_means(losses, output.extras["available"]).sum()
+        return cross_entropy(output.logits, labels) + unimodal

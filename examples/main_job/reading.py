@@ -81,7 +81,8 @@ def open_data(
             )
             if (root / "splits.json").exists():
                 splits = load_splits(root / "splits.json")
-        check_labels(dataset)
+        column = f"the column {settings.label_column!r}" if root.is_file() else "the label file"
+        check_labels(dataset, column)
         if splits is None:
             splits = stratified_split(
                 dataset.labels,
@@ -107,15 +108,25 @@ def open_data(
     return dataset, splits
 
 
-def check_labels(dataset: PostDataset) -> None:
-    """Raise ValueError where all posts are of one class, or too few to be split."""
+def check_labels(dataset: PostDataset, column: str) -> None:
+    """Raise ValueError where posts are too few to be split, or their labels are no classes."""
     if len(dataset) < MIN_POSTS:
         reasons = [f" ({problem.reason})" for problem in dataset.report().problems[:1]]
         count = f"it has {len(dataset)} usable posts, at least {MIN_POSTS} are needed"
         raise ValueError("".join([count, *reasons]))
     if len(set(dataset.labels)) < 2:
         only = dataset.class_names[dataset.labels[0]]
-        raise ValueError(f"all posts have the label {only!r}, at least two classes are needed")
+        raise ValueError(
+            f"all {len(dataset)} posts have the label {only!r} in {column}, at least two classes "
+            "are needed"
+        )
+    used = len(set(dataset.labels))
+    if used > MIN_POSTS and 2 * used > len(dataset):
+        raise ValueError(
+            f"{column} holds {used} different labels for {len(dataset)} posts, such as "
+            f"{', '.join(dataset.class_names[:3])}: name a column of classes with --label-column, "
+            "or group numbers into ranges first"
+        )
 
 
 def labels_file(dataset: PostDataset) -> Path:

@@ -62,8 +62,3 @@ def unimodal_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def column_means(values: Tensor, keep: Tensor) -> Tensor:
     """Average each column over the samples to keep, zero without any; (B, M) -> (M,)."""
     return values.where(keep, 0.0).sum(dim=0) / keep.sum(dim=0).clamp_min(1)
-
-
-def unimodal_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """Sum the mean cross-entropies of the modalities; (B, M, C), (B,), (B, M) -> ()."""
-    return column_means(unimodal_losses(logits, labels), keep).sum()

@@ -17,8 +17,7 @@ class ConcatenationHead(BaselineHead):
               z = W_3\, h_2(h_1([\tilde f_1; \dots; \tilde f_M])) + b
 
     with :math:`h_i` = Linear, ReLU, Dropout and :math:`t_m` a learned token. With
-    ``modality_dropout`` > 0, training hides each available modality with that probability and
-    always leaves one: this is the strong baseline that robustness papers rarely report. Trained
+    ``modality_dropout`` it is the strong baseline that robustness papers rarely report. Trained
     without it on complete data, the tokens stay zero and the head is the same model as
     :class:`ImputationHead` with zeros: count the two as one in a ranking.
 
@@ -29,8 +28,7 @@ class ConcatenationHead(BaselineHead):
     - Missing rule: the learned token of the modality. With everything missing, the tokens alone.
     - Unverified: networks and schedule of the paper, whose modalities are video and audio.
 
-    Arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` is the last hidden
-    layer.
+    Arguments and errors are those of :class:`BaselineHead`; ``fused`` is the last hidden layer.
 
     Example:
         >>> import torch
@@ -66,9 +64,7 @@ class ConcatenationHead(BaselineHead):
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Replace missing features by their tokens, concatenate, classify."""
-        # Without modality dropout nothing is drawn, so that the masks of dropout do not depend
-        # on this option.
-        if self.modality_dropout > 0:
+        if self.modality_dropout > 0:  # A draw would change the masks of dropout that follow.
             mask = self.apply_modality_dropout(mask)
         filled = [
             torch.where(mask[:, index, None], inputs[name], self.tokens[name])

@@ -15,8 +15,7 @@ from robustfusion.output import HeadOutput
 def embrace(docked: Tensor, probability: Tensor) -> Tensor:
     """Draw each dimension from one modality, (B, M, F), (B, M) -> (B, F).
 
-    Dimension ``k`` comes from modality ``m`` with probability ``probability[b, m]``; where all of
-    them are zero the result is zero. The draw is the largest of ``log p`` plus Gumbel noise.
+    The draw is the largest of ``log p`` plus Gumbel noise; it is zero if all probabilities are.
     """
     # A uniform number can be exactly zero, and its double logarithm must stay finite.
     noise = torch.rand(docked.shape, device=docked.device).clamp_(1e-7, 1 - 1e-7)
@@ -38,11 +37,9 @@ class EmbraceNetHead(BaselineHead):
     - Replaced: evaluation uses the expectation :math:`\sum_m p_m d_m`, so predictions are
       deterministic and do not depend on the rest of the batch.
     - Unverified: the size of the terminal network in the authors' runs.
-    - Missing rule: probability zero, the rest is renormalized. With everything missing the fused
-      vector is zero.
+    - Missing rule: probability zero. With everything missing the fused vector is zero.
 
-    Arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` is the embraced
-    vector, and dropout acts in the terminal network.
+    Arguments and errors are those of :class:`BaselineHead`; ``fused`` is the embraced vector.
 
     Example:
         >>> import torch

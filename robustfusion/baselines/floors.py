@@ -60,14 +60,13 @@ class UnimodalHead(BaselineHead):
 
     .. math:: z = W\,\mathrm{MLP}(f_m) + b \;\text{ if available}, \qquad z = \pi \;\text{ if not}
 
-    - Kept: the usual single-modality floor, on the same features as every other head.
+    - Kept: the usual single-modality baseline, on the same features as every other head.
     - Replaced: nothing.
     - Missing rule: a sample without the modality gets the class prior :math:`\pi`, a bias that
       learns from all samples, so that it is sensible even if nothing was missing in training.
     - Unverified: nothing; the paper says why to compare with it, not how to build it.
 
-    Other arguments, shapes and errors are those of :class:`BaselineHead`; ``fused`` is zero
-    without the modality.
+    Other arguments and errors are those of :class:`BaselineHead`; ``fused`` is 0 without it.
 
     Args:
         modality: The modality to use, a key of ``dims``.

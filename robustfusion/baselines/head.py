@@ -14,11 +14,7 @@ from robustfusion.output import HeadOutput
 
 
 def drop_modalities(available: Tensor, probability: float) -> Tensor:
-    """Hide each available modality with the given probability, but leave one; (B, M).
-
-    A missing modality stays missing. If all modalities of a sample were drawn, the one with the
-    largest random number stays.
-    """
+    """Hide each available modality with the given probability, but leave one; (B, M)."""
     score = torch.rand(available.shape, device=available.device).where(available, -1.0)
     remaining = (score >= probability) & available
     largest = (score == score.amax(dim=1, keepdim=True)) & available
@@ -41,13 +37,11 @@ class BaselineHead(nn.Module, ABC):
     """A method to compare with: it takes one vector per modality and returns class scores.
 
     ``forward`` checks its inputs, sets missing features to zero and only then calls ``fuse``, the
-    one method that a subclass must define. So no head can see what a mask hides. As in
-    ``DRFHead``, an available feature vector with NaN, infinity or a value beyond 1e9 counts as
-    missing. The docstring of each head says what it keeps of its source, what it replaces, what
-    could not be verified, and what it does with missing modalities. It names arguments, shapes
-    and errors only where they differ from these. In heads that take them, ``hidden_features`` is
-    the width F of the hidden layers and ``dropout`` follows each of them. The defaults of these
-    two and of ``modality_dropout`` are not those of the papers: tune them on your data.
+    one method that a subclass must define, so that no head can see what a mask hides. Features
+    with NaN, infinity or a value beyond 1e9 count as missing. The docstring of a head says what it
+    keeps of its source, replaces, could not verify, and does with missing modalities. Where a head
+    takes them, ``hidden_features`` is the width F of the hidden layers and ``dropout`` follows
+    each of them. These and ``modality_dropout`` have defaults of ours: tune them on your data.
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
@@ -58,8 +52,7 @@ class BaselineHead(nn.Module, ABC):
     Shape:
         - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
         - ``logits``: (B, C); ``fused``: (B, F); ``aux_loss``: (), zero in most heads
-        - ``extras[name]``: what the head adds; M columns are the modalities in the order of
-          ``dims``
+        - ``extras[name]``: what the head adds; M columns are the modalities as in ``dims``
 
     Raises:
         ValueError: If an argument, a modality's name or a shape does not fit.

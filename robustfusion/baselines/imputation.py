@@ -30,8 +30,8 @@ class ImputationHead(BaselineHead):
     - Unverified: nothing.
     - Missing rule: the imputation itself; the mean is zero before any sample was seen.
 
-    The means are updated in training mode, after use, and activation checkpointing of a head that
-    has them is refused. In a distributed run each rank has its own, so wrap the model with
+    The mean is updated in training mode, after use, and activation checkpointing of a head that
+    has it is refused. In a distributed run each rank has its own, so wrap the model with
     ``forward_sync_buffers=False``.
 
     Other arguments, shapes and errors are those of :class:`BaselineHead`.

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from robustfusion.baselines._branches import Branches, fuse_late, normalize, unimodal_loss
+from robustfusion.baselines._branches import (
+    Branches,
+    column_means,
+    fuse_late,
+    normalize,
+    unimodal_losses,
+)
 from robustfusion.baselines.head import BaselineHead, cross_entropy
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
@@ -65,6 +71,6 @@ class LateMeanHead(BaselineHead):
 
     def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
         """Return the cross-entropies of the mean and of each available modality."""
-        unimodal, available = output.extras["unimodal_logits"], output.extras["available"]
-        own = unimodal_loss(unimodal, labels, available)
-        return cross_entropy(output.logits, labels) + self.unimodal_weight * own
+        losses = unimodal_losses(output.extras["unimodal_logits"], labels)
+        unimodal = column_means(losses, output.extras["available"]).sum()
+        return cross_entropy(output.logits, labels) + self.unimodal_weight * unimodal

@@ -17,8 +17,7 @@ def co_belief(confidence_logits: Tensor, available: Tensor) -> Tensor:
     r"""Add to a modality's confidence the others' share of negative log-confidence, (B, M).
 
     The result is ``c_m + Σ_{j≠m} log c_j / Σ_j log c_j`` with ``c = sigmoid(h)``, over the
-    available modalities. The logarithms are computed from the logits, so that a confidence of one
-    or zero is no special case.
+    available modalities. Its logarithms come from the logits, so that 0 and 1 are no exceptions.
     """
     scores = at_least_float32(confidence_logits)
     surprisal = F.softplus(-scores).where(available, 0.0)
@@ -30,9 +29,8 @@ def co_belief(confidence_logits: Tensor, available: Tensor) -> Tensor:
 def relative_calibration(logits: Tensor, available: Tensor) -> Tensor:
     r"""Compare the decisiveness of a modality with the most decisive other one, in [0, 1].
 
-    The result is ``min(1, D_m / max_{j≠m} D_j)`` with D_m the mean absolute distance of the
-    softmax from uniform, and 1 where no other modality is available;
-    (B, M, C), (B, M) -> (B, M).
+    The result (B, M) is ``min(1, D_m / max_{j≠m} D_j)`` with D_m the mean absolute distance of
+    the softmax from uniform, and 1 where no other modality is available.
     """
     probability = torch.softmax(at_least_float32(logits), dim=-1)
     decisiveness = (probability - 1 / logits.shape[-1]).abs().mean(dim=-1).where(available, 0.0)
@@ -57,9 +55,8 @@ class PDFHead(BaselineHead):
     - Replaced: the confidence network is Linear, ReLU three times over instead of three linear
       maps in a row; logarithms of confidences are computed from logits.
     - Unverified: nothing in the formulas; published MVSA figures are for 2,592 posts.
-    - Missing rule: the sums, the maximum and the softmax run over the available modalities, so
-      that a single one has weight 1. With everything missing the logits are zero, the uniform
-      prediction.
+    - Missing rule: sums, maximum and softmax run over the available modalities, so that a single
+      one has weight 1. With everything missing the logits are zero, the uniform prediction.
 
     Arguments, shapes and errors are those of :class:`BaselineHead`.
 

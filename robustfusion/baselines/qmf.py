@@ -21,9 +21,8 @@ def energy_confidence(logits: Tensor, temperature: float = 10.0) -> Tensor:
 def ranking_loss(confidence: Tensor, difficulty: Tensor, valid: Tensor) -> Tensor:
     """Ask the easier of two neighboring samples to be more confident by the gap in difficulty.
 
-    The loss of a pair is ``max(0, sign(g) (c_i - c_j) + |g|)`` with ``g = κ_i - κ_j`` and ``j``
-    the sample before ``i``. It is averaged over the pairs with both samples ``valid`` and summed
-    over the modalities; (B, M), (B, M), (B, M) -> ().
+    The loss ``max(0, sign(g) (c_i - c_j) + |g|)`` with ``g = κ_i - κ_j`` and ``j`` the sample
+    before ``i`` is averaged over pairs of ``valid`` samples and summed over the modalities.
     """
     gap = difficulty - difficulty.roll(1, 0)
     losses = F.relu(gap.sign() * (confidence - confidence.roll(1, 0)) + gap.abs())

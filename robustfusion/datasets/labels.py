@@ -1,11 +1,13 @@
 """Label files: their lines, the rows that count, and the rules that make one label of two."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from robustfusion._text import clean_text
 from robustfusion.datasets.report import Problem
+from robustfusion.datasets.text_gate import encoding_of
 
 LabelRule = Literal["joint", "equal"]
 T = TypeVar("T")
@@ -35,9 +37,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     try:
         if not path.is_file():  # a pipe would wait for ever
             raise OSError("it is no regular file")
-        text = path.read_bytes().decode("utf-8-sig", errors="ignore")
+        content = path.read_bytes()
     except OSError as error:
         raise FileNotFoundError(f"root must hold the label file {path}: {error}") from error
+    text = clean_text(content.decode(encoding_of(content), errors="ignore"))
     lines = enumerate(map(str.strip, _LINE_END.split(text)), start=1)
     return [(number, line) for number, line in lines if line]
 
@@ -50,11 +53,15 @@ def check_id(post_id: str) -> str | None:
 
 
 def usable_rows(
-    path: Path, rows: Iterable[tuple[int, str, T, str | None]], unit: str = "line"
+    path: Path,
+    rows: Iterable[tuple[int, str, T, str | None]],
+    unit: str = "line",
+    advice: Callable[[str], str] = lambda reason: "",
 ) -> tuple[dict[str, T], list[Problem]]:
     """Split rows into the content of usable ones, by id, and a problem for each other.
 
     A row is its number, counted in ``unit``, its id, its content, and why it cannot be used.
+    ``advice`` says what to do where no row is usable, by the first reason.
     """
     contents: dict[str, T] = {}
     problems: list[Problem] = []
@@ -67,7 +74,12 @@ def usable_rows(
         else:
             problems.append(Problem(post_id, "label row", f"{unit} {number}: {reason}", "skipped"))
     if not contents:
-        detail = f"; {problems[0].reason}" if problems else ""
+        detail = ""
+        if problems:
+            reason = problems[0].reason.partition(": ")[2]
+            count = sum(problem.reason.endswith(reason) for problem in problems)
+            detail = f"; {problems[0].reason} ({count} of {len(problems)} {unit}s)"
+            detail += advice(reason)
         raise ValueError(f"no row of {path} could be read{detail}")
     return contents, problems
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion._optional import import_pillow
-from robustfusion.datasets.duplicates import connect, equal_groups, near_groups, normalize_text
+from robustfusion.datasets.cells import decode_inline, explain_missing, image_of, shorten
+from robustfusion.datasets.duplicates import connect, find_duplicates, normalize_text
+from robustfusion.datasets.parquet import ParquetCell
 from robustfusion.datasets.pictures import BadFileError, decode
 from robustfusion.datasets.reading import (
     LIMITS,
@@ -32,10 +34,16 @@ from robustfusion.datasets.report import (
     ProblemKind,
 )
 from robustfusion.datasets.splits import Splits
+from robustfusion.datasets.text_gate import Gate
 
 OnBad = Literal["skip", "raise", "missing"]
+Stock = Literal["keep", "missing"]
 MODALITIES = ("image", "text")
 PLACEHOLDER_SIDE = 64  # pixels of the black image that stands for a missing one
+
+
+class EmptyCellError(BadFileError):
+    """A post lacks a modality."""
 
 
 class PostRow(NamedTuple):
@@ -111,6 +119,8 @@ class PostDataset(Dataset[Sample]):
             whether files exist; a bad file then raises, or counts as missing, when its post is
             asked for.
         allow_outside: also follow paths and links to files outside of ``root``.
+        stock: ``"missing"`` takes an image or a text under many posts that differ otherwise, such
+            as a "no picture" image, for a missing one; ``"keep"`` only reports it.
 
     Attributes:
         posts: the rows behind the samples.
@@ -154,7 +164,10 @@ class PostDataset(Dataset[Sample]):
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
         allow_outside: bool = False,
+        stock: Stock = "keep",
     ) -> None:
+        if stock not in ("keep", "missing") or (stock == "missing" and not verify):
+            raise ValueError(f'stock must be "keep", or "missing" with verify=True, got {stock!r}')
         if on_bad not in ("skip", "raise", "missing"):
             raise ValueError(f'on_bad must be "skip", "raise" or "missing", got {on_bad!r}')
         import_pillow()
@@ -166,6 +179,7 @@ class PostDataset(Dataset[Sample]):
         self.allow_outside = allow_outside
         if not self.folder.is_dir():
             raise FileNotFoundError(f"root must be a folder, got {self.folder}")
+        self._listings: dict[str, dict[str, str]] = {}  # names by folder, for hints
         rows = list(rows)
         posts = [row for row in rows if isinstance(row, PostRow)]
         self._row_count = len(rows)
@@ -173,9 +187,12 @@ class PostDataset(Dataset[Sample]):
         self._inspected = self._inspect_all({post.id: post for post in posts})
         if len(self._inspected) < len(posts):
             raise ValueError(f"ids must be unique, {len(posts)} rows have {len(self._inspected)}")
+        if stock == "missing":
+            self._drop_stock()
         self.posts, self._problems = self._select(rows)
         self._index = {post.id: index for index, post in enumerate(self.posts)}
         self._selected = False
+        self._gate = Gate()
 
     @property
     def ids(self) -> list[str]:
@@ -284,7 +301,8 @@ class PostDataset(Dataset[Sample]):
         Pass it to ``stratified_split(groups=...)``, or for cross-validation to the ``split(ids,
         labels, groups)`` of scikit-learn's ``StratifiedGroupKFold``, and no duplicate crosses.
         """
-        groups = connect(self.ids, [(g.ids[0], i) for g in self._duplicates(None) for i in g.ids])
+        duplicates = [g for g in self._duplicates(None) if not g.kind.startswith("stock")]
+        groups = connect(self.ids, [(g.ids[0], i) for g in duplicates for i in g.ids])
         return [groups[post_id] for post_id in self.ids]
 
     def report(self, splits: Splits | None = None) -> DatasetReport:
@@ -296,6 +314,10 @@ class PostDataset(Dataset[Sample]):
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
         texts = {i: self._inspected[i].get("text") for i in self.ids}
         split_ids = splits.ids if splits else ()
+        cleaned = Counter(self._gate.cells)
+        cleaned["control characters"] += sum(
+            isinstance(t, FileInfo) and t.changed for t in texts.values()
+        )
         return DatasetReport(
             name=self.name,
             rows=self._row_count,
@@ -308,6 +330,9 @@ class PostDataset(Dataset[Sample]):
             split_sizes={n: sizes[n] for n in ("train", "val", "test", "none") if sizes[n]},
             unknown_split_ids=tuple(i for i in split_ids if i not in self._index),
             verified=self.verify,
+            lines=dict(self._gate.lines),
+            cleaned={name: n for name, n in cleaned.items() if n},
+            warnings=(*self._gate.warnings, *self._narrow_pictures()),
         )
 
     def __repr__(self) -> str:
@@ -316,17 +341,29 @@ class PostDataset(Dataset[Sample]):
 
     def _content(self, post: PostRow, modality: str) -> bytes:
         cell, name = getattr(post, modality), _describe(post, modality)
+        if isinstance(cell, ParquetCell):
+            cell = image_of(cell.read())
         if cell is None:
-            raise BadFileError(f"{name} is an empty cell", "missing")
+            raise EmptyCellError(f"{name} is an empty cell", "missing")
         if isinstance(cell, PurePath):
             within = None if self.allow_outside else self.folder
-            return read_bytes(self.folder / cell, LIMITS[modality], within)
-        if modality == "text" and isinstance(cell, str):
-            cell = cell.encode("utf-8", "replace")
+            try:
+                return read_bytes(self.folder / cell, LIMITS[modality], within)
+            except BadFileError as error:
+                if error.kind == "missing":
+                    raise self._missing(cell) from error
+                raise
+        if isinstance(cell, str):
+            is_text = modality == "text"
+            cell = cell.encode("utf-8", "replace") if is_text else decode_inline(cell, name)
         if not isinstance(cell, bytes):
             raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
         check_size(cell, LIMITS[modality], name)
         return cell
+
+    def _missing(self, cell: PurePath) -> BadFileError:
+        hint = explain_missing(self.folder, cell, self._listings)
+        return BadFileError(f"{shorten(str(cell))} is missing{hint}", "missing")
 
     def _inspect_all(
         self, posts: Mapping[str, PostRow]
@@ -343,14 +380,13 @@ class PostDataset(Dataset[Sample]):
             for modality in MODALITIES:
                 cell, label = getattr(post, modality), _describe(post, modality)
                 if cell is None:
-                    reason = f"{label} is an empty cell"
+                    known[post.id][modality] = EmptyCellError(
+                        f"{label} is an empty cell", "missing"
+                    )
                 elif (
                     isinstance(cell, PurePath) and not cell.parent.parts and cell.name not in names
                 ):
-                    reason = f"{label} is missing"
-                else:
-                    continue
-                known[post.id][modality] = BadFileError(reason, "missing")
+                    known[post.id][modality] = self._missing(cell)
         return known
 
     def _inspect(self, post: PostRow) -> dict[str, FileInfo | BadFileError]:
@@ -361,6 +397,15 @@ class PostDataset(Dataset[Sample]):
             except BadFileError as error:
                 known[modality] = error
         return known
+
+    def _drop_stock(self) -> None:
+        """Take stock images and texts as missing."""
+        groups = _find_duplicates(self._inspected)
+        for modality in MODALITIES:
+            for ids in groups[cast("DuplicateKind", f"stock {modality}")]:
+                error = BadFileError(f"a stock {modality} that {len(ids)} posts share", "stock")
+                for post_id in ids:
+                    self._inspected[post_id][modality] = error
 
     def _is_bad(self, post_id: str, modality: str) -> bool:
         return isinstance(self._inspected[post_id].get(modality), BadFileError)
@@ -398,17 +443,7 @@ class PostDataset(Dataset[Sample]):
             post.id: self._inspected[post.id] if self.verify else self._inspect(post)
             for post in self.posts
         }
-        texts, images = (
-            {i: info for i, of in inspected.items() if isinstance(info := of[name], FileInfo)}
-            for name in ("text", "image")
-        )
-        same = equal_groups({i: info.digest for i, info in images.items()})
-        near = near_groups({i: info.fingerprint for i, info in images.items()})
-        groups: dict[DuplicateKind, list[tuple[str, ...]]] = {
-            "text": equal_groups({i: normalize_text(f.text) or None for i, f in texts.items()}),
-            "image": same,
-            "near image": [ids for ids in near if ids not in set(same)],
-        }
+        groups = _find_duplicates(inspected)
         label_of = {post.id: post.label_name or "" for post in self.posts}
         return [
             Duplicates(
@@ -421,6 +456,15 @@ class PostDataset(Dataset[Sample]):
             for ids in groups_of_kind
         ]
 
+    def _narrow_pictures(self) -> list[str]:
+        images = {i: self._inspected[i].get("image") for i in self.ids}
+        ids = [i for i, info in images.items() if isinstance(info, FileInfo) and info.narrow]
+        some = ", ".join(ids[:5])
+        return [
+            f"{len(ids)} pictures use less than an eighth of their range of brightness, as 12-bit "
+            f"values in 16 bits do: {some}"
+        ] * bool(ids)
+
     def _files_without_row(self) -> tuple[str, ...]:
         """Return the names of posts whose files are there and whose row is not."""
         if not any(isinstance(post.text, PurePath) for post in self.posts):
@@ -430,10 +474,25 @@ class PostDataset(Dataset[Sample]):
         return tuple(sorted({n.stem for n in names if n.suffix in (".txt", ".jpg")} - known))
 
 
+def _find_duplicates(
+    inspected: Mapping[str, Mapping[str, FileInfo | BadFileError]],
+) -> dict[DuplicateKind, list[tuple[str, ...]]]:
+    texts, images = (
+        {i: info for i, known in inspected.items() if isinstance(info := known[name], FileInfo)}
+        for name in ("text", "image")
+    )
+    return find_duplicates(
+        {i: normalize_text(info.text) or None for i, info in texts.items()},
+        {i: info.digest for i, info in images.items()},
+        {i: info.fingerprint for i, info in images.items()},
+        len(inspected),
+    )
+
+
 def _describe(post: PostRow, modality: str) -> str:
     """Name one modality of a post in messages: a file by its path, a cell by its row."""
     cell = getattr(post, modality)
-    return str(cell) if isinstance(cell, PurePath) else f"the {modality} of {post.origin}"
+    return shorten(str(cell)) if isinstance(cell, PurePath) else f"the {modality} of {post.origin}"
 
 
 def _kind(modality: str, error: BadFileError) -> ProblemKind:
