@@ -30,8 +30,10 @@ LAYERS = [
 TOOLS = [
     "_figures",
     "_files",
+    "_identity",
     "_optional",
     "_recoverability",
+    "_text",
     "baselines",
     "checkpoint",
     "datasets",

@@ -43,10 +43,13 @@ class LearnedTrust(nn.Module):
     Attributes:
         direction: (D, M), :math:`a_m` of modality m in column m, with the features of all
             modalities in a row of width D.
-        bias, slope: (M,), :math:`b` and :math:`\kappa`.
+        bias: (M,), :math:`b`.
+        slope: (M,), :math:`\kappa`.
         offset: (K,), :math:`c`.
         late_share: (), the share of late fusion in each candidate of a head that mixes the two.
-        harm_direction, harm_slope, harm_bias: The same of the harm.
+        harm_direction: The direction of the harm, like ``direction``.
+        harm_slope: The slope of the harm.
+        harm_bias: The bias of the harm.
 
     Shape:
         - ``features[name]``: (B, D_m), standardized; ``log_quality``: (B, M)
