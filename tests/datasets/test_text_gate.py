@@ -11,6 +11,7 @@ import pytest
 from robustfusion._text import clean_text, is_missing, split_words
 from robustfusion.datasets import MVSA, PostTable, TumEmo
 from robustfusion.datasets.text_gate import decode, guess_encoding
+from robustfusion.disruption import collate
 
 
 def texts_of(path: Path, content: str | bytes, **options: Any) -> tuple[list[str], Any]:
@@ -191,6 +192,14 @@ def test_every_kind_of_missing_is_missing(tmp_path: Path) -> None:
     assert all(map(is_missing, missing))
     there: list[Any] = [0, 0.0, False, "nan", [None], 10**400, 1j, object(), np.zeros(2)]
     assert not any(map(is_missing, there))
+
+
+def test_collate_takes_the_same_values_for_missing() -> None:
+    pandas: Any = pytest.importorskip("pandas")
+    values: list[Any] = ["hi", pandas.NA, pandas.NaT, float("nan"), [], None, " "]
+    batch = collate([{"inputs": {"text": value}} for value in values])
+    assert batch["available"]["text"].tolist() == [True] + [False] * 6
+    assert batch["inputs"]["text"] == ["hi"] + [""] * 6
 
 
 def test_missing_values_of_pandas_and_parquet(tmp_path: Path) -> None:
