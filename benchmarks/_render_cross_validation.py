@@ -141,7 +141,7 @@ def readme_lines() -> list[str]:
         *table(head, body, left=(0, 1)),
         "",
         "Ranks by the mean of the three lines among all heads, each tuned by the same few trials",
-        "([ranking](docs/pages/results/comparison.md)):",
+        "([ranking](comparison.md)):",
         ranks(),
     ]
 

@@ -69,7 +69,7 @@ def keep(name: str, run: Path) -> None:
 
 
 def caption(record: Mapping[str, Any]) -> list[str]:
-    """The main job's figure in the README, and the sentence above it."""
+    """The main job's figure, and the sentence above it."""
     results, machine = record["results"], record["machine"]
     return [
         "What the main job draws: accuracy with 95 % intervals over its "
@@ -77,12 +77,12 @@ def caption(record: Mapping[str, Any]) -> list[str]:
         f"`{record['command']}` at commit `{record['commit']}`, {results['seconds']:.0f} s on "
         f"{machine['cores']} cores.",
         "",
-        "![Accuracy of the main job with and without disruption](docs/pages/assets/main-job.png)",
+        "![Accuracy of the main job with and without disruption](../assets/main-job.png)",
     ]
 
 
 def seeds_lines(record: Mapping[str, Any]) -> list[str]:
-    """Means over seeds, their intervals, and which goals they meet, for the README."""
+    """Means over seeds, their intervals, and which goals they meet."""
     results = record["results"]
     ours, theirs = results["names"]
     body = []
@@ -131,6 +131,11 @@ def _scores(path: Path) -> dict[str, Any]:
                 cell = [round(bound, 3) for bound in bounds]
                 auroc.setdefault(row["model"], {})[row["modality"]] = cell
     return {"majority": majority, "accuracy": accuracy, "quality_auroc": auroc}
+
+
+def main_job() -> dict[str, list[str]]:
+    """The blocks of the page on the main job."""
+    return {"figure": caption(read_record(NAME)), "seeds": seeds_lines(read_record(SEEDS))}
 
 
 def blocks() -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ import _render_guides
 import _render_paper
 import _render_paper_parts
 import _render_quality
+import _render_readme
 import _render_runs
 from _pages import ASSETS, DOCS, ROOT, Blocks, counted, filled, source, table
 from _record import RESULTS, read_record
@@ -105,6 +106,9 @@ def _measured(row: dict[str, Any], name: str, prefix: str) -> str:
 
 
 PAGES: dict[str, Callable[[], Blocks]] = {
+    "choosing-parts.md": lambda: {"retrofit": _render_cross_validation.fused_models()},
+    "results/index.md": lambda: {"results": _render_cross_validation.readme_lines()},
+    "results/main-job.md": _render_runs.main_job,
     "results/comparison.md": _render_compare.comparison,
     "results/protocol.md": _render_compare.protocol,
     "results/cross-validation.md": _render_cross_validation.blocks,
@@ -115,8 +119,8 @@ PAGES: dict[str, Callable[[], Blocks]] = {
     "results/quality.md": _render_quality.blocks,
     "results/speed.md": speed,
     "guides/monitoring.md": _render_guides.monitor,
-    "guides/token-sequences.md": _render_guides.pooling,
-    "guides/few-labels.md": _render_guides.few_labels,
+    "guides/more-inputs.md": _render_guides.pooling,
+    "guides/missing-modalities.md": _render_guides.few_labels,
 }
 
 
@@ -129,16 +133,8 @@ def pages() -> dict[Path, str]:
 
 
 def readme(text: str) -> str:
-    """The README with the tables of its records and the main job's figure."""
-    return filled(
-        text,
-        {
-            "retrofit": _render_cross_validation.fused_models(),
-            "results": _render_cross_validation.readme_lines(),
-            "figure": _render_runs.caption(read_record(_render_runs.NAME)),
-            "seeds": _render_runs.seeds_lines(read_record(_render_runs.SEEDS)),
-        },
-    )
+    """The README with its number and its table, as the records have them."""
+    return filled(text, _render_readme.blocks())
 
 
 def main() -> None:
@@ -150,9 +146,11 @@ def main() -> None:
     runs = {name: run for name, run in options.items() if run is not None}
     for name, run in runs.items():
         _render_runs.keep(name, run)
-    if runs.keys() != {_render_runs.NAME}:
-        for path, text in pages().items():
+    everything = runs.keys() != {_render_runs.NAME}
+    for path, text in pages().items():
+        if everything or path.stem == "main-job":
             path.write_text(text, encoding="utf-8")
+    if everything:
         _render_paper.draw(RESULTS, ASSETS)
         _render_paper_parts.draw(ASSETS)
         _plots.draw(ASSETS)

@@ -9,15 +9,19 @@ from pathlib import Path
 
 # A module may import modules of earlier layers only; ``tests/test_api.py`` checks that.
 LAYERS = [
-    ("Checks and helpers", ["_modules", "_outputs", "_state", "_tree", "_validation"]),
+    (
+        "Checks and helpers",
+        ["_markdown", "_modules", "_outputs", "_state", "_tree", "_validation"],
+    ),
     ("Formulas, as pure functions", ["functional"]),
+    ("Tasks: the loss and the calibration of each kind of target", ["tasks"]),
     (
         "Parts that take tensors",
         ["conversion", "distributed", "feature_queue", "fusion", "losses", "moments", "pooling"],
     ),
     ("Names of modalities, masks, outputs", ["_inputs", "candidates", "output"]),
-    ("Scales, trust, and replacements of missing features", ["_trust_fit", "stand_in", "standardize", "trust"]),
-    ("The base class of the quality estimators", ["quality"]),
+    ("Scales, and replacements of missing features", ["_trust_fit", "stand_in", "standardize"]),
+    ("Trust, and the base class of the quality estimators", ["quality", "trust"]),
     ("The quality estimators", ["gaussian_quality", "neighbor_quality"]),
     ("The heads", ["drf", "neighbor_vote", "paper"]),
     ("Whole models, and what follows training", ["calibration", "classifier"]),
@@ -26,8 +30,10 @@ LAYERS = [
 TOOLS = [
     "_figures",
     "_files",
+    "_identity",
     "_optional",
     "_recoverability",
+    "_text",
     "baselines",
     "checkpoint",
     "datasets",

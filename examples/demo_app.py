@@ -19,6 +19,7 @@ try:
     from main_job.predictor import Predictor
     from streamlit import runtime
 
+    from robustfusion.datasets import MVSA, load_splits
     from robustfusion.datasets.reading import BadFileError, read_image
     from robustfusion.disruption import ImageCorruption, TextCorruption, sample_generator
     from robustfusion.disruption.images import ImageKind
@@ -32,9 +33,12 @@ FLAGS = (
     "--client.toolbarMode=minimal",
     "--server.maxUploadSize=20",
 )
-EXAMPLE = (
-    "So the garden was lovely this morning, we went to the market"  # like the generated posts
-)
+TEXT = "So the garden was lovely this morning, we went to the market"
+# The buttons: a label, a kind of damage, and its severity; "" removes the input.
+IMAGE_BUTTONS = (("Intact", "mask", 0.0), ("Blacken", "mask", 1.0), ("Occlude", "occlusion", 0.4))
+IMAGE_BUTTONS += (("Noise", "noise", 0.6), ("Remove", "", 0.0))
+TEXT_BUTTONS = (("Intact", "mask", 0.0), ("Mask words", "mask", 0.6), ("Garble", "mojibake", 1.0))
+TEXT_BUTTONS += (("Typos", "characters", 0.6), ("Remove", "", 0.0))
 ALARM_RATE = 0.05  # expected share of false alarms on intact inputs
 
 
@@ -44,10 +48,21 @@ def load(run: str) -> Predictor:
     return Predictor(Path(run))
 
 
-@st.cache_data
-def example_picture() -> Any:
-    """Draw the image that is used until one is uploaded."""
-    return draw_post("positive", 256, np.random.default_rng(3))
+@st.cache_data(show_spinner="Looking for an intact post ...")
+def example_post(run: str) -> tuple[Any, str]:
+    """Return an intact test post of a generated data set without an alarm; else a drawn one."""
+    predictor = load(run)
+    settings = predictor.settings
+    root = Path(run).parent / f"posts-{settings.limit or 1500}-seed{settings.seed}"
+    if predictor.generated and (root / "splits.json").is_file():
+        posts = MVSA(root).select(load_splits(root / "splits.json").open_test("demo"))
+        for index in range(min(len(posts), 50)):
+            inputs, label = posts[index]["inputs"], posts[index]["label"]
+            output = predictor([inputs["image"]], [inputs["text"]])
+            p_values = [float(p) for p in predictor.p_values(output).values()]
+            if min(p_values) > 2 * ALARM_RATE and int(output.logits.argmax()) == label:
+                return inputs["image"], inputs["text"]
+    return draw_post("positive", 256, np.random.default_rng(3)), TEXT
 
 
 def read_upload(upload: Any) -> Any:
@@ -62,17 +77,37 @@ def read_upload(upload: Any) -> Any:
             return None
 
 
-def ask_image(predictor: Predictor) -> Any:
+def choose(name: str, kind: str, severity: float) -> None:
+    """Set the controls of a modality as its button says."""
+    st.session_state[f"{name} removed"] = not kind
+    st.session_state[f"{name} severity"] = severity
+    if kind:
+        st.session_state[f"{name} kind"] = kind
+
+
+def damage(name: str, kinds: tuple[str, ...], buttons: Any) -> tuple[str, float] | None:
+    """Let the user damage or remove a modality; return kind and severity, None if removed."""
+    for column, (label, kind, severity) in zip(st.columns(len(buttons)), buttons, strict=True):
+        key = f"{name} {label}"
+        column.button(label, key=key, on_click=choose, args=(name, kind, severity))
+    if st.toggle(f"Remove the {name}", key=f"{name} removed"):
+        return None
+    kind = st.selectbox(f"Damage to the {name}", kinds, key=f"{name} kind")
+    severity = st.slider(
+        f"Severity of the {name} damage", 0.0, 1.0, step=0.05, key=f"{name} severity"
+    )
+    return str(kind), severity
+
+
+def ask_image(predictor: Predictor, example: Any) -> Any:
     """Let the user choose, damage or remove the image."""
     st.subheader("Image")
     upload = st.file_uploader("Upload an image", ["jpg", "jpeg", "png", "webp", "gif"])
-    if st.toggle("Remove the image"):
+    chosen = damage("image", get_args(ImageKind), IMAGE_BUTTONS)
+    image = example if upload is None else read_upload(upload)
+    if chosen is None or image is None:
         return None
-    image = example_picture() if upload is None else read_upload(upload)
-    kind = st.selectbox("Damage to the image", get_args(ImageKind))
-    severity = st.slider("Severity of the image damage", 0.0, 1.0, 0.0, 0.05)
-    if image is None:
-        return None
+    kind, severity = chosen
     image = predictor.encoders["image"].resize(image)
     if severity:
         image = ImageCorruption(kind=kind, severity=severity)(
@@ -82,14 +117,14 @@ def ask_image(predictor: Predictor) -> Any:
     return image
 
 
-def ask_text(predictor: Predictor) -> str | None:
+def ask_text(predictor: Predictor, example: str) -> str | None:
     """Let the user write, damage or remove the text."""
     st.subheader("Text")
-    text = st.text_area("Write a text", EXAMPLE, max_chars=1000).strip()
-    if st.toggle("Remove the text"):
+    text = st.text_area("Write a text", example, max_chars=1000).strip()
+    chosen = damage("text", get_args(TextKind), TEXT_BUTTONS)
+    if chosen is None:
         return None
-    kind = st.selectbox("Damage to the text", get_args(TextKind))
-    severity = st.slider("Severity of the text damage", 0.0, 1.0, 0.0, 0.05)
+    kind, severity = chosen
     if text and severity:
         mask = predictor.encoders["text"].mask_token
         text = TextCorruption(kind=kind, severity=severity, mask_token=mask)(
@@ -149,11 +184,12 @@ def page(run: str) -> None:
             "This model was trained on generated posts: drawn images and simple sentences. "
             "It flags real posts as unusual, which is expected."
         )
+    picture, words = example_post(run)
     left, middle, right = st.columns(3, gap="large")
     with left:
-        image = ask_image(predictor)
+        image = ask_image(predictor, picture)
     with middle:
-        text = ask_text(predictor)
+        text = ask_text(predictor, words)
     with right:
         show_prediction(predictor, image, text)
 

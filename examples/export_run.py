@@ -64,7 +64,12 @@ def example(predictor: Predictor) -> tuple[Tensor, ...]:
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/drf_mvsa-001.")],
-    output: Annotated[Path | None, typer.Option(help="By default RUN/model.onnx.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of model.onnx; by default RUN.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(hidden=True, help="The file itself, as in former versions.")
+    ] = None,
 ) -> None:
     """Export the model of a run to ONNX and compare it with PyTorch."""
     for name in ("onnxscript", "onnxruntime"):
@@ -72,7 +77,7 @@ def main(
             sys.exit(f"No module named {name!r}. {NEEDS}")
     import onnxruntime
 
-    path = output or run / "model.onnx"
+    path = output or (output_dir or run) / "model.onnx"
     try:
         predictor = Predictor(run)
         arguments = example(predictor)
@@ -94,6 +99,7 @@ def main(
             verbose=False,
         )
     program.model.metadata_props["class_names"] = json.dumps(predictor.class_names)
+    path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     more = [torch.cat([x, x]) for x in arguments]  # another batch size than that of the export

@@ -1,11 +1,12 @@
 """Predict the posts of a table with a saved run of drf_mvsa.py.
 
-    python examples/predict.py runs/drf_mvsa-001 posts.csv --output predictions.csv
+    python examples/predict.py runs/drf_mvsa-001 posts.csv
 
 ``posts.csv`` (or ``.tsv``, ``.jsonl``, ``.parquet``) has a column of image paths and a column of
 texts, named as in the run's own table (else ``image`` and ``text``); either cell may be empty.
 Pictures are opened only in the folder of ``--image-root``: by default the run's, or the table's.
-The result has a row for each row of the table, with all its columns and these:
+The result, ``predictions.csv`` in ``--output-dir`` (``.parquet`` for a Parquet table), has a row
+for each row of the table, with all its columns and these:
 
 - ``label`` (named as in the run's own table) and the probability of each class; with
   ``--abstain 0.1`` no label for posts less certain than the least certain tenth of the run's
@@ -41,7 +42,7 @@ try:
 
     from robustfusion.datasets import PostTable
 except ImportError as error:
-    sys.exit(f'{error}. The examples need: pip install "robustfusion[examples]"')
+    sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
 MODALITIES = ("image", "text")
 GENERATED = "This model was trained on generated posts, so it flags real posts as unusual."
@@ -55,10 +56,12 @@ class Rule(NamedTuple):
     certainty: float  # a smaller probability gets no label
 
 
-def open_table(path: Path, columns: dict[str, str], root: Path, allow_outside: bool) -> PostTable:
+def open_table(
+    path: Path, columns: dict[str, str], root: Path, allow_outside: bool, encoding: str
+) -> PostTable:
     """Open a table of posts without labels; its pictures are read later, batch by batch."""
     try:
-        return PostTable(
+        table = PostTable(
             path,
             image_column=columns["image"] or None,
             text_column=columns["text"] or None,
@@ -66,12 +69,18 @@ def open_table(path: Path, columns: dict[str, str], root: Path, allow_outside: b
             root=root,
             allow_outside=allow_outside,
             verify=False,
+            encoding=encoding or None,
         )
     except (OSError, ValueError, ImportError) as error:
         reason, argument = str(error).splitlines()[0], str(error).partition("_column must be")
         if argument[1]:
             reason += f": name it with --{argument[0]}-column, or give '' for none"
         raise SetupError(f"{path} cannot be read as a table ({reason})") from error
+    report = table.report()
+    cleaned = [f"{count} cells with {what} were cleaned" for what, count in report.cleaned.items()]
+    for warning in (*cleaned, *report.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
+    return table
 
 
 def make_rule(predictor: Predictor, alarm_rate: float, abstain: float) -> Rule:
@@ -132,15 +141,18 @@ def check_output(output: Path, table: Path, overwrite: bool) -> None:
     if output.is_dir():
         raise SetupError(f"--output {output} is a folder: give the name of a file")
     if output.exists() and table.exists() and output.samefile(table):
-        raise SetupError(f"{output} is the table itself: choose another --output")
+        raise SetupError(f"{output} is the table itself: choose another --output-dir")
     if output.exists() and not overwrite:
-        raise SetupError(f"{output} is there already: choose another --output, or --overwrite")
+        raise SetupError(f"{output} is there already: choose another --output-dir, or --overwrite")
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/drf_mvsa-001.")],
     table: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines or Parquet.")],
-    output: Annotated[Path, typer.Option(help="CSV or Parquet.")] = Path("runs/predictions.csv"),
+    output_dir: Annotated[Path, typer.Option(help="Folder of predictions.csv.")] = Path("runs"),
+    output: Annotated[
+        Path | None, typer.Option(hidden=True, help="The file itself, as in former versions.")
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help='"" for none; by default the run\'s.')
     ] = None,
@@ -160,6 +172,9 @@ def main(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Also open pictures outside of that folder.")
     ] = False,
+    encoding: Annotated[
+        str, typer.Option(help="Encoding of a table that is not UTF-8, such as cp1252.")
+    ] = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
@@ -168,6 +183,8 @@ def main(
     problems, counts, alarms, done = [], Counter[str](), Counter[str](), 0
     try:
         check_device(device)
+        ending = ".parquet" if table.suffix.lower() == ".parquet" else ".csv"
+        output = output or output_dir / f"predictions{ending}"
         check_output(output, table, overwrite)
         predictor = Predictor(run, device)
         settings = predictor.settings
@@ -179,7 +196,7 @@ def main(
             print(
                 f"pictures are read from {image_root}, as in the run; --image-root names another"
             )
-        posts = open_table(table, columns, image_root or table.parent, allow_outside)
+        posts = open_table(table, columns, image_root or table.parent, allow_outside, encoding)
         rule = make_rule(predictor, alarm_rate, abstain)
         label = settings.label_column
         # All columns of the table are copied; a new one of the same name is called predicted_*.
@@ -217,7 +234,7 @@ def main(
         print(report(problems, total), file=sys.stderr)
     print(", ".join(f"{count} {name}" for name, count in counts.most_common()))
     listed = ", ".join(f"{alarms[name]} for the {name}" for name in MODALITIES)
-    print(f"alarms at {alarm_rate:.0%}: {listed}")
+    print(f"Alarms: {listed} (about {alarm_rate:.0%} of intact posts alarm, too)")
     if predictor.generated:
         print(GENERATED)
     if done < total:

@@ -177,8 +177,12 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the posts of the run, if they were moved.")
     ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", help="By default RUN/report, or runs/report."),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="By default RUN/report, or runs/report.")
+        Path | None, typer.Option(hidden=True, help="The former name of --output-dir.")
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Number of disruption seeds, with --model.")
@@ -197,9 +201,11 @@ def main(
             raise SetupError("give either the folder of a run or --model FILE.py:FACTORY")
         if model is not None and data is not None:
             raise SetupError("--data is for runs: with --model the factory returns the data")
-        folder = output or (Path("runs/report") if run is None else run / "report")
+        folder = output_dir or output or (Path("runs/report") if run is None else run / "report")
         if folder.exists() and not overwrite:
-            raise SetupError(f"{folder} exists already: choose another --output, or --overwrite")
+            raise SetupError(
+                f"{folder} exists already: choose another --output-dir or --overwrite"
+            )
         check_device(device)
         if run is not None:
             models, posts = load_run(run, data, device)
@@ -220,7 +226,9 @@ def main(
         raise typer.Exit(130) from None
     write_report(reports, folder, embedding.value)
     print(console(*reports) if len(reports) == 2 else reports[0].to_markdown())
-    print(f"\nTables and figures are in {folder}")
+    first = folder / "rate_curves.png"
+    print(f"\nOpen first: {first}")
+    print(f"All tables and figures: {folder}")
 
 
 def _slug(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Nested inputs, tensors in mappings in mappings, are walked here and nowhere else."""
+"""Walk nested inputs: mappings of mappings of tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Everything in a nested mapping that is not a mapping, in order."""
+    """Yield everything in a nested mapping that is not a mapping, in order."""
     if isinstance(value, Mapping):
         for entry in value.values():
             yield from leaves(entry)
@@ -16,7 +16,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def map_leaves(change: Callable[..., Any], value: Any, *others: Any) -> Any:
-    """The same nesting, each leaf changed; ``others`` of the same nesting give more arguments."""
+    """Change each leaf; ``others`` are nested alike and provide more arguments of ``change``."""
     if isinstance(value, Mapping):
         return {
             key: map_leaves(change, entry, *(other[key] for other in others))
@@ -26,10 +26,10 @@ def map_leaves(change: Callable[..., Any], value: Any, *others: Any) -> Any:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same nesting, each tensor changed and everything else left as it is."""
+    """Change each tensor and leave everything else as it is."""
     return map_leaves(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor of a nested mapping, in order."""
+    """Return an iterator over every tensor of a nested mapping, in order."""
     return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))

@@ -14,7 +14,6 @@ from robustfusion._trust_fit import HeldOut, TrustFit
 from robustfusion._validation import check_labels
 from robustfusion.drf import DRFHead
 from robustfusion.functional import conformal_p_value, expected_calibration_error
-from robustfusion.quality import QualityEstimator
 
 # A pattern with this number of samples gets a temperature half-way between its own and the pooled.
 _SHRINKAGE_SAMPLES = 50
@@ -172,12 +171,16 @@ def calibrate(
         alarms = {}
         for name, estimator in scoring.estimators.items():
             rows = features[name][available[name]]
-            alarms[name] = _alarm_rate(estimator, rows)
+            alarms[name] = _alarm_rate(estimator.score(rows))
             if len(rows) > 1:
                 estimator.calibrate(rows)
         thresholds, trust = {}, None
         if copies is not None:
             trust = scoring.trust.fit_held_out(_held_out(scoring, intact, copies))
+            counts = scoring.trust.reference_count.tolist()
+            for name, harm, count in zip(alarms, scoring.trust.references, counts, strict=True):
+                if count:
+                    alarms[name] = _alarm_rate(harm[:count])
         elif isinstance(scoring, DRFHead):
             thresholds = _fit_log_priors(scoring, features, available, labels)
         if head is None:
@@ -361,9 +364,8 @@ def _errors(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(ece), float(F.cross_entropy(logits, labels))
 
 
-def _alarm_rate(estimator: QualityEstimator, rows: Tensor) -> float:
-    """Return the share of every second row that raises an alarm at 5 % among the others."""
-    if len(rows) < 40:  # with fewer than 19 references no p-value is as small as 5 %
+def _alarm_rate(scores: Tensor) -> float:
+    """Return the share of every second score that raises an alarm at 5 % among the others."""
+    if len(scores) < 40:  # with fewer than 19 references no p-value is as small as 5 %
         return float("nan")
-    score = estimator.score(rows)
-    return float((conformal_p_value(score[::2], score[1::2]) <= 0.05).float().mean())
+    return float((conformal_p_value(scores[::2], scores[1::2]) <= 0.05).float().mean())

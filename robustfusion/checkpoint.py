@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion._files import replace_file
+from robustfusion._identity import check_identities, is_identity
 from robustfusion._optional import optional
 
 WEIGHTS, CONFIG, DIGESTS = "model.safetensors", "config.json", "SHA256SUMS"
@@ -75,7 +76,8 @@ def load_model(model: nn.Module, directory: _Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: Without a file.
         ValueError: If a file is damaged, even by one bit, foreign or of another save, or names,
-            shapes or kinds of numbers are not those of the model.
+            shapes or kinds of numbers are not those of the model, or its parts belong to other
+            modalities, another order of them, or other options.
         ImportError: Without safetensors.
     """
     config, weights = read_config(directory), read_weights(directory)
@@ -103,8 +105,12 @@ def read_weights(directory: _Path) -> dict[str, Tensor]:
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` unless names, shapes and kinds of numbers are those of the model."""
-    own = model.state_dict()
+    """Raise ``ValueError`` unless names, shapes, numbers and identities fit the model."""
+    check_identities(model, weights)
+    own, weights = (
+        {name: value for name, value in part.items() if not is_identity(model, name)}
+        for part in (model.state_dict(), weights)
+    )
     if own.keys() != weights.keys():
         lacking, more = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Gather feature rows over the ranks of a distributed run."""
+"""Gather the feature rows of all ranks of a distributed run."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 def gather_rows(
     features: Tensor, available: Tensor, group: dist.ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Concatenate the rows of all ranks in rank order; uneven and empty batches are welcome.
+    """Concatenate the rows of all ranks in rank order; batches may differ in size or be empty.
 
-    Every rank gets the same tensors, those that one process would have seen with the batches
-    behind each other: not a row more, so that whatever is computed from them has the same bits.
-    Without an initialised process group, or with one rank, the input is returned.
+    Every rank gets the same tensors as one process would have seen with the batches one after the
+    other, without padding, so that whatever is computed from them has the same bits. Without an
+    initialized process group, or with one rank, the input is returned.
 
-    It is a collective call: every rank must make it equally often. DDP's ``join()`` does not see
-    to that, so under it this is an error unless ``throw_on_early_termination=True``.
+    It is a collective call: every rank must make it equally often. DDP's ``join()`` does not
+    ensure that, so under it this is an error unless ``throw_on_early_termination=True``.
 
     Args:
         features: (B, D); B may differ between ranks and be 0.
@@ -52,9 +52,9 @@ def gather_rows(
     size = torch.tensor([features.shape[0]], device=features.device)
     gathered = [torch.zeros_like(size) for _ in range(ranks)]
     dist.all_gather(gathered, size, group=group)
-    # The receiving buffers need sizes that the host knows: the one synchronisation of a step.
+    # The host must know the sizes of the receiving buffers; this waits for the device once a step.
     sizes: list[int] = torch.cat(gathered).tolist()
-    # The mask travels as one more column, so that a step needs one collective less.
+    # The mask is sent as one more column, which saves a collective call.
     packed = torch.cat([features.detach(), available[:, None].to(features.dtype)], dim=1)
     padded = torch.nn.functional.pad(packed, (0, 0, 0, max(sizes) - features.shape[0]))
     parts = [torch.empty_like(padded) for _ in range(ranks)]
@@ -65,10 +65,12 @@ def gather_rows(
 
 
 def _refuse_join() -> None:
-    """Raise at once where a rank that ran out of batches would leave the others waiting."""
+    """Raise where a rank that has run out of batches would leave the others waiting."""
     if torch.compiler.is_compiling():
         return
-    ddp: Any = DistributedDataParallel._active_ddp_module  # whose forward this is part of
+    ddp: Any = (
+        DistributedDataParallel._active_ddp_module
+    )  # the model whose forward pass is running
     config = getattr(ddp, "_join_config", None)
     if config is not None and config.enable and not config.throw_on_early_termination:
         raise RuntimeError(

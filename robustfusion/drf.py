@@ -258,7 +258,6 @@ class DRFHead(nn.Module):
             extras={
                 "half_logits": half_logits,
                 "usable": usable,
-                "evidence": evidence,
                 "agreement": agreement,
             },
         )
@@ -280,16 +279,19 @@ class DRFHead(nn.Module):
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
         """Return the p-values of each modality, (B,), NaN where it is missing.
 
-        A p-value is the share of intact samples that deserve at most as much trust, if trust was
-        learned from damaged samples, else the share that are at least as unusual. Call
-        :func:`~robustfusion.calibrate` before; a p-value of 0.05 or less is an alarm that 5 % of
-        intact samples raise, too.
+        A p-value is the share of intact samples that are at least as harmful, as
+        :class:`~robustfusion.LearnedTrust` predicts harm, if trust was learned from damaged
+        samples, else the share that are at least as unusual. A p-value of at most 0.05 is an
+        alarm, which 5 % of intact samples raise as well. Call :func:`~robustfusion.calibrate`
+        before.
         """
-        learned = self.trust.p_values(output.extras["evidence"]).unbind(1)
+        z = self.standardize(output.features)
+        log_quality = torch.stack(list(output.log_quality.values()), dim=1)
+        learned = self.trust.p_values(z, log_quality).unbind(1)
         p_values = {}
         for (name, estimator), p_value in zip(self.estimators.items(), learned, strict=True):
             log_quality = output.log_quality[name]
-            p_value = p_value.where(p_value.isfinite(), estimator.p_value_of(log_quality))
+            p_value = p_value.where(~p_value.isnan(), estimator.p_value_of(log_quality))
             p_values[name] = p_value.where(log_quality > -torch.inf, torch.nan)
         return p_values
 

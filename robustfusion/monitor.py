@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from hashlib import blake2b
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from robustfusion._identity import check_identity, encode
 
 # The grid on which past p-values are counted. Estimators keep at most 2,048 references, which
 # leaves two cells to a gap between them.
 _CELLS = 4096
 _CHUNK = 256  # samples ranked at once, by a table of 256 x 256
 _HALF_LIFE = 1000.0  # samples after which the reserve begins to be spent slowly
+_GROUPS = 4096  # latest groups of samples that are remembered for each name
 # Largest distance of a p-value from a multiple of 1 / (references + 1), in such multiples. In
 # float32 those of a million references are closer than that.
 _ROUNDING = 0.05
@@ -34,7 +38,8 @@ class MonitorState(NamedTuple):
         maximum: The highest evidence so far.
         threshold: Evidence at which a name alarms.
         samples: Number of samples seen.
-        available: Number of these in which each name had a p-value.
+        available: Number of these that each name was judged by: those with a p-value, and of
+            each group the first of them.
     """
 
     alarm: bool
@@ -51,7 +56,9 @@ class DriftMonitor:
 
     Feed it with the p-values of each batch that a service sees. While the samples of a name are
     exchangeable (drawn alike, whatever their law) the probability that it EVER alarms, however
-    long the stream, is at most ``delta``.
+    long the stream, is at most ``delta``. Frames of a video, retries of a request and posts of a
+    session are not exchangeable: thin them first, or pass ``keys`` to :meth:`update`, so that each
+    group counts once. The references must then be one sample a group, too.
 
     A p-value of one reference set is not exactly uniform: with 451 references it is off by a
     percent for ever, and all samples share that error. So each p-value is only a score, ranked
@@ -90,11 +97,12 @@ class DriftMonitor:
         delta: Probability of ever raising a false alarm.
         references: Number of held-out samples that the p-values were computed from, for all names
             or by name: then a stream that differs from them at its first sample is detected, too.
-            With 0 the stream is compared with its own past only, whatever the scores are.
+            With 0 the stream is compared with its own past only, whatever the scores are. The
+            p-values may be rounded or in half precision as long as that leaves them distinct.
         seed: Seed of the numbers U.
 
     Shape:
-        - ``p_values``: {name: (B,)}; NaN where a sample has none
+        - ``p_values``: {name: (B,)}; NaN where a sample has none; ``keys``: B of them
 
     Raises:
         ValueError: If an argument, a name or a shape does not fit, a value is outside [0, 1], or
@@ -146,6 +154,34 @@ class DriftMonitor:
         self.threshold = math.log10(len(self.names) / delta)
         self.reset()
 
+    @classmethod
+    def for_model(cls, model: nn.Module, *, delta: float = 0.01, seed: int = 0) -> Self:
+        """Create the monitor of a calibrated head, or of a classifier with such a head.
+
+        Raises:
+            ValueError: If it was not calibrated.
+            TypeError: If it has no quality estimators.
+
+        Example:
+            >>> import torch
+            >>> from robustfusion import DRFHead, calibrate
+            >>> from robustfusion.monitor import DriftMonitor
+            >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
+            >>> features = {"image": torch.randn(60, 8), "text": torch.randn(60, 4)}
+            >>> _ = head(features)  # training stores features
+            >>> batch = {"inputs": features, "available": {}, "label": torch.randint(3, (60,))}
+            >>> report = calibrate(head.eval(), [batch])
+            >>> DriftMonitor.for_model(head).references
+            {'image': 60, 'text': 60}
+        """
+        estimators = getattr(getattr(model, "head", model), "estimators", None)
+        if not isinstance(estimators, Mapping | nn.ModuleDict):
+            raise TypeError(f"model must have quality estimators, got {type(model).__name__}")
+        references = {name: int(part.reference_count) for name, part in estimators.items()}
+        if empty := [name for name, count in references.items() if not count]:
+            raise ValueError(f"{empty} have no references: call robustfusion.calibrate first")
+        return cls(list(references), delta=delta, references=references, seed=seed)
+
     def reset(self) -> None:
         """Forget the stream and begin a new test."""
         m = len(self.names)
@@ -161,19 +197,14 @@ class DriftMonitor:
             "available": torch.zeros(m, dtype=torch.long),
             "alarms": torch.zeros(m, dtype=torch.long),
             "samples": torch.zeros((), dtype=torch.long),
+            "groups": torch.full((m, _GROUPS), -1, dtype=torch.long),
         }
 
     def _cell(self, p: Tensor, name: str) -> Tensor:
         """Return the cell of the grid that each p-value falls into, (B,) long; -1 for NaN."""
         if references := self.references[name]:
-            rank = p * (references + 1)
-            between = p[(rank - rank.round()).abs() > _ROUNDING]
-            if len(between):
-                raise ValueError(
-                    f'p_values["{name}"] must be multiples of 1/{references + 1}, for '
-                    f"references={references}; got {float(between[0]):.6g}"
-                )
-            p = (rank.round() - 0.5).clamp_min(0.5) / (references + 1)
+            rank = _ranks(p, references, f'p_values["{name}"]')
+            p = (rank - 0.5).clamp_min(0.5) / (references + 1)
         return (p * _CELLS).nan_to_num(-1).long().clamp_max(_CELLS - 1)
 
     @property
@@ -189,8 +220,19 @@ class DriftMonitor:
             bool(alarms), alarms, evidence, maximum, self.threshold, samples, available
         )
 
-    def update(self, p_values: Mapping[str, Tensor]) -> MonitorState:
-        """Take the p-values of a batch, in the order of its samples; return the new findings."""
+    def update(
+        self,
+        p_values: Mapping[str, Tensor],
+        keys: Tensor | Sequence[int | str | None] | None = None,
+    ) -> MonitorState:
+        """Take the p-values of a batch, in the order of its samples; return the new findings.
+
+        Args:
+            p_values: By name, (B,), NaN where a sample has none.
+            keys: The group of each sample, such as its video, request or session; ``None`` for a
+                sample without a group. Of each group only the first sample with a p-value counts,
+                as long as at most 4,096 other groups came in between.
+        """
         if set(p_values) != set(self.names):
             raise ValueError(
                 f"p_values must have the names {list(self.names)}, got {list(p_values)}; for a "
@@ -211,9 +253,26 @@ class DriftMonitor:
                 raise ValueError(f"{argument} must be between 0 and 1, or NaN")
             columns.append(self._cell(p.detach().cpu().double(), name))
         cells = torch.stack(columns, dim=1)
+        if keys is not None:
+            hashes = _hashes(keys, len(cells))
+            for m in range(len(self.names)):
+                cells[~self._first_of_group(m, hashes, cells[:, m] >= 0), m] = -1
         for start in range(0, len(cells), _CHUNK):
             self._advance(cells[start : start + _CHUNK])
         return self.state
+
+    def _first_of_group(self, m: int, keys: list[int | None], available: Tensor) -> Tensor:
+        """Return which samples are the first of their group with a p-value, (B,) bool."""
+        groups = dict.fromkeys(key for key in self._now["groups"][m].tolist() if key >= 0)
+        first = []
+        for key, counts in zip(keys, available.tolist(), strict=True):
+            first.append(counts and key not in groups)
+            if first[-1] and key is not None:
+                groups[key] = None
+                if len(groups) > _GROUPS:
+                    del groups[next(iter(groups))]
+        self._now["groups"][m, : len(groups)] = torch.tensor(list(groups), dtype=torch.long)
+        return torch.tensor(first, dtype=torch.bool)
 
     def _advance(self, cells: Tensor) -> None:
         """Bet on some samples, (B, M)."""
@@ -252,21 +311,40 @@ class DriftMonitor:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything that the next update depends on, as tensors to be saved."""
-        return {name: value.clone() for name, value in self._now.items()}
+        return {
+            **{name: value.clone() for name, value in self._now.items()},
+            "identity": encode(self._options()),
+        }
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "names": self.names,
+            "delta": self.delta,
+            "references": [self.references[name] for name in self.names],
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from the state of a monitor with the same arguments."""
+        """Continue from the state of a monitor with the same arguments.
+
+        Raises:
+            ValueError: If the state is that of other names, another order of them, another
+                ``delta``, ``references`` or ``seed``, or of robustfusion 0.2 or older.
+        """
+        if "identity" not in state:
+            raise ValueError(
+                "state does not say for which names it was saved, as those of robustfusion 0.2 do "
+                "not: begin a new test with a new monitor"
+            )
+        check_identity("DriftMonitor", self._options(), state["identity"])
         expected, got = (
-            {name: tuple(value.shape) for name, value in part.items()}
+            {name: tuple(part[name].shape) for name in sorted(part) if name != "identity"}
             for part in (self._now, state)
         )
         if expected != got:
-            raise ValueError(
-                f"state must be that of a monitor of {len(self.names)} names: expected "
-                f"{expected}, got {got}"
-            )
-        for name, value in state.items():
-            self._now[name] = value.to("cpu", self._now[name].dtype, copy=True)
+            raise ValueError(f"state must hold tensors of the shapes {expected}, got {got}")
+        for name, value in self._now.items():
+            self._now[name] = state[name].to("cpu", value.dtype, copy=True)
 
     def __repr__(self) -> str:
         """Return the call that creates this monitor."""
@@ -274,6 +352,55 @@ class DriftMonitor:
             f"DriftMonitor({list(self.names)}, delta={self.delta}, references={self.references}, "
             f"seed={self.seed})"
         )
+
+
+def _ranks(p: Tensor, references: int, argument: str) -> Tensor:
+    """Return which multiple of 1 / (references + 1) each p-value is, also after rounding.
+
+    Raises:
+        ValueError: If one is no multiple, or lost the digits that say which.
+    """
+    steps = references + 1
+    rank = p * steps
+    nearest = rank.round()
+    error = (rank - nearest).abs()
+    fits = p.isnan() | (error <= _ROUNDING)
+    decimals = len(str(steps))  # so many leave neighboring multiples distinct
+    for digits in (decimals, decimals + 1):
+        scaled = p * 10**digits
+        is_rounded = (scaled - scaled.round()).abs() <= 1e-6 * scaled + 1e-9
+        fits |= is_rounded & (error <= 0.5 * steps / 10**digits * (1 + 1e-6))
+    rest = p[~fits]
+    for dtype in (torch.bfloat16, torch.float16):  # the coarsest that all of them fit into
+        if bool((rest.to(dtype) == rest).all()):
+            before, same, after = (
+                ((nearest + shift) / steps).float().to(dtype).double() for shift in (-1, 0, 1)
+            )
+            fits |= (same == p) & (before != p) & (after != p)
+            break
+    if not fits.all():
+        raise ValueError(
+            f"{argument} must be multiples of 1/{steps}, for references={references}; got "
+            f"{float(p[~fits][0]):.6g}. If they are, store them with {decimals} decimals or more, "
+            "and not in half precision"
+        )
+    return nearest
+
+
+def _hashes(keys: Tensor | Sequence[int | str | None], samples: int) -> list[int | None]:
+    """Return each key as a non-negative 63-bit integer, the same in every process."""
+    values = keys.tolist() if isinstance(keys, Tensor) else list(keys)
+    if len(values) != samples:
+        raise ValueError(f"keys must have one for each of {samples} samples, got {len(values)}")
+    for value in values:
+        if not (value is None or isinstance(value, int | str)):
+            raise TypeError(f"keys must be int, str or None, got {type(value).__name__}")
+    return [
+        value
+        if value is None
+        else int.from_bytes(blake2b(repr(value).encode(), digest_size=8).digest(), "big") >> 1
+        for value in values
+    ]
 
 
 def wager(

@@ -1,4 +1,4 @@
-"""From a sequence of token vectors to the one vector per row that every other part takes."""
+"""Pool a sequence of token vectors into the one vector per sample that all parts take."""
 
 import torch
 from einops import einsum
@@ -10,9 +10,9 @@ from robustfusion.functional import at_least_float32, masked_softmax
 
 
 class MaskedMean(nn.Module):
-    r"""Mean over the tokens that are there, :math:`\sum_t a_t x_t / \sum_t a_t`.
+    r"""Take the mean over the available tokens, :math:`\sum_t a_t x_t / \sum_t a_t`.
 
-    A row without any token becomes zeros, and no gradient is NaN.
+    A sample without any token becomes zeros, and no gradient is NaN.
 
     Shape:
         - ``features``: (B, T, D); ``available``: (B, T) bool, True where there is a token
@@ -31,18 +31,18 @@ class MaskedMean(nn.Module):
     """
 
     def forward(self, features: Tensor, available: Tensor | None = None) -> Tensor:
-        """Pool the tokens of each row."""
+        """Pool the tokens of each sample."""
         features, available = _checked(features, available)
         return _pool(features, features.new_zeros(()).expand(available.shape), available)
 
 
 class AttentionPooling(nn.Module):
-    r"""Mean over the tokens weighted by how well each fits one learned query.
+    r"""Take the mean over the tokens, weighted by how well each fits one learned query.
 
     .. math:: \sum_t w_t x_t, \qquad w = \operatorname{softmax}_{t:\, a_t} (x_t \cdot q / \sqrt D).
 
-    It begins as :class:`MaskedMean`: the query is zero at birth. A row without any token becomes
-    zeros, and no gradient is NaN.
+    It starts as :class:`MaskedMean`, because the query starts at zero. A sample without any token
+    becomes zeros, and no gradient is NaN.
 
     Args:
         dim: Width D of one token vector.
@@ -81,7 +81,7 @@ class AttentionPooling(nn.Module):
             return masked_softmax(self._scores(features), available)
 
     def forward(self, features: Tensor, available: Tensor | None = None) -> Tensor:
-        """Pool the tokens of each row."""
+        """Pool the tokens of each sample."""
         features, available = _checked(features, available, self.dim)
         with torch.autocast(features.device.type, enabled=False):
             return _pool(features, self._scores(features), available)
@@ -97,7 +97,7 @@ class AttentionPooling(nn.Module):
 def _checked(
     features: Tensor, available: Tensor | None, dim: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the tokens in float32 or better, zeros where there is none, and their mask."""
+    """Return the tokens in float32 or better, zeros where none is available, and their mask."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"features must be a floating tensor, got {kind}")
@@ -109,7 +109,7 @@ def _checked(
     if available is None:
         available = features.new_ones(features.shape[:2], dtype=torch.bool)
     check_mask(available, tuple(features.shape[:2]), "available")
-    # Before everything else: what a mask hides may be NaN, and reaches no gradient.
+    # This comes first: values that the mask hides may be NaN and must not reach a gradient.
     return at_least_float32(features).where(available[..., None], 0.0), available
 
 

@@ -1,8 +1,8 @@
-"""A check for any model with the head contract: what is missing must not be looked at."""
+"""Check that a model ignores what is missing, and that an encoder ignores the rest of a batch."""
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 _GARBAGE_TEXT = "poison: this text was declared missing"
 _NEXT_LOSS = "loss of the next step (stored state)"
-_SEED = 20_251_118  # any; the day of the paper
+_SEED = 20_251_118  # an arbitrary number, the date of the paper
 
 
 class _Pass(NamedTuple):
-    results: dict[str, Tensor]  # what must be bit-identical, by the name to report
-    reached: dict[str, list[str]]  # by modality: where missing rows got a gradient
+    results: dict[str, Tensor]  # everything that must be bit-identical, by its name in messages
+    reached: dict[str, list[str]]  # by modality: the inputs whose missing rows got a gradient
 
 
 def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
@@ -83,25 +83,100 @@ def assert_ignores_missing(model: nn.Module, batch: Mapping[str, Any]) -> None:
         for name, mask in available.items():
             if bool(mask.all()):
                 continue
-            place = f'inputs["{name}"]'
+            argument = f'inputs["{name}"]'
             tried = {
                 label: _put(poison, inputs[name], ~mask) for label, poison in _POISONS.items()
             }
             poisoned = {label: value for label, value in tried.items() if value is not None}
             if not poisoned:
                 raise ValueError(
-                    f"{place} has nothing to put into its missing rows: all its rows are "
+                    f"{argument} has nothing to put into its missing rows: all its rows are "
                     "alike, so give the missing ones some content"
                 )
             for label, value in poisoned.items():
                 result = run({**inputs, name: value})
-                found = _changes(reference.results, result.results)
-                found += [f"a gradient reached missing rows of {p}" for p in result.reached[name]]
-                if found:
-                    where = f"{place}, missing rows {label}, {mode} mode"
-                    leaks.append(f"- {where}: {'; '.join(found)}")
+                seen = _changes(reference.results, result.results)
+                seen += [f"a gradient reached missing rows of {p}" for p in result.reached[name]]
+                if seen:
+                    where = f"{argument}, missing rows {label}, {mode} mode"
+                    leaks.append(f"- {where}: {'; '.join(seen)}")
     if leaks:
         raise AssertionError("\n".join(["the model looks at what is declared missing:", *leaks]))
+
+
+@torch.no_grad()
+def assert_batch_invariant(
+    encode: Callable[[list[Any]], Tensor], inputs: Sequence[Any], *, tolerance: float = 1e-3
+) -> None:
+    """Assert that the vector of an input does not depend on the batch that it comes in.
+
+    It does where padding is not the one that a text encoder was trained with: the vector of a text
+    then changes with the longest text of its batch. Each input is encoded by itself, with all
+    others, and with all others in reverse order.
+
+    Args:
+        encode: Function from a list of raw inputs to their vectors (B, D), such as tokenizer and
+            encoder together, in evaluation mode.
+        inputs: Two different inputs or more, for texts of very different length.
+        tolerance: Largest distance of two vectors of one input, divided by their length.
+
+    Raises:
+        AssertionError: If a vector depends on its batch, changes from call to call, or all inputs
+            have the same vector.
+        ValueError: If there are fewer than two inputs, or the vectors are not (B, D).
+
+    Example:
+        >>> import torch
+        >>> from robustfusion.testing import assert_batch_invariant
+        >>> def encode(texts):  # counts letters, and takes the mean over the padded length
+        ...     longest = max(map(len, texts))
+        ...     counts = [[text.count(c) for c in "aeiou"] for text in texts]
+        ...     return torch.tensor(counts) / longest
+        >>> assert_batch_invariant(encode, ["a tree", "a"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        AssertionError: the vector of inputs[1] depends on its batch: ...
+    """
+    if len(inputs) < 2:
+        raise ValueError(f"inputs must hold two inputs or more, got {len(inputs)}")
+    single = torch.cat([_vectors(encode, [x]) for x in inputs])
+    again = torch.cat([_vectors(encode, [x]) for x in inputs])
+    if _distance(single, again).amax() > tolerance:
+        raise AssertionError(
+            "the vectors of the same inputs change from call to call: call eval() on the encoder"
+        )
+    if _distance(single, single[:1].expand_as(single)).amax() <= tolerance:
+        raise AssertionError(
+            "all inputs have the same vector: does pooling take a token that has seen no other?"
+        )
+    for batch in (
+        _vectors(encode, list(inputs)),
+        _vectors(encode, list(reversed(inputs))).flip(0),
+    ):
+        distance = _distance(single, batch)
+        worst = int(distance.argmax())
+        if distance[worst] > tolerance:
+            similarity = float(torch.cosine_similarity(single[worst], batch[worst], dim=0))
+            raise AssertionError(
+                f"the vector of inputs[{worst}] depends on its batch: by itself and in a batch it "
+                f"differs by {float(distance[worst]):.0%} of its length (cosine "
+                f"similarity {similarity:.2f}). Is the padding the one that the encoder was "
+                'trained with, such as padding="max_length", and is the attention mask passed on?'
+            )
+
+
+def _vectors(encode: Callable[[list[Any]], Tensor], inputs: list[Any]) -> Tensor:
+    vectors = encode(inputs)
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(inputs):
+        got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise ValueError(f"encode must return shape ({len(inputs)}, D), got {got}")
+    return vectors.float()
+
+
+def _distance(left: Tensor, right: Tensor) -> Tensor:
+    """Return the distance of each two rows, divided by the length of the first; NaN is far."""
+    length = left.norm(dim=1).clamp_min(1e-12)
+    return ((left - right).norm(dim=1) / length).nan_to_num(torch.inf)
 
 
 def _read(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
@@ -122,13 +197,13 @@ def _read(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], 
     return inputs, available, labels
 
 
-def _map(change: Callable[[Any, str], Any], value: Any, place: str) -> Any:
-    """The same nesting, of the same kinds of mapping, each leaf changed; told its place."""
+def _map(change: Callable[[Any, str], Any], value: Any, path: str) -> Any:
+    """Change each leaf of nested mappings, which stay of their kinds; ``change`` gets its path."""
     if not isinstance(value, Mapping):
-        return change(value, place)
+        return change(value, path)
     result: Any = copy.copy(value)
     for key, entry in value.items():
-        result[key] = _map(change, entry, f'{place}["{key}"]')
+        result[key] = _map(change, entry, f'{path}["{key}"]')
     return result
 
 
@@ -143,17 +218,17 @@ def _run(
     model.zero_grad(set_to_none=True)
     leaves: dict[tuple[str, str], Tensor] = {}
 
-    def fresh(name: str, value: Any, place: str) -> Any:
+    def fresh(name: str, value: Any, path: str) -> Any:
         if not isinstance(value, Tensor):
             return list(value)
         copied = value.detach().clone()
         if copied.is_floating_point():
-            leaves[name, place] = copied.requires_grad_(torch.is_grad_enabled())
+            leaves[name, path] = copied.requires_grad_(torch.is_grad_enabled())
         return copied
 
     def step() -> tuple[Any, Tensor]:
-        given = {m: _map(partial(fresh, m), x, f'inputs["{m}"]') for m, x in inputs.items()}
-        output = model(given, dict(available))
+        batch = {m: _map(partial(fresh, m), x, f'inputs["{m}"]') for m, x in inputs.items()}
+        output = model(batch, dict(available))
         return output, model.loss(output, labels)  # type: ignore[operator]
 
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
@@ -167,15 +242,15 @@ def _run(
             loss.backward()  # type: ignore[no-untyped-call]
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         reached: dict[str, list[str]] = {name: [] for name in available}
-        for (name, place), leaf in leaves.items():
+        for (name, path), leaf in leaves.items():
             if leaf.grad is not None:
-                gradients[place] = leaf.grad[available[name]]
+                gradients[path] = leaf.grad[available[name]]
                 if bool((leaf.grad[~available[name]] != 0).any()):
-                    reached[name].append(place)
+                    reached[name].append(path)
         results |= {f"gradient of {name}": x.clone() for name, x in gradients.items()}
         if mode == "train":
-            # Shows what the step stored (queue, running statistics), whatever it is called, and
-            # whether training or evaluation reads it.
+            # These passes reveal anything that the step stored (a queue, running statistics),
+            # whatever its name, and whether training or evaluation reads it.
             with torch.no_grad():
                 results[_NEXT_LOSS] = step()[1].clone()
                 model.eval()
@@ -185,7 +260,7 @@ def _run(
 
 
 def _put(poison: Callable[[Any], Any], value: Any, missing: Tensor) -> Any:
-    """The value with the poison in its missing rows, or None if that changes nothing."""
+    """Return the value with the poison in its missing rows, or None if that changes nothing."""
     touched = []
 
     def change(leaf: Any, _: str) -> Any:
@@ -220,14 +295,14 @@ def _other_rows(value: Any) -> Any:
 
 
 def _other_values(value: Any) -> Any:
-    """Another text, or ids that an embedding table that knows the batch's ids knows too."""
+    """Return another text, or other ids within the range of the batch's ids."""
     if not isinstance(value, Tensor):
         text = all(isinstance(entry, str) for entry in value)
         return [_GARBAGE_TEXT] * len(value) if text else value
     if value.dtype == torch.bool or value.is_floating_point() or not value.numel():
         return value
     low, high = int(value.min()), int(value.max())
-    if low >= 0 and high <= 1:  # an attention mask: all zeros may be NaN in an honest encoder
+    if low >= 0 and high <= 1:  # an attention mask, of which all zeros may rightly give NaN
         return value
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randint(low, high + 1, value.shape, generator=generator).to(value)
@@ -251,8 +326,8 @@ def _equal(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """What differs, in words; nothing where all is the same to the bit."""
-    found, gradients = [], []
+    """Describe the differences; the list is empty if everything is the same to the bit."""
+    changed, gradients = [], []
     for name in {**before, **after}:
         old, new = before.get(name), after.get(name)
         if old is not None and new is not None and _same(old, new):
@@ -261,10 +336,10 @@ def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[
             gradients.append(name.removeprefix("gradient of "))
         elif old is not None and new is not None and old.ndim and old.shape == new.shape:
             rows = (~_equal(old, new)).reshape(len(old), -1).any(dim=1)
-            found.append(f"{name} ({int(rows.sum())} of {len(rows)} rows)")
-        elif name != _NEXT_LOSS or "loss" not in found:  # else it says nothing more
-            found.append(name)
+            changed.append(f"{name} ({int(rows.sum())} of {len(rows)} rows)")
+        elif name != _NEXT_LOSS or "loss" not in changed:  # after "loss" it adds nothing
+            changed.append(name)
     if gradients:
         more = f" and {len(gradients) - 3} more" if len(gradients) > 3 else ""
-        found.append(f"gradients of {', '.join(gradients[:3])}{more}")
-    return [f"changed {', '.join(found)}"] if found else []
+        changed.append(f"gradients of {', '.join(gradients[:3])}{more}")
+    return [f"changed {', '.join(changed)}"] if changed else []

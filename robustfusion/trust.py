@@ -10,29 +10,28 @@ from torch import Tensor, nn
 
 from robustfusion._modules import arguments_of
 from robustfusion._state import keep_float32
-from robustfusion._trust_fit import VETO_BELOW, HeldOut, Problem, TrustFit
+from robustfusion._trust_fit import LOWEST_LOG_QUALITY, HeldOut, TrustFit, TrustProblem, fit_harm
 from robustfusion._validation import check_dims, check_features, check_labels, check_mask
 from robustfusion.candidates import Candidates
 from robustfusion.functional import conformal_p_value, masked_softmax
 
-_REFERENCES = 2048  # number of intact samples whose evidence is stored; p-values need no more
+_REFERENCES = 2048  # number of intact samples whose harm is stored; p-values need no finer steps
 
 
 class LearnedTrust(nn.Module):
     r"""Weight modalities by the harm that damage does to the prediction.
 
     Unusual is not harmful: noise that any score notices may cost nothing, and a black image, which
-    looks like nothing special to a small encoder, may cost everything. The class labels of
-    held-out samples, once intact and once damaged by several kinds, say which is which. One linear
-    function per modality turns standardized features and log-quality into evidence
+    looks like nothing special to a small encoder, may cost everything. Held-out samples, once
+    intact and once damaged by several kinds, show which is which. Two linear functions of the
+    standardized features :math:`z_m` and the log-quality :math:`q_m` are learned per modality:
 
-    .. math:: g_m = a_m^\top z_m + \kappa_m \min(q_m, \tau) + b_m, \qquad
-              w_S = \operatorname{softmax}_S \Big( c_S + \sum_{m \in S} g_m \Big)
+    - the **evidence** for trusting it, which weights the candidates, from the labels of the
+      classes: it minimizes the negative log-likelihood of the fused prediction;
+    - the **harm**, which raises alarms, without labels: how much damage changes the prediction
+      from this modality alone. ``p_values`` compares it with that of intact samples.
 
-    for trusting the modality; :math:`w_S` are the weights of the candidates, each of which trusts
-    a subset :math:`S` of the modalities. The fit minimizes the negative log-likelihood of the
-    fused prediction. No label says what is damaged. Before it, :math:`a = 0` and the evidence is
-    the log-quality minus a prior.
+    Before the fit, the evidence is the log-quality minus a prior, and there is no harm.
 
     Args:
         dims: Feature width of each modality.
@@ -45,10 +44,12 @@ class LearnedTrust(nn.Module):
         direction: (D, M), :math:`a_m` of modality m in column m, with the features of all
             modalities in a row of width D.
         bias: (M,), :math:`b`.
-        veto: (M,), :math:`\kappa`.
-        veto_below: (), :math:`\tau`.
+        slope: (M,), :math:`\kappa`.
         offset: (K,), :math:`c`.
         late_share: (), the share of late fusion in each candidate of a head that mixes the two.
+        harm_direction: The direction of the harm, like ``direction``.
+        harm_slope: The slope of the harm.
+        harm_bias: The bias of the harm.
 
     Shape:
         - ``features[name]``: (B, D_m), standardized; ``log_quality``: (B, M)
@@ -57,20 +58,30 @@ class LearnedTrust(nn.Module):
     Example:
         >>> import torch
         >>> from robustfusion import LearnedTrust
-        >>> image, text = torch.randn(300, 8), torch.randn(300, 4)
+        >>> features = {"image": torch.randn(300, 8), "text": torch.randn(300, 4)}
         >>> logits = torch.randn(300, 2, 3)  # of a model on images and a model on texts
         >>> trust = LearnedTrust({"image": 8, "text": 4}, subsets=[("image",), ("text",)])
-        >>> fit = trust.fit({"image": image, "text": text}, logits, torch.randint(3, (300,)))
-        >>> trust.weights(trust({"image": image, "text": text})).shape
+        >>> fit = trust.fit(features, logits, torch.randint(3, (300,)))
+        >>> trust.weights(trust(features)).shape  # one for each model
         torch.Size([300, 2])
+
+    Note:
+        .. math:: g_m = a_m^\top z_m + \kappa_m q_m + b_m, \qquad
+                  w_S = \operatorname{softmax}_S \Big( c_S + \sum_{m \in S} g_m \Big)
+
+        The fit starts at :math:`a = 0`, :math:`\kappa = 1`, which is the rule without learning,
+        and the penalty of moving away from it is chosen by cross-validation over samples and kinds
+        of damage. If nothing beats the start by more than chance, the weights stay as they were.
     """
 
     direction: Tensor
     bias: Tensor
-    veto: Tensor
-    veto_below: Tensor
+    slope: Tensor
     offset: Tensor
     late_share: Tensor
+    harm_direction: Tensor
+    harm_bias: Tensor
+    harm_slope: Tensor
     references: Tensor
     reference_count: Tensor
 
@@ -85,14 +96,16 @@ class LearnedTrust(nn.Module):
         self.dims = check_dims(dims)
         self.log_prior = log_prior
         self.candidates = Candidates(self.dims, subsets)
-        modalities = len(self.dims)
-        self.register_buffer("direction", torch.zeros(sum(self.dims.values()), modalities))
+        width, modalities = sum(self.dims.values()), len(self.dims)
+        self.register_buffer("direction", torch.zeros(width, modalities))
         self.register_buffer("bias", torch.full((modalities,), -log_prior))
-        self.register_buffer("veto", torch.ones(modalities))
-        self.register_buffer("veto_below", torch.zeros(()))
+        self.register_buffer("slope", torch.ones(modalities))
         self.register_buffer("offset", torch.zeros(len(self.candidates)))
         self.register_buffer("late_share", torch.tensor(0.5))
-        # Evidence of intact samples that the fit did not see.
+        self.register_buffer("harm_direction", torch.zeros(width, modalities))
+        self.register_buffer("harm_bias", torch.zeros(modalities))
+        self.register_buffer("harm_slope", torch.zeros(modalities))
+        # Harm of intact samples, each by a function that was fitted without it.
         self.register_buffer("references", torch.zeros(modalities, _REFERENCES))
         self.register_buffer("reference_count", torch.zeros(modalities, dtype=torch.long))
 
@@ -102,29 +115,42 @@ class LearnedTrust(nn.Module):
 
     def reset(self) -> None:
         """Forget what was learned; the evidence is the log-quality minus the prior again."""
-        self.direction.zero_()
+        for buffer in self.buffers(recurse=False):
+            buffer.zero_()
         self.bias.fill_(-self.log_prior)
-        self.veto.fill_(1)
-        self.veto_below.zero_()
-        self.offset.zero_()
+        self.slope.fill_(1)
         self.late_share.fill_(0.5)
-        self.reference_count.zero_()
 
     def forward(self, features: Mapping[str, Tensor], log_quality: Tensor | None = None) -> Tensor:
         """Return the evidence for trusting each modality, (B, M)."""
-        check_features(features, self.dims)
-        with torch.autocast(self.direction.device.type, enabled=False):
-            rows = torch.cat([features[name] for name in self.dims], dim=1)
-            evidence = torch.addmm(self.bias, rows.to(self.direction.dtype), self.direction)
-            if log_quality is None:
-                return evidence
-            return torch.addcmul(evidence, torch.minimum(log_quality, self.veto_below), self.veto)
+        return self._linear(features, log_quality, self.direction, self.slope, self.bias)
 
-    def weights(
-        self,
-        evidence: Tensor,
-        available: Tensor | None = None,
+    def harm(self, features: Mapping[str, Tensor], log_quality: Tensor | None = None) -> Tensor:
+        """Return how much each modality's prediction changed by damage, as predicted, (B, M)."""
+        if log_quality is not None:
+            log_quality = log_quality.clamp_min(LOWEST_LOG_QUALITY)
+        return self._linear(
+            features, log_quality, self.harm_direction, self.harm_slope, self.harm_bias
+        )
+
+    def p_values(
+        self, features: Mapping[str, Tensor], log_quality: Tensor | None = None
     ) -> Tensor:
+        """Return the share of intact samples with at least this harm, (B, M).
+
+        A small value is an alarm. NaN for a modality without damaged samples in the fit.
+        """
+        harm = self.harm(features, log_quality)
+        index = torch.arange(_REFERENCES, device=harm.device)
+        columns = [
+            conformal_p_value(values, references, index < count).where(count > 0, torch.nan)
+            for values, references, count in zip(
+                harm.unbind(1), self.references, self.reference_count, strict=True
+            )
+        ]
+        return torch.stack(columns, dim=1)
+
+    def weights(self, evidence: Tensor, available: Tensor | None = None) -> Tensor:
         """Return the weight of each candidate, (B, M) -> (B, K).
 
         Args:
@@ -137,23 +163,8 @@ class LearnedTrust(nn.Module):
         return masked_softmax(self.log_weights(evidence, trusted), usable)
 
     def log_weights(self, evidence: Tensor, trusted: Tensor) -> Tensor:
-        """Return the unnormalized log-weight of each candidate, (B, M), (B, K, M) -> (B, K)."""
+        """Return log-weights up to a constant, (B, M) and (B, K, M) -> (B, K)."""
         return evidence[:, None].where(trusted, 0.0).sum(-1) + self.offset
-
-    def p_values(self, evidence: Tensor) -> Tensor:
-        """Return the share of intact samples with at most this evidence, (B, M) -> (B, M).
-
-        A small value is an alarm: an intact modality is rarely trusted so little. NaN where no
-        reference is known.
-        """
-        index = torch.arange(_REFERENCES, device=evidence.device)
-        columns = [
-            conformal_p_value(-value, -reference, index < count).where(count > 0, torch.nan)
-            for value, reference, count in zip(
-                evidence.unbind(1), self.references, self.reference_count, strict=True
-            )
-        ]
-        return torch.stack(columns, dim=1)
 
     @torch.no_grad()
     def fit(
@@ -209,38 +220,44 @@ class LearnedTrust(nn.Module):
 
     @torch.no_grad()
     def fit_held_out(self, samples: HeldOut) -> TrustFit:
-        """Learn from samples as a head sees them; the functions of the folds are averaged.
-
-        Each fold is fitted without a part of the samples and without a part of the kinds of
-        damage, so that the penalty is chosen for samples and kinds that the fit did not see. The
-        references of p-values are the intact samples of each fold, by the function of that fold.
-        """
+        """Learn evidence and harm from samples as a head sees them."""
         self.reset()
-        problem = Problem(samples, self.candidates, self.log_prior)
-        fit, fitted = problem.cross_fit()
-        if fit.penalty < math.inf:
-            numbers = problem.numbers(torch.stack(fitted).mean(0))
-            for index, (rows, own) in enumerate(
-                zip(self._blocks(), numbers.directions, strict=True)
-            ):
-                self.direction[rows, index] = own
-            self.bias.copy_(numbers.bias)
-            self.veto.copy_(numbers.veto)
-            self.veto_below.fill_(VETO_BELOW)
-            self.offset.copy_(numbers.offset)
-            self.late_share.copy_(numbers.late_share[0])
-        evidence = problem.left_out_evidence(fitted)
-        for index in range(len(self.dims)):
-            values = evidence[(samples.kind == 0) & samples.available[:, index], index]
-            chosen = torch.linspace(0, len(values) - 1, min(len(values), _REFERENCES))
-            values = values[chosen.round().long()]
-            self.references[index, : len(values)] = values
-            self.reference_count[index] = len(values)
+        fit, numbers = TrustProblem(samples, self.candidates, self.log_prior).fit()
+        self.bias.copy_(numbers.bias)
+        self.slope.copy_(numbers.slope)
+        self.offset.copy_(numbers.offset)
+        self.late_share.copy_(numbers.late_share[0])
+        ends = itertools.accumulate(self.dims.values())
+        for index, (name, end) in enumerate(zip(self.dims, ends, strict=True)):
+            block = slice(end - self.dims[name], end)
+            self.direction[block, index] = numbers.directions[index]
+            if (name,) not in self.candidates.subsets:
+                continue
+            harm = fit_harm(samples, name, self.candidates.subsets.index((name,)))
+            if harm is None:
+                continue
+            self.harm_direction[block, index] = harm.direction
+            self.harm_slope[index], self.harm_bias[index] = harm.slope, harm.bias
+            chosen = torch.linspace(
+                0, len(harm.references) - 1, min(len(harm.references), _REFERENCES)
+            )
+            references = harm.references[chosen.round().long()]
+            self.references[index, : len(references)] = references
+            self.reference_count[index] = len(references)
         return fit
 
-    def _blocks(self) -> list[slice]:
-        """Return the rows of ``direction`` that belong to each modality."""
-        ends = itertools.accumulate(self.dims.values())
-        return [slice(end - dim, end) for end, dim in zip(ends, self.dims.values(), strict=True)]
+    def _linear(
+        self,
+        features: Mapping[str, Tensor],
+        log_quality: Tensor | None,
+        direction: Tensor,
+        slope: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        check_features(features, self.dims)
+        with torch.autocast(direction.device.type, enabled=False):
+            rows = torch.cat([features[name] for name in self.dims], dim=1).to(direction.dtype)
+            value = torch.addmm(bias, rows, direction)
+            return value if log_quality is None else torch.addcmul(value, log_quality, slope)
 
     extra_repr = arguments_of

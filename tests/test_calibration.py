@@ -38,7 +38,7 @@ def trained(batch: dict[str, Any]) -> DRFHead:
 @torch.no_grad()
 def costs(head: DRFHead, batch: dict[str, Any], log_quality: Tensor) -> float:
     """What is to be minimized, by the head itself."""
-    head.log_prior.copy_(log_quality)
+    head.trust.bias.copy_(-log_quality)
     head.temperature.fill_(1)
     logits = head.eval()(batch["inputs"]).logits
     prior = 0.5 * (log_quality - BORN).square().sum()
@@ -50,7 +50,7 @@ def test_a_modality_that_tells_nothing_is_doubted_more_and_the_other_is_not() ->
     head = trained(draw(60, image_tells=False))
     report = calibrate(head, [draw(400, image_tells=False)])
     assert report.trust_thresholds == pytest.approx({"image": 0.2, "text": 0.1})
-    assert head.log_prior.exp().tolist() == pytest.approx([0.2, 0.1])
+    assert (-head.trust.bias).exp().tolist() == pytest.approx([0.2, 0.1])
     assert "Below a quality of 0.20 (image), 0.10 (text) the head" in report.to_markdown()
 
 
@@ -83,7 +83,7 @@ def test_it_is_saved_reset_and_of_heads_without_stand_ins_not_told() -> None:
     )
     again = DRFHead(DIMS, 3, stand_in=LearnedTokens)
     again.load_state_dict(head.state_dict())
-    assert torch.equal(again.log_prior, head.log_prior)
+    assert torch.equal(again.trust.bias, head.trust.bias)
     report = calibrate(PaperDRFHead(DIMS, 3).eval(), [batch])
     assert report.trust_thresholds == {}
     assert "stand-in" not in report.to_markdown()

@@ -237,6 +237,7 @@ def test_the_first_sight_is_an_intact_post_and_disruption_alarms(
     assert any("generated posts" in caption.value for caption in page.caption)
     (image,) = [s for s in page.slider if s.label == "Severity of the image damage"]
     image.set_value(0.6).run()
+    assert not page.exception
     assert [box.value[:16] for box in page.warning] == ["Alarm: the image"]
     assert [box.value for box in page.success] == ["The text looks intact."]
 
@@ -251,3 +252,25 @@ def test_without_a_run_it_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "is not the folder of a run" in done.stderr
+
+
+def test_buttons_damage_and_remove(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    page = AppTest.from_string(
+        f"import demo_app\ndemo_app.page({str(run)!r})", default_timeout=120
+    ).run()
+    sliders = {slider.label: slider for slider in page.slider}
+    assert {slider.value for slider in sliders.values()} == {0.0}
+    page.button(key="image Blacken").click().run()
+    assert not page.exception
+    severity = {slider.label: slider.value for slider in page.slider}
+    assert severity == {"Severity of the image damage": 1.0, "Severity of the text damage": 0.0}
+    page.button(key="image Remove").click().run()
+    assert any("The image is missing" in text.value for text in page.text)
+    page.button(key="image Intact").click().run()
+    page.button(key="text Garble").click().run()
+    assert not page.exception
+    boxes = {box.label: box.value for box in page.selectbox}
+    assert boxes == {"Damage to the image": "mask", "Damage to the text": "mojibake"}

@@ -1,5 +1,6 @@
 """Every python block of the README and of the pages runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,11 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(list(document)) >= page.read_text().count("\n```python\n")
     for example in document:  # one namespace: a block sees what those before it defined
         example.evaluate()
+
+
+def test_every_block_of_choosing_parts_runs_by_itself() -> None:
+    text = (ROOT / "docs" / "pages" / "choosing-parts.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 5
+    for block in blocks:
+        exec(block, {})

@@ -3,12 +3,14 @@
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from robustfusion import DRFClassifier, DRFHead, calibrate
 from robustfusion import monitor as module
 from robustfusion.monitor import DriftMonitor
 
@@ -228,11 +230,180 @@ def test_p_values_that_are_not_of_these_references_are_refused() -> None:
         DriftMonitor(["x"], references=100).update({"x": torch.tensor([0.3, 0.4])})
 
 
-def test_state_of_other_names_is_refused() -> None:
-    with pytest.raises(ValueError, match="state must be that of a monitor of 1 names"):
-        DriftMonitor(["x"]).load_state_dict(DriftMonitor(["x", "y"]).state_dict())
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"names": ["b", "a"]}, r'names are \["b", "a"\], those of this one are \["a", "b"\]'),
+        ({"names": ["a", "c"]}, "names are"),
+        ({"names": ["a"]}, "names are"),
+        ({"delta": 0.05}, r"delta is 0\.05, that of this one is 0\.01"),
+        ({"references": 99}, r"references are \[99, 99\], those of this one are \[0, 0\]"),
+        ({"seed": 1}, "seed is 1, that of this one is 0"),
+    ],
+)
+def test_the_state_of_another_monitor_is_refused(options: dict[str, Any], words: str) -> None:
+    state = DriftMonitor(**{"names": ["a", "b"], **options}).state_dict()
+    monitor = DriftMonitor(["a", "b"])
+    monitor.update({"a": torch.rand(3), "b": torch.rand(3)})
+    with pytest.raises(ValueError, match=f"state belongs to another DriftMonitor: .*{words}"):
+        monitor.load_state_dict(state)
+    assert monitor.state.samples == 3
+
+
+def test_a_state_without_names_is_refused() -> None:
+    monitor = DriftMonitor(["x"])
+    state = monitor.state_dict()
+    del state["identity"]
+    with pytest.raises(ValueError, match=r"does not say for which names .* a new monitor"):
+        monitor.load_state_dict(state)
+    state = {**monitor.state_dict(), "maximum": torch.zeros(2)}
+    with pytest.raises(ValueError, match="state must hold tensors of the shapes"):
+        monitor.load_state_dict(state)
 
 
 def test_repr_evaluates_back() -> None:
     monitor = DriftMonitor(["a", "b"], delta=0.05, references={"a": 3, "b": 0}, seed=2)
     assert repr(eval(repr(monitor))) == repr(monitor)
+
+
+def repeated(streams: int, *, keyed: bool, references: int = 0) -> int:
+    """Count the streams with a false alarm in which each sample comes one to five times."""
+    alarms = 0
+    for seed in range(streams):
+        generator = torch.Generator().manual_seed(seed)
+        p = torch.rand(150 + references, generator=generator)
+        if references:
+            p = from_references(p[:references], p[references:])
+        times = torch.randint(1, 6, (150,), generator=generator)
+        keys = torch.arange(150).repeat_interleave(times)
+        monitor = DriftMonitor(["x"], delta=0.2, references=references, seed=seed)
+        alarms += monitor.update({"x": p[:150][keys]}, keys if keyed else None).alarm
+    return alarms
+
+
+@pytest.mark.parametrize("references", [0, 60])
+def test_groups_that_count_once_keep_the_bound(references: int) -> None:
+    # 0.2 of 300 is 60; more than 82 has a probability of 0.1 %.
+    assert repeated(300, keyed=True, references=references) <= 82
+
+
+def test_repeated_samples_without_keys_break_the_bound() -> None:
+    assert repeated(60, keyed=False) > 30
+
+
+def test_of_each_group_the_first_p_value_counts() -> None:
+    p = {"a": torch.rand(6), "b": torch.rand(6)}
+    p["a"][0] = torch.nan  # so that the second of its group counts
+    keys = ["v1", "v1", "v2", None, None, "v1"]
+    monitor = DriftMonitor(["a", "b"])
+    monitor.update(p, keys)
+    assert monitor.state.available == {"a": 4, "b": 4}
+    assert monitor.state.samples == 6
+    plain = DriftMonitor(["a", "b"])
+    expected = {name: torch.full((6,), torch.nan) for name in p}
+    for name, rows in (("a", [1, 2, 3, 4]), ("b", [0, 2, 3, 4])):
+        expected[name][rows] = p[name][rows]
+    assert plain.update(expected).evidence == monitor.state.evidence
+    # In another batch, and in a monitor that was resumed.
+    again = DriftMonitor(["a", "b"])
+    again.load_state_dict(monitor.state_dict())
+    for part in (monitor, again):
+        part.update({name: torch.rand(2) for name in p}, ["v2", "v3"])
+        assert part.state.available == {"a": 5, "b": 5}
+    monitor.reset()
+    monitor.update(p, keys)
+    assert monitor.state.available == {"a": 4, "b": 4}
+
+
+def test_groups_do_not_depend_on_how_the_stream_is_cut() -> None:
+    keys = torch.randint(5000, (9000,))
+    p = {"x": torch.rand(9000)}
+    whole, cut = DriftMonitor(["x"]), DriftMonitor(["x"])
+    whole.update(p, keys)
+    for start, stop in ((0, 10), (10, 4500), (4500, 9000)):
+        cut.update({"x": p["x"][start:stop]}, keys[start:stop].tolist())
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(cut.state_dict()[name], value)
+    assert whole.state.available["x"] < 5000
+    assert len(set(module._hashes([1, "1", 1000, "a"], 4))) == 4
+
+
+def test_keys_that_do_not_fit_are_refused() -> None:
+    monitor, p = DriftMonitor(["x"]), {"x": torch.rand(3)}
+    with pytest.raises(ValueError, match="keys must have one for each of 3 samples, got 2"):
+        monitor.update(p, [1, 2])
+    with pytest.raises(TypeError, match="keys must be int, str or None, got float"):
+        monitor.update(p, torch.rand(3))
+    assert monitor.state.samples == 0
+
+
+STORED: dict[str, Any] = {
+    "half precision": lambda p: p.half(),
+    "half and back": lambda p: p.half().float(),
+    "bfloat16": lambda p: p.bfloat16(),
+    "fewest decimals": lambda p: torch.tensor([float(f"{x:.3f}") for x in p.tolist()]),
+    "more decimals": lambda p: torch.tensor([float(f"{x:.4f}") for x in p.tolist()]),
+    "six decimals": lambda p: torch.tensor([float(f"{x:.6f}") for x in p.tolist()]),
+    "three digits": lambda p: torch.tensor([float(f"{x:.3g}") for x in p.tolist()]),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_p_values_in_few_digits_are_those_they_were(stored: str) -> None:
+    references = 60 if stored == "bfloat16" else 451
+    p = torch.arange(1, references + 2) / (references + 1)
+    exact, rounded = (DriftMonitor(["x"], references=references) for _ in range(2))
+    exact.update({"x": p})
+    rounded.update({"x": STORED[stored](p)})
+    assert torch.equal(exact.state_dict()["cells"], rounded.state_dict()["cells"])
+
+
+@pytest.mark.parametrize(
+    ("references", "values", "words"),
+    [
+        (451, [0.12, 0.99], r'p_values\["x"\] must be multiples of 1/452.* 3 decimals or more'),
+        (2048, [0.126], r"multiples of 1/2049.* 4 decimals or more"),
+        (100, [0.3, 0.4], r"multiples of 1/101"),
+        (300, [0.3], r"multiples of 1/301"),
+    ],
+)
+def test_too_few_digits_are_refused(references: int, values: list[float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DriftMonitor(["x"], references=references).update({"x": torch.tensor(values)})
+
+
+def test_half_precision_that_cannot_tell_references_apart_is_refused() -> None:
+    p = (torch.arange(1500, 2049) / 2049).bfloat16()
+    with pytest.raises(ValueError, match="not in half precision"):
+        DriftMonitor(["x"], references=2048).update({"x": p})
+
+
+def test_rounded_p_values_keep_the_bound() -> None:
+    alarms = 0
+    for seed in range(200):
+        scores = torch.rand(451 + 300, generator=torch.Generator().manual_seed(seed))
+        p = from_references(scores[:451], scores[451:])
+        monitor = DriftMonitor(["x"], delta=0.2, references=451, seed=seed)
+        alarms += monitor.update({"x": STORED["fewest decimals"](p)}).alarm
+    assert alarms <= 60  # 0.2 of 200 is 40
+
+
+def test_the_monitor_of_a_model_knows_its_references() -> None:
+    head = DRFHead({"image": 4, "text": 3}, 2)
+    model = DRFClassifier({"image": torch.nn.Identity(), "text": torch.nn.Identity()}, head)
+    features = {"image": torch.randn(90, 4), "text": torch.randn(90, 3)}
+    available = {"image": torch.arange(90) < 70}
+    with pytest.raises(ValueError, match=r"have no references: call robustfusion.calibrate"):
+        DriftMonitor.for_model(model)
+    model.train()(features)
+    batch = {"inputs": features, "available": available, "label": torch.randint(2, (90,))}
+    calibrate(model.eval(), [batch])
+    for part in (model, head):
+        monitor = DriftMonitor.for_model(part, delta=0.05)
+        assert monitor.references == {"image": 70, "text": 90}
+        assert monitor.delta == 0.05
+    with torch.no_grad():
+        output = model(features, available)
+    assert not monitor.update(head.p_values(output)).alarm
+    with pytest.raises(TypeError, match="must have quality estimators, got Linear"):
+        DriftMonitor.for_model(torch.nn.Linear(2, 2))

@@ -201,7 +201,7 @@ def test_the_exported_model_gives_the_same_predictions(
     rows = [("turned.png", "so happy"), ("turned.png", ""), ("", "what a day")]
     table, out = write(tmp_path / "posts.csv", rows), tmp_path / "out.csv"
     assert invoke(example, run, table, "--output", out).exit_code == 0
-    example("export_run").main(run, tmp_path / "model.onnx")
+    example("export_run").main(run, output=tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     classes = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
     opened = example("main_job.predictor").Predictor(run)
@@ -215,6 +215,41 @@ def test_the_exported_model_gives_the_same_predictions(
         for name, values in zip(("image", "text"), p_values, strict=True):
             told = float(row[f"{name}_p"] or "nan")
             assert told == pytest.approx(values[n], abs=1e-4, nan_ok=True)
+
+
+def test_half_an_emoji_and_other_encodings_cost_no_row(
+    example: Any, run: Path, tmp_path: Path
+) -> None:
+    lines = ['{"image": null, "text": "a day \\ud83d"}', '{"image": null, "text": "a \\u0000day"}']
+    (tmp_path / "posts.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "out.csv"
+    result = invoke(example, run, tmp_path / "posts.jsonl", "--output", out)
+    assert result.exit_code == 0, result.output
+    assert [row["text"] for row in read(out)] == ["a day \ufffd", "a day"]
+    assert all(row["label"] for row in read(out))
+    assert "warning: 1 cells with half an emoji were cleaned" in result.stderr
+    table, out = tmp_path / "posts.csv", tmp_path / "other.csv"
+    table.write_bytes("image,text\n,très négatif\n".encode("cp1252"))
+    result = invoke(example, run, table, "--output", out)
+    assert result.exit_code == 2
+    assert (
+        "posts.csv is not UTF-8: line 2 has the byte 0xe8. It is probably cp1252" in result.stderr
+    )
+    result = invoke(example, run, table, "--output", out, "--encoding", "cp1252")
+    assert result.exit_code == 0, result.output
+    assert read(out)[0]["text"] == "très négatif"
+
+
+def test_rows_that_are_none_keep_their_place(example: Any, run: Path, tmp_path: Path) -> None:
+    texts = [f"text {n}" for n in range(12)]
+    texts[4] = '"no end'  # the quotation mark is a letter
+    table = tmp_path / "posts.csv"
+    table.write_text("\n".join(["image,text", *(f",{text}" for text in texts)]))
+    result = invoke(example, run, table, "--output", tmp_path / "out.csv")
+    assert result.exit_code == 1, result.output
+    rows = read(tmp_path / "out.csv")
+    assert [row["text"] for row in rows] == [*texts[:4], "", *texts[5:]]
+    assert rows[4]["problem"].startswith("in line 6 a quotation mark opens a cell")
 
 
 def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
@@ -233,7 +268,7 @@ def test_texts_alone(example: Any, run: Path, tmp_path: Path) -> None:
         ({"table": "nowhere.csv"}, "nowhere.csv cannot be read as a table"),
         ({"header": ("image", "words")}, "text_column must be in posts.csv, which has"),
         ({"rows": []}, "no row of"),
-        ({"exists": True}, "is there already: choose another --output, or --overwrite"),
+        ({"exists": True}, "is there already: choose another --output-dir, or --overwrite"),
         ({"out": "posts.csv"}, "posts.csv is the table itself"),
         ({"header": ("text", "text")}, "must not name a column twice"),
         ({"folder": True}, "is a folder"),
@@ -334,7 +369,8 @@ def test_what_is_no_regular_file_of_modest_size_is_not_read(
     assert problem_of(example, run, tmp_path, "folder.jpg") == f"folder.jpg {special}"
     assert problem_of(example, run, tmp_path, "large.jpg") == "large.jpg has more than 64 MB"
     assert "round.jpg" in problem_of(example, run, tmp_path, "round.jpg")
-    assert problem_of(example, run, tmp_path, "x" * 300) == f"{'x' * 300} is missing"
+    long_name = f"{'x' * 80}...{'x' * 30}"
+    assert problem_of(example, run, tmp_path, "x" * 300) == f"{long_name} is missing"
     zero = ("/dev/zero", "--allow-outside")
     assert problem_of(example, run, tmp_path, *zero) == f"zero {special}"
 
@@ -376,7 +412,7 @@ def test_lines_are_drawn_by_validation_posts(example: Any, run: Path, tmp_path: 
     assert answered == [score >= rule.certainty for score in scores]
     assert 0 < sum(answered) < 41
     assert "trained on generated posts" in result.stdout
-    assert "alarms at 20%" in result.stdout
+    assert "about 20% of intact posts alarm" in result.stdout
     low = invoke(example, run, table, "--output", tmp_path / "low.csv", *options[:2])
     assert "no alarm is possible at --alarm-rate 0.05" in low.stderr
 

@@ -1,8 +1,11 @@
-"""The README says what the records say, and a run of the main job makes its record."""
+"""README and result pages agree with the records, and the quickstart prints what it says."""
 
+import contextlib
 import hashlib
 import importlib
+import io
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -25,6 +28,7 @@ from robustfusion.evaluation import RobustnessReport
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MAIN_JOB = Path("docs", "pages", "results", "main-job.md")
 
 
 @pytest.fixture
@@ -40,6 +44,26 @@ def render(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def test_it_is_what_the_records_make(render: ModuleType) -> None:
     assert render.readme(README) == README
+    for path, text in render.pages().items():
+        assert path.read_text() == text, path.name
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 160
+
+
+def test_the_quickstart_prints_what_its_comments_say() -> None:
+    pytest.importorskip("sklearn")
+    block = README.split("## Quickstart")[1].split("```python\n")[1].split("```")[0]
+    expected = re.findall(r"\bprint\(.*  # (.*)", block)
+    assert len(expected) == 3
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block, {})
+    for line, comment in zip(printed.getvalue().splitlines(), expected, strict=True):
+        text, _, value = comment.rpartition(" ")
+        assert line.startswith(f"{text} ")
+        assert float(line.rpartition(" ")[2]) == pytest.approx(float(value), abs=0.02)
 
 
 def test_the_main_job_is_the_one_of_the_record(render: ModuleType) -> None:
@@ -49,7 +73,7 @@ def test_the_main_job_is_the_one_of_the_record(render: ModuleType) -> None:
     assert found == record["results"]["figure_sha256"]
     command = README.split("<!-- the main job -->")[1].split("```")[1]
     assert command.strip().endswith(record["command"])
-    assert "under three minutes" in README
+    assert "under three minutes" in " ".join(README.split())
     assert record["results"]["seconds"] < 180
 
 
@@ -69,7 +93,8 @@ def test_goals_follow_from_the_seeds(render: ModuleType) -> None:
     expected = {"clean": gaps["clean"] >= -0.5, "corrupted": harm >= -1}
     expected["every cell"] = min(gaps.values()) >= -0.5
     assert {name: goal["met"] for name, goal in results["promises"].items()} == expected
-    block = README.split("<!-- seeds -->")[1].split("<!-- /seeds -->")[0]
+    text = (ROOT / MAIN_JOB).read_text()
+    block = text.split("<!-- seeds -->")[1].split("<!-- /seeds -->")[0]
     assert block.count("| yes |") == sum(expected.values())
     assert block.count("| **no** |") == len(expected) - sum(expected.values())
 
@@ -82,8 +107,10 @@ def test_a_run_is_kept(
     options = ["--limit", "40", "--epochs", "1", "--output-dir", str(tmp_path)]
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, repr(done.exception)
-    run, page, figure = tmp_path / "drf_mvsa-001", tmp_path / "README.md", tmp_path / "figure.png"
-    page.write_text(README.replace("What the main job draws", "What was there before"))
+    run, figure = tmp_path / "drf_mvsa-001", tmp_path / "figure.png"
+    readme, page = tmp_path / "README.md", tmp_path / "main-job.md"
+    readme.write_text(README.replace("| nothing wrong |", "| outdated |"))
+    page.write_text((ROOT / MAIN_JOB).read_text().replace("What the main job", "An outdated job"))
 
     runs: Any = render._render_runs
     records = tmp_path / "results"
@@ -92,7 +119,9 @@ def test_a_run_is_kept(
     for module in (runs, importlib.import_module("_record")):
         monkeypatch.setattr(module, "RESULTS", records)
     monkeypatch.setitem(runs.FIGURES, "main_job", figure)
-    monkeypatch.setattr(render, "README", page)
+    monkeypatch.setattr(render, "README", readme)
+    monkeypatch.setattr(render, "DOCS", tmp_path)
+    monkeypatch.setattr(render, "PAGES", {page.name: render.PAGES["results/main-job.md"]})
     monkeypatch.setattr(sys, "argv", ["render.py", "--main-job", str(run)])
     render.main()
 
@@ -107,4 +136,5 @@ def test_a_run_is_kept(
         assert accuracy[key] == pytest.approx([100 * bound for bound in cell.accuracy], abs=0.051)
     assert record["results"]["majority"] == pytest.approx(100 * drf.majority.accuracy, abs=0.051)
     assert f"{record['command']}` at commit `{record['commit']}`" in page.read_text()
-    assert "What was there before" not in page.read_text()
+    assert "An outdated job" not in page.read_text()
+    assert "| outdated |" not in readme.read_text()

@@ -103,7 +103,7 @@ def test_the_documented_model_is_short_and_gets_a_whole_report(
 ) -> None:
     code = [line for line in documented().splitlines() if line.strip()]
     assert len(code) <= 22
-    result = call(example, "--model", own, "--output", str(tmp_path / "out"), "--seeds", "2")
+    result = call(example, "--model", own, "--output-dir", str(tmp_path / "out"), "--seeds", "2")
     assert result.exit_code == 0, result.output
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     report = RobustnessReport.load(tmp_path / "out" / "report.json")
@@ -147,7 +147,7 @@ def test_mistakes_are_told_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     arguments = [part.format(own=own, run=run) for part in change]
-    result = call(example, *arguments, "--output", str(out))
+    result = call(example, *arguments, "--output-dir", str(out))
     assert result.exit_code == 2, result.output
     assert "error:" in result.output
     assert words in result.output
@@ -157,11 +157,11 @@ def test_mistakes_are_told_before_anything_is_written(
 def test_a_model_of_the_wrong_kind_is_refused(example: Any, tmp_path: Path) -> None:
     path, out = tmp_path / "wrong.py", tmp_path / "out"
     path.write_text(documented().replace("logits=", "scores="), encoding="utf-8")
-    result = call(example, "--model", f"{path}:make", "--output", str(out))
+    result = call(example, "--model", f"{path}:make", "--output-dir", str(out))
     assert result.exit_code == 2
     assert "must have logits" in result.output
     path.write_text("def make():\n    return 3\n", encoding="utf-8")
-    result = call(example, "--model", f"{path}:make", "--output", str(out))
+    result = call(example, "--model", f"{path}:make", "--output-dir", str(out))
     assert result.exit_code == 2
     assert "must return (model, data)" in result.output
     assert not out.exists()

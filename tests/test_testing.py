@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfusion import DRFHead, PaperDRFHead
-from robustfusion.testing import assert_ignores_missing
+from robustfusion.testing import assert_batch_invariant, assert_ignores_missing
 
 
 class Out(NamedTuple):
@@ -333,3 +333,34 @@ def test_wrong_batches_are_named(batch: dict[str, Any]) -> None:
         words = Words()
     with pytest.raises(ValueError, match=r'inputs\["text"\] has nothing to put into'):
         assert_ignores_missing(words, {**batch, "inputs": alike})
+
+
+def by_mean(texts: list[str], longest: int | None = None) -> Tensor:
+    """Encode by the mean over the padded length."""
+    length = longest or max(map(len, texts))
+    return torch.tensor([[text.count(c) for c in "aeiou"] for text in texts]) / length
+
+
+def test_an_encoder_that_depends_on_its_batch_is_found() -> None:
+    texts = ["a tree", "a", "you"]
+    assert_batch_invariant(lambda batch: by_mean(batch, 40), texts)
+    with pytest.raises(AssertionError, match=r"inputs\[1\] depends on its batch: .* 83%"):
+        assert_batch_invariant(by_mean, texts)
+    # Depends on the order alone: the vector of the first row is added to every other.
+    with pytest.raises(AssertionError, match="depends on its batch"):
+        assert_batch_invariant(lambda b: by_mean(b, 9) + by_mean(b, 9)[:1], texts)
+    with pytest.raises(AssertionError, match="all inputs have the same vector"):
+        assert_batch_invariant(lambda batch: torch.ones(len(batch), 3), texts)
+    with pytest.raises(AssertionError, match="change from call to call"):
+        assert_batch_invariant(lambda batch: torch.randn(len(batch), 3), texts)
+    with pytest.raises(AssertionError, match="depends on its batch"):
+        assert_batch_invariant(
+            lambda b: by_mean(b, 9) if len(b) == 1 else by_mean(b, 9) * torch.nan, texts
+        )
+
+
+def test_what_is_no_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="two inputs or more, got 1"):
+        assert_batch_invariant(by_mean, ["a"])
+    with pytest.raises(ValueError, match=r"must return shape \(1, D\), got \(5,\)"):
+        assert_batch_invariant(lambda batch: by_mean(batch)[0], ["a", "e"])

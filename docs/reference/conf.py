@@ -1,9 +1,12 @@
 """Configuration of Sphinx; ``material_pages`` writes the pages for Material for MkDocs."""
 
+import re
 import sys
+from inspect import isroutine
 from pathlib import Path
 from typing import Any
 
+from sphinx.domains.python._object import PyObject
 from sphinx.util.nodes import make_refnode
 
 _FOLDER = Path(__file__).parent
@@ -29,7 +32,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(torch|numpy|collections|pathlib|os|sklearn|transformers|huggingface_hub|PIL|matplotlib)\..*|robustfusion\.disruption\.protocol\.Draws|robustfusion\.baselines\.head\.Output|robustfusion\._modules\..*|(Path|Setting|Rate|Image\.Image|type|ValueError|int|str|bool|float|dict|list|tuple|None|Any|Tensor)",
+        r"(torch|numpy|collections|pathlib|os|sklearn|transformers|huggingface_hub|PIL|matplotlib)\..*|robustfusion\.disruption\.plan\.Draws|robustfusion\.baselines\.head\.Output|robustfusion\._modules\..*|robustfusion\._trust_fit\..*|(Path|ndarray|Setting|Rate|Image\.Image|type|ValueError|int|str|bool|float|dict|list|tuple|None|Any|Tensor)",
     )
 ]
 default_role = "code"
@@ -40,7 +43,10 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
-autodoc_default_options = {"exclude-members": "extra_repr"}
+autodoc_default_options = {
+    "exclude-members": "extra_repr",
+    "inherited-members": "Module",
+}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 add_module_names = False
@@ -58,6 +64,29 @@ def _open_with_a_comment(
         lines[:0] = ["..", ""]  # an empty comment
 
 
+def _skip_foreign(
+    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out methods of other libraries, and the aliases of named tuples."""
+    function = getattr(obj, "fget", None) or obj
+    module = getattr(function, "__module__", None) or ""
+    foreign = isroutine(function) and not module.startswith("robustfusion")
+    alias = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
+    return True if foreign or alias else None
+
+
+def _shorten_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: Any
+) -> tuple[str | None, Any]:
+    """Shorten array types, and leave out ``*args`` and ``**kwargs`` of ``nn.Module``."""
+    if signature is None:
+        return None
+    signature = re.sub(
+        r"~numpy\.ndarray\[tuple\[.*?\], ~numpy\.dtype\[.*?\]\]", "ndarray", signature
+    )
+    return re.sub(r"\*args: (~typing\.)?Any, \*\*kwargs: (~typing\.)?Any", "", signature), returns
+
+
 def _find_anywhere(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     """Resolve a short name if it is unique, for example that of a function on the same page."""
     if node.get("refdomain") != "py":
@@ -72,6 +101,11 @@ def _find_anywhere(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 
 
 def setup(app: Any) -> None:
-    """Register both functions; the first must run before napoleon."""
+    """Register the functions above; the first must run before napoleon."""
     app.connect("autodoc-process-docstring", _open_with_a_comment, priority=400)
+    app.connect("autodoc-skip-member", _skip_foreign)
+    app.connect("autodoc-process-signature", _shorten_signature)
     app.connect("missing-reference", _find_anywhere)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"

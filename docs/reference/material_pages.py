@@ -99,9 +99,24 @@ def _title(text: str) -> str:
 
 
 def _best(worth: dict[Path, int], count: int = 4) -> list[Path]:
-    """Return the pages of highest worth, without those of none."""
-    pages = sorted((path for path in worth if worth[path]), key=lambda p: (-worth[p], p.name))
+    """Return the pages of highest worth, without those of none; ties are in navigation order."""
+    order = (_ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = sorted(
+        (path for path in worth if worth[path]),
+        key=lambda path: (-worth[path], order.find(path.name), path.name),
+    )
     return pages[:count]
+
+
+def _sources(files: list[str]) -> str:
+    """Return a section with the source files, folded, which search ignores."""
+    if not files:
+        return ""
+    blocks = [
+        f'??? example "{file}"\n\n    ```` {{ .python }}\n    --8<-- "{file}"\n    ````\n'
+        for file in files
+    ]
+    return "\n\n".join(["\n\n## Source { #source data-search-exclude }", *blocks])
 
 
 class MaterialBuilder(StandaloneHTMLBuilder):
@@ -126,10 +141,12 @@ class MaterialBuilder(StandaloneHTMLBuilder):
         path = Path(self.outdir) / f"{pagename}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         heading, _, rest = addctx["body"].lstrip().partition("\n")
-        path.write_text(f"{heading}\n\n{self.links(pagename)}\n\n{rest}", encoding="utf-8")
+        links, files = self.links(pagename)
+        text = f"{heading}\n\n{links}\n\n{rest}{_sources(files)}"
+        path.write_text(text, encoding="utf-8")
 
-    def links(self, pagename: str) -> str:
-        """Return a line with links to guides, examples and source of the objects of a page."""
+    def links(self, pagename: str) -> tuple[str, list[str]]:
+        """Return a line with links to guides, examples and source of a page, and its files."""
         objects = self.env.domains.python_domain.objects
         named = {
             name: entry.objtype
@@ -137,13 +154,16 @@ class MaterialBuilder(StandaloneHTMLBuilder):
             if entry.docname == pagename and entry.objtype in ("class", "function", "module")
         }
         words = re.compile("|".join(rf"\b{name.rpartition('.')[2]}\b" for name in named) or "(?!)")
-        stem, sources = pagename.rpartition("/")[2], {}
+        stem, files = pagename.rpartition("/")[2], {}
         link = re.compile(rf"reference/{stem}\.md")
 
         def guides(names: str) -> list[str]:
             pages = {p: p.read_text(encoding="utf-8") for p in (_ROOT / "docs/pages").glob(names)}
-            # A link counts more than a mention of the name.
-            worth = {p: 5 * len(link.findall(t)) + len(words.findall(t)) for p, t in pages.items()}
+            # A link counts more than mentions, of which many are no better than a few.
+            worth = {
+                p: 5 * min(len(link.findall(t)), 2) + min(len(words.findall(t)), 3)
+                for p, t in pages.items()
+            }
             return [
                 f"[{_title(pages[p])}](../{p.relative_to(_ROOT / 'docs/pages').as_posix()})"
                 for p in _best(worth)
@@ -159,21 +179,17 @@ class MaterialBuilder(StandaloneHTMLBuilder):
             )
             file = f"{module.replace('.', '/')}.py"
             if (_ROOT / file).is_file():
-                sources[f"[{file}](source/{module}.md)"] = None
-                self.show(module, file)
+                files[file] = None
         # Prefer guides; then the page about choosing; then pages of background.
         pages = ("guides/*.md", "choosing-parts.md", "about/comparison.md", "about/method.md")
         links = next(filter(None, map(guides, pages)), [])
-        parts = {"Guide": links, "Example": examples, "Source": list(sources)}
+        parts = {
+            "Guide": links,
+            "Example": examples,
+            "Source": [f"[{file}](#source)" for file in files],
+        }
         line = " · ".join(f"{kind}: {', '.join(links)}" for kind, links in parts.items() if links)
-        return f"{line}\n{{ .links }}" if line else ""
-
-    def show(self, module: str, file: str) -> None:
-        """Write a page with source code, which search ignores."""
-        page = Path(self.outdir) / "reference" / "source" / f"{module}.md"
-        page.parent.mkdir(parents=True, exist_ok=True)
-        code = f'```` {{ .python }}\n--8<-- "{file}"\n````'
-        page.write_text(f"---\nsearch: {{exclude: true}}\n---\n# {file}\n\n{code}\n")
+        return (f"{line}\n{{ .links }}" if line else ""), list(files)
 
     def finish(self) -> None:
         self.dump_inventory()

@@ -1,8 +1,7 @@
 """Do today's data still look like yesterday's? A monitor whose false alarms are bounded.
 
-Two halves of a digit are two modalities; ``--features`` takes your own. After 2,000 intact samples
-some are damaged, or all halves are exchanged between samples, which only the pairing score sees.
-However long the monitor runs, the probability of a false alarm is at most 1 %.
+After 2,000 intact samples some are damaged, or their halves are exchanged, which only the score of
+the pair sees. The chance of a false alarm is at most 1 %. ``--features`` takes your own data.
 """
 
 import argparse
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _gallery import GRAY, new_figure, save
+from _gallery import BLUE, GRAY, GREEN, ORANGE, new_figure, save
 from pairing import PairingScore
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -74,18 +73,19 @@ def main(folder: Path, features: Path | None = None, good_rows: int = 10_000) ->
         monitor.update(watch.p_values(*watch.draw(500)))
     print(f"{good_rows} intact samples: {'a false alarm' if monitor.state.alarm else 'no alarm'}")
     figure, panel = new_figure()
-    for change, share in CHANGES.items():
+    for color, (change, share) in zip((BLUE, ORANGE, GREEN, "k"), CHANGES.items(), strict=True):
         monitor.reset()
         evidence = []
         for start in range(0, ROWS, 100):
             drawn = watch.draw(100, share if start >= GOOD else 0.0, change)
             state = monitor.update(watch.p_values(*drawn))
             evidence.append(max(state.evidence.values()))
-        panel.plot(range(100, ROWS + 1, 100), evidence, label=change)
+        panel.plot(range(100, ROWS + 1, 100), evidence, color=color, label=change)
         waits[change] = min(state.alarms.values(), default=GOOD - 1) - GOOD
         print(f"{change}: alarm of {list(state.alarms)} after {waits[change]} samples")
     panel.axhline(monitor.threshold, color=GRAY, linestyle=":", label="alarm")
-    panel.set(xlabel="sample", ylabel="evidence (log10)", ylim=(-2, 20))
+    panel.axvline(GOOD, color=GRAY, linestyle="--", label="change begins")
+    panel.set(xlabel="sample", ylabel="evidence (log10)", ylim=(-2, 60))
     panel.legend(frameon=False)
     save(figure, folder, "drift_monitor")
     return waits

@@ -1,7 +1,7 @@
 """The posts of a run: generate or read them, split them, and encode them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from main_job.encoders import SetupError, encoding
 from main_job.posts import make_posts
 from main_job.settings import Settings
+from main_job.training import to
 from robustfusion.datasets import (
     MVSA,
     FeatureCache,
@@ -22,8 +23,15 @@ from robustfusion.datasets import (
     load_splits,
     stratified_split,
 )
-from robustfusion.disruption import ImageCorruption, TextCorruption
-from robustfusion.evaluation import CachedFeatures
+from robustfusion.disruption import (
+    IMAGE_DAMAGE,
+    TEXT_DAMAGE,
+    CachedFeatures,
+    ImageCorruption,
+    RawSamples,
+    TextCorruption,
+    collate,
+)
 
 MIN_POSTS = 10  # validation and test get a tenth each, which must be a post at least
 ROOT_HINT = (
@@ -81,7 +89,8 @@ def open_data(
             )
             if (root / "splits.json").exists():
                 splits = load_splits(root / "splits.json")
-        check_labels(dataset)
+        column = f"the column {settings.label_column!r}" if root.is_file() else "the label file"
+        check_labels(dataset, column)
         if splits is None:
             splits = stratified_split(
                 dataset.labels,
@@ -107,20 +116,42 @@ def open_data(
     return dataset, splits
 
 
-def check_labels(dataset: PostDataset) -> None:
-    """Raise ValueError where all posts are of one class, or too few to be split."""
+def check_labels(dataset: PostDataset, column: str) -> None:
+    """Raise ValueError where posts are too few to be split, or their labels are no classes."""
     if len(dataset) < MIN_POSTS:
         reasons = [f" ({problem.reason})" for problem in dataset.report().problems[:1]]
         count = f"it has {len(dataset)} usable posts, at least {MIN_POSTS} are needed"
         raise ValueError("".join([count, *reasons]))
     if len(set(dataset.labels)) < 2:
         only = dataset.class_names[dataset.labels[0]]
-        raise ValueError(f"all posts have the label {only!r}, at least two classes are needed")
+        raise ValueError(
+            f"all {len(dataset)} posts have the label {only!r} in {column}, at least two classes "
+            "are needed"
+        )
+    used = len(set(dataset.labels))
+    if used > MIN_POSTS and 2 * used > len(dataset):
+        raise ValueError(
+            f"{column} holds {used} different labels for {len(dataset)} posts, such as "
+            f"{', '.join(dataset.class_names[:3])}: name a column of classes with --label-column, "
+            "or group numbers into ranges first"
+        )
 
 
 def labels_file(dataset: PostDataset) -> Path:
     """Return the file with the labels: the table, or the label file of the folder."""
     return dataset.path or dataset.root
+
+
+def chosen_ids(dataset: PostDataset, ids: tuple[str, ...], settings: Settings) -> list[str]:
+    """Return the posts of one split, or the share of it that --limit leaves."""
+    known = set(dataset.ids)
+    chosen = [post_id for post_id in ids if post_id in known]
+    if settings.data and settings.limit and settings.limit < len(dataset):
+        # Draw by a hash of each id, because the ids of published splits are sorted by class.
+        seed, share = settings.seed, settings.limit / len(dataset)
+        chosen.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
+        chosen = chosen[: max(8, round(share * len(chosen)))]
+    return chosen
 
 
 def prepare_split(
@@ -133,15 +164,8 @@ def prepare_split(
     cache: FeatureCache | None = None,
 ) -> CachedFeatures:
     """Encode one split, or the share of it that --limit leaves."""
-    known = set(dataset.ids)
-    chosen = [post_id for post_id in ids if post_id in known]
-    if settings.data and settings.limit and settings.limit < len(dataset):
-        # Draw by a hash of each id, because the ids of published splits are sorted by class.
-        seed, share = settings.seed, settings.limit / len(dataset)
-        chosen.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
-        chosen = chosen[: max(8, round(share * len(chosen)))]
     return encode(
-        dataset.select(chosen),
+        dataset.select(chosen_ids(dataset, ids, settings)),
         {name: encoding(e, frozen=name in settings.frozen) for name, e in encoders.items()},
         corruptions={
             "image": ImageCorruption(),
@@ -151,3 +175,45 @@ def prepare_split(
         cache=cache,
         progress=True,
     )
+
+
+class EncodedSamples(RawSamples):
+    """Raw posts whose frozen inputs are encoded when a batch is made."""
+
+    def __init__(
+        self, dataset: PostDataset, encoders: Mapping[str, Any], settings: Settings
+    ) -> None:
+        self.encoders = {name: encoders[name] for name in settings.frozen}
+        self.device = settings.device
+        super().__init__(
+            dataset,
+            transforms={name: encoder.prepare for name, encoder in encoders.items()},
+            collate_fn=self._encode,
+            class_names=dataset.class_names,
+        )
+
+    def _encode(self, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        batch = collate(samples)
+        tensors = to({key: batch[key] for key in ("inputs", "available", "label")}, self.device)
+        inputs = tensors["inputs"]
+        with torch.no_grad():
+            inputs |= {m: part(inputs[m]).float() for m, part in self.encoders.items()}
+        return {**batch, **tensors}
+
+
+def damage_kinds(names: str) -> dict[str, list[str]]:
+    """Return the kinds of damage by modality, from "all", "none" or names with commas."""
+    known: dict[str, Sequence[str]] = {"image": IMAGE_DAMAGE, "text": TEXT_DAMAGE}
+    if names == "none":
+        return {}
+    chosen = [name.strip() for name in names.split(",")]
+    if names != "all":
+        everything = sorted({*IMAGE_DAMAGE, *TEXT_DAMAGE})
+        for name in chosen:
+            if name not in everything:
+                raise SetupError(
+                    f"--damage {name!r} is no kind of damage; there are all, none, "
+                    f"{', '.join(everything)}"
+                )
+    kinds = {m: [k for k in every if names == "all" or k in chosen] for m, every in known.items()}
+    return {modality: part for modality, part in kinds.items() if part}

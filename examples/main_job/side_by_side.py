@@ -3,15 +3,34 @@
 from pathlib import Path
 from typing import Any
 
-from robustfusion.evaluation import RobustnessReport, compare, plot_report
+from robustfusion.disruption import Disruption
+from robustfusion.evaluation import Comparison, RobustnessReport, compare, plot_report
 from robustfusion.evaluation.compare import WHY_THEY_DIFFER
 
 COLORS = ("#0072B2", "#D55E00")
 WORDS = {"C": "corrupted", "D": "missing", "C+D": "corrupted or missing"}
+DETAILS = {
+    "fixed/image/C": "40-80 % of the pixels masked",
+    "fixed/text/C": "40-80 % of the words masked",
+}
+SIGNIFICANT = 0.05
+FILES = {
+    "accuracy.png": "accuracy of both models in every condition",
+    "table.md": "the same as tables, with differences, intervals and tests",
+    "table.csv": "all scores, one per line",
+    "calibration.md": "what calibration set: alarms, trust thresholds, temperatures",
+    "figures": "more figures of each model: quality, confidence, coverage",
+    "models": "both trained models; predict.py, demo_app.py and export_run.py load models/drf",
+    "report-*.json": "the robustness report of each model; report-*.npz has its predictions",
+    "run.json": "command, commit, versions, machine, data and training history",
+    "settings.json": "the options of the run, for --resume",
+    "seconds.json": "the time of each stage",
+    "training": "checkpoints of the training; you can delete them",
+}
 
 
 def write_results(folder: Path, reports: dict[str, RobustnessReport]) -> None:
-    """Write the tables, the figures and the reports of two models."""
+    """Write the tables, the figures and the reports of two models, and a list of the files."""
     pair = list(reports.values())
     (folder / "table.md").write_text(table(*pair) + "\n", encoding="utf-8")
     first, second = (report.to_csv() for report in pair)
@@ -21,11 +40,18 @@ def write_results(folder: Path, reports: dict[str, RobustnessReport]) -> None:
     for kind, report in reports.items():
         plot_report(report, folder / "figures" / kind)
         report.save(folder / f"report-{kind}")
+    lines = [f"{name:22} {text}" for name, text in FILES.items() if list(folder.glob(name))]
+    title = "Files of this run of drf_mvsa.py. Open accuracy.png first, then table.md."
+    content = "\n".join([title, "", *lines]) + "\n"
+    (folder / "README.txt").write_text(content, encoding="utf-8")
 
 
 def table(first: RobustnessReport, second: RobustnessReport) -> str:
-    """Return a Markdown table: accuracy and macro-F1 of both, difference, Holm's p."""
+    """Return Markdown: a short table with verdicts, and one of all conditions with intervals."""
     comparison = compare(first, second, same_inputs=False)
+    head, *rows = summary_rows(first, second, comparison)
+    rule = ["---", "---:", "---:", "---:", "---"]
+    short = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
     names = (first.name, second.name)
     lines = [
         f"| condition | {' | '.join(names)} | difference | Holm p | "
@@ -38,20 +64,26 @@ def table(first: RobustnessReport, second: RobustnessReport) -> str:
         p = "< 0.001" if cell.holm_p < 0.001 else f"{cell.holm_p:.3f}"
         f1 = [f"{100 * report[key].macro_f1.value:.1f}" for report in (first, second)]
         row = [*accuracy, f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]", p, *f1]
-        lines.append(f"| {comparison.titles[key]} | {' | '.join(row)} |")
+        lines.append(f"| {words(first[key].condition)} | {' | '.join(row)} |")
     majority, overall = first.majority, comparison.overall
     lines.append(
         f"| always {majority.name} | {100 * majority.accuracy:.1f} | {100 * majority.accuracy:.1f}"
         f" | | | {100 * majority.macro_f1:.1f} | {100 * majority.macro_f1:.1f} |"
     )
-    seeds = len(first.seeds)
     return "\n".join(
         [
-            f"Accuracy and macro-F1 in % on {len(first.labels)} test posts, averaged over "
-            f"{seeds} disruption seeds. C means corrupted, D missing, C+D either of both. "
+            f"Accuracy in % on {len(first.labels)} test posts. A difference is better or worse if "
+            f"its p-value is at most {SIGNIFICANT} after Holm's correction, else unclear.",
+            "",
+            *short,
+            "",
+            f"Always predicting {majority.name}: {100 * majority.accuracy:.1f}. {alarms(first)}",
+            "",
+            "## All conditions",
+            "",
+            f"Accuracy and macro-F1 in %, averaged over {len(first.seeds)} disruption seeds. "
             "Differences have 95 % bootstrap intervals, and p-values of exact McNemar tests after "
-            "Holm's correction. Both may disagree: an interval concerns one condition, the "
-            f"correction covers all {len(comparison.cells)} at once, so it is stricter.",
+            "Holm's correction.",
             "",
             *lines,
             "",
@@ -64,21 +96,60 @@ def table(first: RobustnessReport, second: RobustnessReport) -> str:
     )
 
 
-def console(first: RobustnessReport, second: RobustnessReport) -> str:
-    """Return a table of the conditions that disrupt one modality of every post."""
-    keys = [key for key in first.scores if not key.startswith("random")]
-    wide = max(len(report.name) for report in (first, second))
-    wide = max(wide, 14)
-    lines = [f"{'':12}{first.name:>{wide}}{second.name:>{wide + 2}}   accuracy % (macro-F1 %)"]
-    for key in keys:
-        cells = [
-            f"{100 * report[key].accuracy.value:.1f} ({100 * report[key].macro_f1.value:.1f})"
-            for report in (first, second)
-        ]
-        title = first[key].condition.title
-        lines.append(f"{title:12}{cells[0]:>{wide}}{cells[1]:>{wide + 2}}")
-    line = f"{100 * first.majority.accuracy:.1f} ({100 * first.majority.macro_f1:.1f})"
-    lines.append(f"{'majority':12}{line:>{wide}}{line:>{wide + 2}}   always {first.majority.name}")
+def summary_rows(
+    first: RobustnessReport, second: RobustnessReport, comparison: Comparison
+) -> list[list[str]]:
+    """Return a header and a row for each condition that disrupts one modality of every post."""
+    rows = [["condition", first.name, second.name, "difference", "verdict"]]
+    for key, cell in comparison.cells.items():
+        condition = first[key].condition
+        if condition.strategy == "random" or condition.setting == "C+D":
+            continue
+        gap = 100 * cell.difference.value
+        verdict = "unclear" if cell.holm_p > SIGNIFICANT else "better" if gap > 0 else "worse"
+        title = DETAILS.get(key, words(condition))
+        rows.append([title, *(f"{100 * a:.1f}" for a in cell.accuracy), f"{gap:+.1f}", verdict])
+    return rows
+
+
+def words(condition: Disruption) -> str:
+    """Return the name of a condition in words."""
+    if condition.strategy == "clean":
+        return "nothing wrong"
+    setting = WORDS[str(condition.setting)]
+    if condition.strategy == "fixed":
+        return f"{condition.where} {setting}"
+    return f"{condition.rate:.0%} of the posts: one random input {setting}"
+
+
+def alarms(report: RobustnessReport) -> str:
+    """Return the shares of intact test posts that alarm, and the share that was asked for."""
+    rate = report.intervals.alarm_rate
+    shares = [f"{m} {share.value:.0%}" for m, share in report["clean"].alarms.items()]
+    if not shares:
+        return "This head has no alarms."
+    return f"False alarms on intact test posts: {', '.join(shares)} (asked: {rate:.0%})."
+
+
+def console(first: RobustnessReport, second: RobustnessReport, kind: str = "") -> str:
+    """Return the short table for a terminal; ``kind`` is a word for the posts."""
+    comparison = compare(first, second, same_inputs=False, replicates=0)
+    head, *rows = summary_rows(first, second, comparison)
+    head[0] = f"Accuracy on {len(first.labels)} {kind} test posts (%)".replace("  ", " ")
+    head[1:3] = (name.partition(" + ")[0] for name in head[1:3])
+    head[4] = ""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(5)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if column in (0, 4) else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+    majority = first.majority
+    share = f"{100 * majority.accuracy:.1f}"
+    lines.append(f"(always the most frequent class, {majority.name}: {share})")
+    lines.append(alarms(first))
     lines += [f"Note: {warning}" for report in (first, second) for warning in report.warnings]
     return "\n".join(lines)
 

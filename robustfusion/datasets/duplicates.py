@@ -1,14 +1,21 @@
 """Posts that share a text or an image and would leak between splits, whatever their names."""
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfusion.datasets.report import DuplicateKind
+
 K = TypeVar("K", bound=Hashable)
+
+# A content that so many posts share, and at least this share of all, whose other halves differ,
+# is a stock picture or caption.
+MIN_STOCK, STOCK_SHARE = 5, 0.01
 
 _URL = re.compile(r"(?:https?://|www\.)\S*")
 _HANDLE = re.compile(r"@\w+")
@@ -56,6 +63,54 @@ def near_groups(
         rows, columns = np.nonzero(products >= signs.shape[1] - 2 * tolerance)
         pairs += [(ids[start + i], ids[j]) for i, j in zip(rows, columns, strict=True)]
     return equal_groups(connect(ids, pairs))
+
+
+def find_duplicates(
+    texts: Mapping[str, str | None],
+    digests: Mapping[str, str],
+    fingerprints: Mapping[str, NDArray[np.bool_] | None],
+    total: int,
+) -> dict[DuplicateKind, list[tuple[str, ...]]]:
+    """Group posts that share a text or an image, and apart from these stock images and texts.
+
+    A "no picture" image or a "photo" caption under many posts that differ otherwise does not make
+    duplicates of them; those of its posts that are equal in both are.
+
+    Args:
+        texts: normalized texts by post, None where nothing is left.
+        digests: digests of images by post.
+        fingerprints: perceptual hashes of images by post.
+        total: number of posts.
+    """
+    limit = max(MIN_STOCK, math.ceil(STOCK_SHARE * total))
+    same, near = equal_groups(digests), near_groups(fingerprints)
+    picture = {i: group[0] for group in [*same, *near] for i in group}
+    pictures = {i: picture.get(i, i) for i in digests}
+    text, stock_texts = _without_stock(equal_groups(texts), pictures, limit)
+    image, stock_images = _without_stock(same, texts, limit)
+    near_image, near_stock = _without_stock(near, texts, limit)
+    larger = {i for group in near_stock for i in group}
+    return {
+        "text": text,
+        "image": image,
+        "near image": [ids for ids in near_image if ids not in set(image)],
+        "stock text": stock_texts,
+        "stock image": near_stock + [ids for ids in stock_images if not larger.issuperset(ids)],
+    }
+
+
+def _without_stock(
+    groups: Iterable[tuple[str, ...]], others: Mapping[str, str | None], limit: int
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Return groups of duplicates, and groups that share a content with many other halves."""
+    duplicates, stock = [], []
+    for ids in groups:
+        if len({others.get(i) for i in ids} - {None}) < limit:
+            duplicates.append(ids)
+        else:
+            stock.append(ids)
+            duplicates += equal_groups({i: (others.get(i),) for i in ids})
+    return duplicates, stock
 
 
 def connect(ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """Label files: their lines, the rows that count, and the rules that make one label of two."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from robustfusion._text import clean_text
 from robustfusion.datasets.report import Problem
+from robustfusion.datasets.text_gate import Gate, encoding_of
 
 LabelRule = Literal["joint", "equal"]
 T = TypeVar("T")
@@ -31,15 +34,24 @@ def find_folder(root: Path, names: tuple[str, ...]) -> Path:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return the numbered lines that are not blank, of any line ending and ASCII encoding."""
+    """Return the numbered lines, blank ones as "", of any line ending and ASCII encoding."""
     try:
         if not path.is_file():  # a pipe would wait for ever
             raise OSError("it is no regular file")
-        text = path.read_bytes().decode("utf-8-sig", errors="ignore")
+        content = path.read_bytes()
     except OSError as error:
         raise FileNotFoundError(f"root must hold the label file {path}: {error}") from error
-    lines = enumerate(map(str.strip, _LINE_END.split(text)), start=1)
-    return [(number, line) for number, line in lines if line]
+    text = clean_text(content.decode(encoding_of(content), errors="ignore"))
+    lines = [*map(str.strip, _LINE_END.split(text))]
+    return list(enumerate(lines if lines[-1] else lines[:-1], start=1))
+
+
+def count_lines(path: Path, rows: int, bad: int) -> Gate:
+    """Return the lines of a label file, counted for the report by what they hold."""
+    lines = read_lines(path)
+    blank = sum(not line for _, line in lines)
+    header = len(lines) - blank - rows - bad
+    return Gate(Counter({"header": header, "rows": rows, "bad rows": bad, "blank": blank}))
 
 
 def check_id(post_id: str) -> str | None:
@@ -50,11 +62,15 @@ def check_id(post_id: str) -> str | None:
 
 
 def usable_rows(
-    path: Path, rows: Iterable[tuple[int, str, T, str | None]], unit: str = "line"
+    path: Path,
+    rows: Iterable[tuple[int, str, T, str | None]],
+    unit: str = "line",
+    advice: Callable[[str], str] = lambda reason: "",
 ) -> tuple[dict[str, T], list[Problem]]:
     """Split rows into the content of usable ones, by id, and a problem for each other.
 
     A row is its number, counted in ``unit``, its id, its content, and why it cannot be used.
+    ``advice`` says what to do where no row is usable, by the first reason.
     """
     contents: dict[str, T] = {}
     problems: list[Problem] = []
@@ -67,7 +83,12 @@ def usable_rows(
         else:
             problems.append(Problem(post_id, "label row", f"{unit} {number}: {reason}", "skipped"))
     if not contents:
-        detail = f"; {problems[0].reason}" if problems else ""
+        detail = ""
+        if problems:
+            reason = problems[0].reason.partition(": ")[2]
+            count = sum(problem.reason.endswith(reason) for problem in problems)
+            detail = f"; {problems[0].reason} ({count} of {len(problems)} {unit}s)"
+            detail += advice(reason)
         raise ValueError(f"no row of {path} could be read{detail}")
     return contents, problems
 

@@ -4,26 +4,19 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion._optional import import_pillow
-from robustfusion.datasets.duplicates import connect, equal_groups, near_groups, normalize_text
-from robustfusion.datasets.pictures import BadFileError, decode
-from robustfusion.datasets.reading import (
-    LIMITS,
-    FileInfo,
-    check_size,
-    digest,
-    inspect_image,
-    inspect_text,
-    read_bytes,
-)
+from robustfusion.datasets.duplicates import connect, find_duplicates, normalize_text
+from robustfusion.datasets.pictures import BadFileError
+from robustfusion.datasets.post_files import MODALITIES, Known, PostFiles
+from robustfusion.datasets.post_row import PostRow, Sample
+from robustfusion.datasets.reading import FileInfo, digest
 from robustfusion.datasets.report import (
     DatasetReport,
     DuplicateKind,
@@ -32,61 +25,11 @@ from robustfusion.datasets.report import (
     ProblemKind,
 )
 from robustfusion.datasets.splits import Splits
+from robustfusion.datasets.text_gate import Gate
 
 OnBad = Literal["skip", "raise", "missing"]
-MODALITIES = ("image", "text")
+Stock = Literal["keep", "missing"]
 PLACEHOLDER_SIDE = 64  # pixels of the black image that stands for a missing one
-
-
-class PostRow(NamedTuple):
-    """One post of a :class:`PostDataset`: its id, its label, and where its image and text are.
-
-    A ``Path``, relative to the folder of the data set, is a file. An image may also be the
-    ``bytes`` of one, a text a ``str``. None is missing.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from robustfusion.datasets import PostRow
-        >>> PostRow("7", "yes", image=Path("7.jpg"), text="sunny").text
-        'sunny'
-    """
-
-    id: str
-    label_name: str | None  #: None for a post without a label
-    image: Any
-    text: Any
-    text_label: str = ""  #: label of the text, where the data set has labels of either side
-    image_label: str = ""
-    origin: str = "post"  #: name of the row in messages, such as "row 3"
-    cells: Mapping[str, Any] = {}  #: all columns of the row
-
-    @classmethod
-    def of_files(cls, post_id: str, label_name: str) -> "PostRow":
-        """Return the row of a post whose files are ``{id}.jpg`` and ``{id}.txt``."""
-        return cls(
-            post_id,
-            label_name,
-            Path(f"{post_id}.jpg"),
-            Path(f"{post_id}.txt"),
-            label_name,
-            label_name,
-            f"post {post_id}",
-        )
-
-
-class Sample(TypedDict):
-    """One post: ``inputs`` and ``available`` have the keys "image" and "text".
-
-    ``posts[0]`` of a :class:`PostDataset` is a sample, see the example there;
-    :func:`robustfusion.disruption.collate` makes a batch of several. A post without a label has
-    neither ``label`` nor ``label_name``.
-    """
-
-    id: str
-    inputs: dict[str, Any]
-    available: dict[str, bool]
-    label: NotRequired[int]
-    label_name: NotRequired[str]
 
 
 class PostDataset(Dataset[Sample]):
@@ -111,6 +54,8 @@ class PostDataset(Dataset[Sample]):
             whether files exist; a bad file then raises, or counts as missing, when its post is
             asked for.
         allow_outside: also follow paths and links to files outside of ``root``.
+        stock: ``"missing"`` takes an image or a text under many posts that differ otherwise, such
+            as a "no picture" image, for a missing one; ``"keep"`` only reports it.
 
     Attributes:
         posts: the rows behind the samples.
@@ -154,7 +99,10 @@ class PostDataset(Dataset[Sample]):
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
         allow_outside: bool = False,
+        stock: Stock = "keep",
     ) -> None:
+        if stock not in ("keep", "missing") or (stock == "missing" and not verify):
+            raise ValueError(f'stock must be "keep", or "missing" with verify=True, got {stock!r}')
         if on_bad not in ("skip", "raise", "missing"):
             raise ValueError(f'on_bad must be "skip", "raise" or "missing", got {on_bad!r}')
         import_pillow()
@@ -166,16 +114,21 @@ class PostDataset(Dataset[Sample]):
         self.allow_outside = allow_outside
         if not self.folder.is_dir():
             raise FileNotFoundError(f"root must be a folder, got {self.folder}")
+        self._files = PostFiles(self.folder, allow_outside=allow_outside)
         rows = list(rows)
         posts = [row for row in rows if isinstance(row, PostRow)]
         self._row_count = len(rows)
         self.class_names = _order_classes(posts, class_names)
-        self._inspected = self._inspect_all({post.id: post for post in posts})
+        inspect = self._files.inspect_all if verify else self._files.find_absent
+        self._inspected = inspect({post.id: post for post in posts})
         if len(self._inspected) < len(posts):
             raise ValueError(f"ids must be unique, {len(posts)} rows have {len(self._inspected)}")
+        if stock == "missing":
+            self._drop_stock()
         self.posts, self._problems = self._select(rows)
         self._index = {post.id: index for index, post in enumerate(self.posts)}
         self._selected = False
+        self._gate = Gate()
 
     @property
     def ids(self) -> list[str]:
@@ -238,10 +191,7 @@ class PostDataset(Dataset[Sample]):
             try:
                 if isinstance(known, BadFileError):
                     raise known
-                content, label = self._content(post, name), _describe(post, name)
-                values[name] = (
-                    inspect_text(content, label).text if name == "text" else decode(content, label)
-                )
+                values[name] = self._files.load(post, name)
             except BadFileError as error:
                 errors[name] = error
         return values, errors
@@ -274,7 +224,7 @@ class PostDataset(Dataset[Sample]):
             info = self._inspected[post.id][modality]
             return info.digest if isinstance(info, FileInfo) else None
         try:
-            return digest(self._content(post, modality))
+            return digest(self._files.content(post, modality))
         except BadFileError:
             return None
 
@@ -284,7 +234,8 @@ class PostDataset(Dataset[Sample]):
         Pass it to ``stratified_split(groups=...)``, or for cross-validation to the ``split(ids,
         labels, groups)`` of scikit-learn's ``StratifiedGroupKFold``, and no duplicate crosses.
         """
-        groups = connect(self.ids, [(g.ids[0], i) for g in self._duplicates(None) for i in g.ids])
+        duplicates = [g for g in self._duplicates(None) if not g.kind.startswith("stock")]
+        groups = connect(self.ids, [(g.ids[0], i) for g in duplicates for i in g.ids])
         return [groups[post_id] for post_id in self.ids]
 
     def report(self, splits: Splits | None = None) -> DatasetReport:
@@ -296,6 +247,10 @@ class PostDataset(Dataset[Sample]):
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
         texts = {i: self._inspected[i].get("text") for i in self.ids}
         split_ids = splits.ids if splits else ()
+        cleaned = Counter(self._gate.cells)
+        cleaned["control characters"] += sum(
+            isinstance(t, FileInfo) and t.changed for t in texts.values()
+        )
         return DatasetReport(
             name=self.name,
             rows=self._row_count,
@@ -308,59 +263,23 @@ class PostDataset(Dataset[Sample]):
             split_sizes={n: sizes[n] for n in ("train", "val", "test", "none") if sizes[n]},
             unknown_split_ids=tuple(i for i in split_ids if i not in self._index),
             verified=self.verify,
+            lines=dict(self._gate.lines),
+            cleaned={name: n for name, n in cleaned.items() if n},
+            warnings=(*self._gate.warnings, *self._narrow_pictures()),
         )
 
     def __repr__(self) -> str:
         part = ", a selection" if self._selected else ""
         return f"{self.name}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
 
-    def _content(self, post: PostRow, modality: str) -> bytes:
-        cell, name = getattr(post, modality), _describe(post, modality)
-        if cell is None:
-            raise BadFileError(f"{name} is an empty cell", "missing")
-        if isinstance(cell, PurePath):
-            within = None if self.allow_outside else self.folder
-            return read_bytes(self.folder / cell, LIMITS[modality], within)
-        if modality == "text" and isinstance(cell, str):
-            cell = cell.encode("utf-8", "replace")
-        if not isinstance(cell, bytes):
-            raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
-        check_size(cell, LIMITS[modality], name)
-        return cell
-
-    def _inspect_all(
-        self, posts: Mapping[str, PostRow]
-    ) -> dict[str, dict[str, FileInfo | BadFileError]]:
-        """Return what is known of each post's image and text from the start."""
-        if self.verify:
-            # Decoding and reading release the interpreter: threads halve the time on two cores.
-            with ThreadPoolExecutor() as pool:
-                return dict(zip(posts, pool.map(self._inspect, posts.values()), strict=True))
-        known: dict[str, dict[str, FileInfo | BadFileError]] = {}
-        names = {entry.name for entry in os.scandir(self.folder)}
-        for post in posts.values():
-            known[post.id] = {}
-            for modality in MODALITIES:
-                cell, label = getattr(post, modality), _describe(post, modality)
-                if cell is None:
-                    reason = f"{label} is an empty cell"
-                elif (
-                    isinstance(cell, PurePath) and not cell.parent.parts and cell.name not in names
-                ):
-                    reason = f"{label} is missing"
-                else:
-                    continue
-                known[post.id][modality] = BadFileError(reason, "missing")
-        return known
-
-    def _inspect(self, post: PostRow) -> dict[str, FileInfo | BadFileError]:
-        known: dict[str, FileInfo | BadFileError] = {}
-        for modality, inspect in (("text", inspect_text), ("image", inspect_image)):
-            try:
-                known[modality] = inspect(self._content(post, modality), _describe(post, modality))
-            except BadFileError as error:
-                known[modality] = error
-        return known
+    def _drop_stock(self) -> None:
+        """Take stock images and texts as missing."""
+        groups = _find_duplicates(self._inspected)
+        for modality in MODALITIES:
+            for ids in groups[cast("DuplicateKind", f"stock {modality}")]:
+                error = BadFileError(f"a stock {modality} that {len(ids)} posts share", "stock")
+                for post_id in ids:
+                    self._inspected[post_id][modality] = error
 
     def _is_bad(self, post_id: str, modality: str) -> bool:
         return isinstance(self._inspected[post_id].get(modality), BadFileError)
@@ -395,20 +314,10 @@ class PostDataset(Dataset[Sample]):
 
     def _duplicates(self, splits: Splits | None) -> list[Duplicates]:
         inspected = {
-            post.id: self._inspected[post.id] if self.verify else self._inspect(post)
+            post.id: self._inspected[post.id] if self.verify else self._files.inspect(post)
             for post in self.posts
         }
-        texts, images = (
-            {i: info for i, of in inspected.items() if isinstance(info := of[name], FileInfo)}
-            for name in ("text", "image")
-        )
-        same = equal_groups({i: info.digest for i, info in images.items()})
-        near = near_groups({i: info.fingerprint for i, info in images.items()})
-        groups: dict[DuplicateKind, list[tuple[str, ...]]] = {
-            "text": equal_groups({i: normalize_text(f.text) or None for i, f in texts.items()}),
-            "image": same,
-            "near image": [ids for ids in near if ids not in set(same)],
-        }
+        groups = _find_duplicates(inspected)
         label_of = {post.id: post.label_name or "" for post in self.posts}
         return [
             Duplicates(
@@ -421,6 +330,15 @@ class PostDataset(Dataset[Sample]):
             for ids in groups_of_kind
         ]
 
+    def _narrow_pictures(self) -> list[str]:
+        images = {i: self._inspected[i].get("image") for i in self.ids}
+        ids = [i for i, info in images.items() if isinstance(info, FileInfo) and info.narrow]
+        some = ", ".join(ids[:5])
+        return [
+            f"{len(ids)} pictures use less than an eighth of their range of brightness, as 12-bit "
+            f"values in 16 bits do: {some}"
+        ] * bool(ids)
+
     def _files_without_row(self) -> tuple[str, ...]:
         """Return the names of posts whose files are there and whose row is not."""
         if not any(isinstance(post.text, PurePath) for post in self.posts):
@@ -430,10 +348,19 @@ class PostDataset(Dataset[Sample]):
         return tuple(sorted({n.stem for n in names if n.suffix in (".txt", ".jpg")} - known))
 
 
-def _describe(post: PostRow, modality: str) -> str:
-    """Name one modality of a post in messages: a file by its path, a cell by its row."""
-    cell = getattr(post, modality)
-    return str(cell) if isinstance(cell, PurePath) else f"the {modality} of {post.origin}"
+def _find_duplicates(
+    inspected: Mapping[str, Known],
+) -> dict[DuplicateKind, list[tuple[str, ...]]]:
+    texts, images = (
+        {i: info for i, known in inspected.items() if isinstance(info := known[name], FileInfo)}
+        for name in ("text", "image")
+    )
+    return find_duplicates(
+        {i: normalize_text(info.text) or None for i, info in texts.items()},
+        {i: info.digest for i, info in images.items()},
+        {i: info.fingerprint for i, info in images.items()},
+        len(inspected),
+    )
 
 
 def _kind(modality: str, error: BadFileError) -> ProblemKind:

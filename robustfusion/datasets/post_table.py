@@ -1,15 +1,22 @@
 """Posts of a table: a column of pictures, a column of texts, a column of labels."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from robustfusion._text import is_missing
+from robustfusion.datasets.cells import image_of
 from robustfusion.datasets.labels import usable_rows
-from robustfusion.datasets.post_dataset import PostDataset, PostRow
+from robustfusion.datasets.parquet import ParquetCell
+from robustfusion.datasets.post_dataset import PostDataset, Stock
+from robustfusion.datasets.post_files import EmptyCellError
+from robustfusion.datasets.post_row import PostRow
 from robustfusion.datasets.splits import ALIASES, Splits
-from robustfusion.datasets.tables import Row, read_table
-from robustfusion.disruption.data import is_missing
+from robustfusion.datasets.tables import Row, near_equal, read_table
+from robustfusion.datasets.text_gate import MISSING_WORDS
 
 
 class PostTable(PostDataset):
@@ -23,8 +30,9 @@ class PostTable(PostDataset):
 
     Args:
         path: the table.
-        image_column: paths, relative to ``root``; a cell may also be the bytes of a picture, or a
-            mapping with them as "bytes", as the datasets library writes them. None for none.
+        image_column: paths, relative to ``root``; a cell may also be a picture itself: its bytes,
+            a mapping with them as "bytes", as the datasets library writes them, base64 or a
+            ``data:`` URI. None for none.
         text_column: texts, at most 1 MB each. None for none.
         label_column: classes of any type. None reads a table without labels, to predict them:
             posts then are named by the numbers of their rows, so that no repeated id is left out.
@@ -33,6 +41,11 @@ class PostTable(PostDataset):
             any file of your machine.
         image_transform: as in :class:`PostDataset`.
         verify: as in :class:`PostDataset`.
+        encoding: encoding of a CSV, TSV or JSON lines file that is neither UTF-8 nor starts with a
+            byte order mark.
+        missing_words: words that mean a missing value in this table, such as "nan" or "N/A",
+            whatever their case. Without them the report warns of such words.
+        stock: as in :class:`PostDataset`.
 
     Attributes:
         class_names: names of the classes, sorted, numbers by value; a subclass may set another
@@ -75,19 +88,23 @@ class PostTable(PostDataset):
         allow_outside: bool = False,
         image_transform: Callable[[Any], Any] | None = None,
         verify: bool = True,
+        encoding: str | None = None,
+        missing_words: Collection[str] = (),
+        stock: Stock = "keep",
     ) -> None:
         self.path = Path(path)
-        rows, self.columns = read_table(self.path)
-        column = {"image": image_column, "text": text_column, "label": label_column}
-        for argument, name in column.items():
+        table = read_table(self.path, encoding)
+        self.columns = table.columns
+        columns = {"image": image_column, "text": text_column, "label": label_column}
+        for argument, name in columns.items():
             if self.columns and name is not None and name not in self.columns:
                 raise ValueError(
                     f"{argument}_column must be in {self.path.name}, which has the columns "
                     f"{list(self.columns)}, got {name!r}"
                 )
-        used: set[str] = set()
-        read = (_read_row(number, row, column, used) for number, row in rows)
-        posts, problems = usable_rows(self.path, read, "row")
+        reader = _RowReader(columns, missing_words)
+        read = map(reader.read, count(1), table.rows)
+        posts, problems = usable_rows(self.path, read, "row", reader.advice)
         super().__init__(
             [*posts.values(), *problems],
             self.path.parent if root is None else root,
@@ -96,13 +113,19 @@ class PostTable(PostDataset):
             image_transform=image_transform,
             verify=verify,
             allow_outside=allow_outside,
+            stock=stock,
         )
         self.name = f"PostTable {self.path.name}"
-        self._table = [(row, posts.get(str(number))) for number, row in rows]
+        self._table = [(row, posts.get(str(number))) for number, row in enumerate(table.rows, 1)]
+        self._gate = table.gate
+        self._gate.warnings += reader.warnings()
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
-        """The rows behind the posts, with all their columns."""
+        """The rows behind the posts, with all their columns.
+
+        A binary cell of a Parquet file is an object whose ``read()`` returns the bytes.
+        """
         return [post.cells for post in self.posts]
 
     @property
@@ -120,10 +143,11 @@ class PostTable(PostDataset):
         row, post = self._table[number - 1]
         if isinstance(row, str) or post is None:
             return {}, {}, str(row)
+        row = {name: None if isinstance(c, ParquetCell) else c for name, c in row.items()}
         values, errors = self._read(post)
         if not values:
             return row, {}, f"neither image nor text: {'; '.join(map(str, errors.values()))}"
-        reasons = [str(e) for name, e in errors.items() if getattr(post, name) is not None]
+        reasons = [str(e) for e in errors.values() if not isinstance(e, EmptyCellError)]
         return row, values, "; ".join(reasons)
 
     @property
@@ -142,51 +166,103 @@ class PostTable(PostDataset):
                         f"split must be train, val or test, {post.origin} has {str(cell)[:40]!r}"
                     )
                 parts[name].append(post.id)
-        return Splits(**parts, source=self.path.name)
+        for name in ("train", "test"):
+            if not parts[name]:
+                raise ValueError(self._why_empty(name))
+        return Splits(parts["train"], parts["val"], parts["test"], source=self.path.name)
+
+    def _why_empty(self, name: str) -> str:
+        """Return why no post is in a split."""
+        names = [str(row.get("split")).lower() for row, _ in self._table if isinstance(row, dict)]
+        count, reasons = names.count(name), [problem.reason for problem in self._problems]
+        reason = f"; the first: {reasons[0]}" if count and reasons else ""
+        return f"no post is in the split {name}: {count} rows name it and were left out{reason}"
 
 
-def _read_row(
-    number: int, row: Row | str, column: Mapping[str, str | None], used: set[str]
-) -> tuple[int, str, PostRow, str | None]:
-    """Return the number of a row, its id, its post, and why it cannot be used."""
-    if isinstance(row, str):
-        return number, str(number), PostRow(str(number), None, None, None), row
-    labeled = column["label"] is not None
-    cell = row.get("id", number) if labeled else number
-    label = row.get(column["label"] or "")
-    post_id = "" if is_missing(cell) else _text(cell)
-    reason = None
-    if not post_id or post_id in used:
-        reason = "the id occurred before" if post_id else "the id is empty"
-    elif labeled and (is_missing(label) or isinstance(label, Mapping | list)):
-        reason = "there is no label"
-    else:
-        used.add(post_id)
-    post = PostRow(
-        post_id,
-        _text(label) if labeled else None,
-        _image(row.get(column["image"] or "")),
-        _cell(row.get(column["text"] or "")),
-        origin=f"row {number}",
-        cells=row,
-    )
-    return number, post_id, post, reason
+class _RowReader:
+    """Makes posts of rows, one after the other, and notes what may be a mistake in them."""
 
+    def __init__(self, columns: Mapping[str, str | None], missing_words: Collection[str]) -> None:
+        self.columns = columns
+        self.missing_words = {word.strip().casefold() for word in missing_words}
+        self.ids: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
+        self.lists = 0  # texts that are lists or mappings
+        self.words: Counter[tuple[str, str]] = Counter()  # by column and word
 
-def _image(cell: Any) -> Any:
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if is_missing(cell):
-        return None
-    return Path(cell.strip()) if isinstance(cell, str) else cell
+    def read(self, number: int, row: Row | str) -> tuple[int, str, PostRow, str | None]:
+        """Return the number of a row, its id, its post, and why it cannot be used."""
+        if isinstance(row, str):
+            return number, str(number), PostRow(str(number), None, None, None), row
+        column = self.columns["label"]
+        labeled = column is not None
+        label, text = self.cell(row, column), self.cell(row, self.columns["text"])
+        post_id = _text(self.cell(row, "id") if labeled and "id" in row else number)
+        self.lists += isinstance(text, list | Mapping)
+        reason = None
+        if not post_id or post_id in self.ids:
+            reason = "the id occurred before" if post_id else "the id is empty"
+        elif labeled and label is None:
+            reason = f"there is no label (column {column!r})"
+        elif isinstance(label, Mapping | list):
+            kind = "a list" if isinstance(label, list) else "a mapping"
+            reason = f"the column {column!r} holds {kind}, {str(label)[:40]}"
+        else:
+            self.ids[post_id] += 1
+            self.labels[_text(label)] += labeled
+        post = PostRow(
+            post_id,
+            _text(label) if labeled else None,
+            image_of(self.cell(row, self.columns["image"])),
+            None if text is None else str(text),
+            origin=f"row {number}",
+            cells=row,
+        )
+        return number, post_id, post, reason
 
+    def advice(self, reason: str) -> str:
+        """Return what to do where no row can be used for a reason."""
+        if "holds a" in reason:
+            return ": one class a row is read, make a column of one of them"
+        return ": label_column=None reads posts without labels" if "no label" in reason else ""
 
-def _cell(cell: Any) -> str | None:
-    return None if is_missing(cell) else str(cell)
+    def cell(self, row: Row, column: str | None) -> Any:
+        """Return a cell, None where it is missing."""
+        value = row.get(column or "")
+        if isinstance(value, ParquetCell) and column != self.columns["image"]:
+            value = value.read()
+            value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        if column is None or is_missing(value):
+            return None
+        if isinstance(value, str) and len(value) < 20:
+            word = value.strip().casefold()
+            if word in self.missing_words:
+                return None
+            if word in MISSING_WORDS:
+                self.words[column, value.strip()] += 1
+        return value
+
+    def warnings(self) -> list[str]:
+        """Return what may be a mistake in the rows."""
+        warnings = [
+            f"the column {column!r} holds the word {word!r} {n} times, which counts as a value: "
+            f'missing_words=["{word}"] makes it a missing one'
+            for (column, word), n in sorted(self.words.items())
+        ]
+        if self.lists:
+            warnings.append(f"{self.lists} texts are lists or mappings, read as they are written")
+        for name, values in (("ids", self.ids), ("labels", self.labels)):
+            groups = near_equal(values)
+            more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+            if groups:
+                warnings.append(
+                    f"{name} differ only by case, blanks or '.0': {'; '.join(groups[:5])}{more}"
+                )
+        return warnings
 
 
 def _text(value: Any) -> str:
     """Return the name of an id or a label; 2.0, which a table with gaps makes of 2, is "2"."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return "" if value is None else str(value).strip()

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfusion._text import clean_text
+from robustfusion.datasets.cells import shorten
 from robustfusion.datasets.pictures import BadFileError, decode, fingerprint
+from robustfusion.datasets.text_gate import encoding_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +31,9 @@ class FileInfo(NamedTuple):
     digest: str
     text: str = ""
     lossy: bool = False  # some bytes of the text are not UTF-8
+    changed: bool = False  # control characters of the text were left out
     fingerprint: NDArray[np.bool_] | None = None
+    narrow: bool = False  # the picture uses less than an eighth of its range of brightness
 
 
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
@@ -36,9 +41,11 @@ def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
 
     Anything else is a ``BadFileError``, which does not say whether a file outside exists.
     """
-    name = path.name
+    name = shorten(path.name)
     if within is not None and path.is_relative_to(within):
-        name = str(path.relative_to(within))  # tells in which folder the file was expected
+        name = shorten(
+            str(path.relative_to(within))
+        )  # tells in which folder the file was expected
     try:
         if within is not None:
             path = _confined(path, within)
@@ -84,18 +91,26 @@ def check_size(content: bytes, limit: int, name: str) -> None:
 
 
 def inspect_text(content: bytes, name: str) -> FileInfo:
-    """Read a text as UTF-8 without invalid bytes; a text of blanks is a bad file."""
-    text = content.decode("utf-8-sig", errors="ignore").replace("\r\n", "\n").strip()
+    """Read a text as UTF-8 without invalid bytes; a text of blanks is a bad file.
+
+    A byte order mark may say UTF-16 instead. Control characters are left out.
+    """
+    encoding = encoding_of(content)
+    decoded = content.decode(encoding, errors="ignore")
+    text = clean_text(decoded)
+    changed, text = text != decoded, text.replace("\r\n", "\n").strip()
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadFileError(f"{name} holds no text ({len(content)} bytes)", "empty")
-    return FileInfo(
-        digest(content), text, lossy=content.decode(errors="ignore").encode() != content
-    )
+    lossy = content.decode(encoding, "replace") != decoded
+    return FileInfo(digest(content), text, lossy, changed)
 
 
 def inspect_image(content: bytes, name: str) -> FileInfo:
     """Decode an image once, at small size where the format allows it, for its digest and hash."""
-    return FileInfo(digest(content), fingerprint=fingerprint(decode(content, name, small=True)))
+    gray = decode(content, name, small=True).convert("L")
+    levels = np.ptp(np.asarray(gray))
+    narrow = bool(0 < levels < 32)  # a constant picture has no range to scale
+    return FileInfo(digest(content), fingerprint=fingerprint(gray), narrow=narrow)
 
 
 def read_image(

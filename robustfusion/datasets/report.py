@@ -2,15 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 ProblemKind = Literal[
     "label row", "label rule", "missing text", "missing image", "empty text", "unreadable text",
-    "unreadable image", "no modality",
+    "unreadable image", "no modality", "stock text", "stock image",
 ]  # fmt: skip
 Action = Literal["skipped", "excluded", "missing modality"]
-DuplicateKind = Literal["text", "image", "near image"]
+DuplicateKind = Literal["text", "image", "near image", "stock text", "stock image"]
 MAX_LISTED = 3  # problems of a kind that the printed report lists one by one
 
 
@@ -27,8 +27,9 @@ class Duplicates(NamedTuple):
     """Posts that share a text or an image.
 
     ``kind`` is "text" (equal up to RT, handles, URLs, case and punctuation), "image" (equal
-    bytes) or "near image" (nearly equal perceptual hash). ``labels`` and, where splits were
-    given, ``splits`` are aligned with ``ids``.
+    bytes) or "near image" (nearly equal perceptual hash); "stock text" and "stock image" are
+    contents under many posts that differ otherwise, which are no duplicates. ``labels`` and, where
+    splits were given, ``splits`` are aligned with ``ids``.
 
     Example:
         >>> from robustfusion.datasets import Duplicates
@@ -87,6 +88,9 @@ class DatasetReport:
     split_sizes: Mapping[str, int]  #: posts in each split, empty without splits
     unknown_split_ids: tuple[str, ...]  #: ids that the splits name and the data set lacks
     verified: bool  #: whether every file was read and decoded
+    lines: Mapping[str, int] = field(default_factory=dict)  #: lines of a table by what they hold
+    cleaned: Mapping[str, int] = field(default_factory=dict)  #: cells that were changed, by why
+    warnings: tuple[str, ...] = ()  #: what is valid and may be a mistake
 
     def groups(self, kind: DuplicateKind) -> tuple[Duplicates, ...]:
         """Return the duplicate groups of one kind."""
@@ -101,6 +105,11 @@ class DatasetReport:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.posts} posts of {self.rows} rows in the label file"]
         lines.append("  labels: " + _counts(self.class_counts))
+        if self.lines:
+            parts = ", ".join(f"{count} {name}" for name, count in self.lines.items() if count)
+            lines.append(f"  lines of the file: {sum(self.lines.values())} ({parts})")
+        lines += [f"  cells with {name} (cleaned): {n}" for name, n in self.cleaned.items()]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         if self.split_sizes:
             lines.append("  splits: " + _counts(self.split_sizes))
         if self.unknown_split_ids:
@@ -119,10 +128,16 @@ class DatasetReport:
         lines.append(f"  texts with bytes that are not UTF-8 (left out): {len(self.lossy_texts)}")
         if self.files_without_row:
             lines.append(f"  files without a label row: {_some(self.files_without_row)}")
-        return "\n".join([*lines, *map(self._duplicate_line, get_args(DuplicateKind))])
+        duplicates = [self._duplicate_line(kind) for kind in get_args(DuplicateKind)]
+        return "\n".join([*lines, *filter(None, duplicates)])
 
     def _duplicate_line(self, kind: DuplicateKind) -> str:
         groups = self.groups(kind)
+        if kind.startswith("stock"):
+            counts = ", ".join(f"{len(g.ids)} posts (first: {g.ids[0][:40]})" for g in groups)
+            return (
+                f"  {kind}, no duplicates (stock='missing' drops it): {counts}" if counts else ""
+            )
         line = f"  duplicates by {kind}: {len(groups)} groups, {sum(len(g.ids) for g in groups)} "
         line += f"posts, {sum(g.labels_conflict for g in groups)} groups with conflicting labels"
         if self.split_sizes:

@@ -26,6 +26,7 @@ class Splits:
         val: ids to select by; may be empty.
         test: ids to report on.
         source: a note for people, where the split comes from.
+        note: why the sizes are not those that were asked for.
 
     Raises:
         ValueError: for an id in two splits or twice in one, or an empty train or test split.
@@ -46,10 +47,16 @@ class Splits:
     """
 
     def __init__(
-        self, train: Sequence[str], val: Sequence[str], test: Sequence[str], *, source: str = ""
+        self,
+        train: Sequence[str],
+        val: Sequence[str],
+        test: Sequence[str],
+        *,
+        source: str = "",
+        note: str = "",
     ) -> None:
         self.train, self.val, self._test = tuple(train), tuple(val), tuple(test)
-        self.source = source
+        self.source, self.note = source, note
         self.openings: list[str] = []
         if not self.train or not self._test:
             raise ValueError("train and test must not be empty")
@@ -102,7 +109,8 @@ class Splits:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
-        return f"Splits({sizes}, hash={self.hash!r})"
+        note = f", note={self.note!r}" if self.note else ""
+        return f"Splits({sizes}, hash={self.hash!r}{note})"
 
 
 def load_splits(path: str | os.PathLike[str]) -> Splits:
@@ -157,7 +165,8 @@ def stratified_split(
         seed: decides which ids go where.
         ids: unique ids.
         groups: posts of one group, say duplicates of each other, stay in one split; a group
-            counts under the label of its smallest id.
+            counts under the label of its smallest id. Where large groups move a split by more than
+            a percent of all ids from its share, ``note`` of the splits says so.
 
     Raises:
         ValueError: for lengths that differ, fractions that do not add up, or repeated ids.
@@ -199,7 +208,11 @@ def stratified_split(
             wanted[target] -= len(group_ids)
     source = f"stratified_split(fractions={tuple(fractions)}, seed={seed})"
     order = {post_id: position for position, post_id in enumerate(ids)}
-    return Splits(*(sorted(part, key=order.__getitem__) for part in parts), source=source)
+    off = max(abs(len(p) - f * len(ids)) for p, f in zip(parts, fractions, strict=True))
+    largest, note = max(map(len, ids_of.values()), default=0), ""
+    if groups is not None and largest > 1 and off > 0.01 * len(ids):
+        note = f"{off / len(ids):.0%} off, the largest group has {largest} of {len(ids)} ids"
+    return Splits(*(sorted(p, key=order.__getitem__) for p in parts), source=source, note=note)
 
 
 def _draw(seed: int, post_id: str) -> bytes:

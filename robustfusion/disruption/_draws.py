@@ -78,6 +78,11 @@ def check_options(kind: str, kinds: object, severity: object) -> None:
     if kind not in get_args(kinds):
         known = ", ".join(map(repr, get_args(kinds)))
         raise ValueError(f"kind must be one of {known}, got {kind!r}")
+    check_severity(severity)
+
+
+def check_severity(severity: object) -> None:
+    """Raise unless `severity` is a number in [0, 1] or a range of them."""
     pair = severity if isinstance(severity, tuple) else (severity, severity)
     numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in pair)
     if len(pair) != 2 or not numbers or not 0.0 <= pair[0] <= pair[1] <= 1.0:

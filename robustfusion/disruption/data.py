@@ -1,7 +1,6 @@
 """Disruption of raw samples: in a dataset, or in a collate function."""
 
 import copy
-import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion._optional import import_pillow, is_pillow
+from robustfusion._text import is_missing
 from robustfusion._validation import check_keys
 from robustfusion.disruption._draws import SampleId, canonical_id, sample_generator
 from robustfusion.disruption.features import PARTIAL
@@ -55,13 +55,6 @@ def placeholder(value: Any) -> Any:
     if is_pillow(value):
         return import_pillow().new(value.mode, value.size)
     raise TypeError(f"no placeholder for an input of type {type(value).__name__}")
-
-
-def is_missing(value: Any) -> bool:
-    """Return whether an input is missing: None, a text of blanks, or NaN as in tables."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def collate(

@@ -19,7 +19,9 @@ from robustfusion.disruption._draws import (
     sample_generator,
 )
 
-FeatureKind: TypeAlias = Literal["mask", "noise", "shuffle", "gap"]
+FeatureKind: TypeAlias = Literal["mask", "noise", "shuffle", "gap", "scale", "mean", "swapped"]
+
+MAX_GAIN = 10.0  # factor at severity 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,10 @@ class FeatureCorruption:
     - `mask`: a share `s` of the dimensions is set to 0;
     - `noise`: Gaussian noise of standard deviation 2 s times that of the vector's own entries;
     - `shuffle`: a share of the dimensions is permuted at random;
-    - `gap`: a share of the tokens of a sequence (..., D), or of a vector's entries, is set to 0.
+    - `gap`: a share of the tokens of a sequence (..., D), or of a vector's entries, is set to 0;
+    - `scale`: the features are multiplied or divided, at random, by 10 to the power of s;
+    - `mean`: x becomes (1 - s) x + s m, with the mean m of other samples' features;
+    - `swapped`: a share of the dimensions comes from another sample.
 
     It works for any modality. If you have the inputs, corrupt these and encode again instead:
     real damage changes features in other ways than noise does.
@@ -64,14 +69,32 @@ class FeatureCorruption:
     def __post_init__(self) -> None:
         check_options(self.kind, FeatureKind, self.severity)
 
-    def __call__(self, features: Tensor, generator: np.random.Generator) -> Tensor:
-        """Return a corrupted copy of one sample's features, randomness from `generator`."""
+    def __call__(
+        self, features: Tensor, generator: np.random.Generator, other: Tensor | None = None
+    ) -> Tensor:
+        """Return a corrupted copy of one sample's features; randomness comes from `generator`.
+
+        The kinds `mean` and `swapped` need `other`, of the same shape: the mean of the features of
+        several samples, or the features of another sample.
+        """
         if not isinstance(features, Tensor) or not features.is_floating_point():
             got = features.dtype if isinstance(features, Tensor) else type(features).__name__
             raise TypeError(f"features must be a floating tensor, got {got}")
         if features.ndim == 0:
             raise ValueError("features must have shape (..., D), got ()")
         severity = draw_severity(self.severity, generator)
+        if self.kind in ("mean", "swapped"):
+            if not isinstance(other, Tensor) or other.shape != features.shape:
+                shape = tuple(other.shape) if isinstance(other, Tensor) else type(other).__name__
+                raise ValueError(
+                    f'kind="{self.kind}" needs other, a tensor of shape {tuple(features.shape)}, '
+                    f"got {shape}"
+                )
+            if self.kind == "mean":
+                return features.lerp(other.to(features), severity)
+        if self.kind == "scale":
+            gain = MAX_GAIN**severity
+            return features.mul(gain if generator.random() < 0.5 else 1.0 / gain)
         if self.kind == "noise":
             noise = torch.from_numpy(generator.standard_normal(tuple(features.shape))).to(features)
             std = features.detach().double().std(correction=0).to(features)
@@ -83,6 +106,9 @@ class FeatureCorruption:
             return features.index_fill(0, target, 0.0)
         if self.kind == "mask":
             return features.index_fill(-1, target, 0.0)
+        if self.kind == "swapped" and other is not None:
+            values = other.to(features).index_select(-1, target)
+            return features.index_copy(-1, target, values)
         source = torch.from_numpy(generator.permutation(chosen)).to(features.device)
         return features.index_copy(-1, target, features.index_select(-1, source))
 

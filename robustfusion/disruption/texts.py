@@ -9,9 +9,12 @@ import numpy as np
 
 from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
-TextKind: TypeAlias = Literal["mask", "characters", "mojibake", "truncate"]
+TextKind: TypeAlias = Literal[
+    "mask", "characters", "mojibake", "truncate", "repeat", "blank", "swapped"
+]
 
 _WORD = re.compile(r"\S+")
+_FILLERS = (".", "-", "...", "?", "_")
 
 
 def _misread(word: str) -> str:
@@ -48,7 +51,10 @@ class TextCorruption:
     - `mask`: words are replaced by `mask_token` (section 4.1);
     - `characters`: characters are replaced, lost or doubled;
     - `mojibake`: words are read in the wrong encoding: UTF-8 as Windows-1252, ASCII as UTF-16;
-    - `truncate`: the end of the text is cut off; at least one character stays.
+    - `truncate`: the end of the text is cut off; at least one character stays;
+    - `repeat`: words are replaced by one word of the text, the same everywhere;
+    - `blank`: words are replaced by punctuation, until the text holds nothing else;
+    - `swapped`: the end of the text is replaced by the end of another text.
 
     White space separates words and is kept. The number of damaged words or characters is rounded
     to the nearest, and is at least one. A text without words is returned unchanged.
@@ -79,21 +85,39 @@ class TextCorruption:
     def __post_init__(self) -> None:
         check_options(self.kind, TextKind, self.severity)
 
-    def __call__(self, text: str, generator: np.random.Generator) -> str:
-        """Return a corrupted copy of `text`; all randomness comes from `generator`."""
+    def __call__(self, text: str, generator: np.random.Generator, other: str | None = None) -> str:
+        """Return a corrupted copy of `text`; all randomness comes from `generator`.
+
+        The kind `swapped` takes words from `other`, another text.
+        """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
+        if self.kind == "swapped" and not isinstance(other, str):
+            raise ValueError(
+                f'kind="swapped" needs other, another text, got {type(other).__name__}'
+            )
         severity = draw_severity(self.severity, generator)
         if self.kind == "characters":
             return _characters(text, severity, generator)
         if self.kind == "truncate":
             return text[: len(text) - min(count_of(severity, len(text)), max(len(text) - 1, 0))]
-        words = len(_WORD.findall(text))
-        chosen = iter(choose(words, count_of(severity, words), generator))
+        words = _WORD.findall(text)
+        if self.kind == "swapped" and words and severity > 0:
+            others = (other or "").split()
+            own = words[: len(words) - count_of(severity, len(words))]
+            return " ".join([*own, *others[len(others) - count_of(severity, len(others)) :]])
+        chosen = iter(choose(len(words), count_of(severity, len(words)), generator))
+        repeated = (
+            words[int(generator.integers(len(words)))] if self.kind == "repeat" and words else ""
+        )
 
         def replace(match: re.Match[str]) -> str:
             if not next(chosen):
                 return match[0]
-            return self.mask_token if self.kind == "mask" else _misread(match[0])
+            if self.kind == "mojibake":
+                return _misread(match[0])
+            if self.kind == "blank":
+                return _FILLERS[int(generator.integers(len(_FILLERS)))]
+            return repeated if self.kind == "repeat" else self.mask_token
 
-        return _WORD.sub(replace, text)
+        return text if self.kind == "swapped" else _WORD.sub(replace, text)

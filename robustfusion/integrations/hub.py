@@ -1,13 +1,12 @@
-"""Heads and classifiers in a folder or on the Hugging Face hub, with a card of measurements.
+"""Save heads to a folder or the Hugging Face hub, with a model card of measurements.
 
-Not on huggingface_hub's ``PyTorchModelHubMixin``: it deletes the old config before it knows
-whether the new can be written, drops arguments that JSON cannot hold, and builds from a config
-that nobody checked. All but its upload would be overridden here, and that is three calls.
+This is not built on huggingface_hub's ``PyTorchModelHubMixin``, which deletes the old config
+before it knows whether the new one can be written, drops arguments that JSON cannot hold, and
+builds a model from a config that nobody checked. All of it but the upload would be overridden.
 """
 
 import inspect
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from robustfusion import checkpoint
-from robustfusion.classifier import DRFClassifier
 from robustfusion.drf import DRFHead
 from robustfusion.evaluation import RobustnessReport
 from robustfusion.paper import PaperDRFHead
@@ -32,75 +30,17 @@ PAPER = "https://arxiv.org/abs/2511.18751"
 FILES = [checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.DIGESTS]
 
 
-class _HubModule(nn.Module, ABC):
-    def save_pretrained(
-        self, save_directory: str | Path, *, model_card_kwargs: Mapping[str, Any] | None = None
-    ) -> None:
-        """Write weights, config, digests and, unless there is one, a :func:`model_card`."""
-        checkpoint.save_model(self, save_directory, self._config())
-        card = Path(save_directory) / "README.md"
-        if not card.exists():
-            model_card(self, **(model_card_kwargs or {})).save(card)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        model_card_kwargs: Mapping[str, Any] | None = None,
-        **commit: Any,
-    ) -> str:
-        """Upload what :meth:`save_pretrained` writes, with ``HfApi.upload_folder(**commit)``."""
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **commit))
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
-        """Return the model of a folder or a repository, in evaluation mode.
-
-        ``options`` are ``encoders`` and ``head`` of a classifier, the rest as of
-        ``huggingface_hub.snapshot_download``, say ``revision``.
-        """
-        parts = {name: options.pop(name) for name in ("encoders", "head") if name in options}
-        folder = Path(name_or_path)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(str(name_or_path), allow_patterns=FILES, **options))
-        config, weights = checkpoint.read_config(folder), checkpoint.read_weights(folder)
-        try:
-            model = cls._build(config, weights, **parts)
-            checkpoint.check_fit(model, weights)
-            model.load_state_dict(weights)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{folder} holds no such {cls.__name__}: {error}") from error
-        return model.eval()
-
-    @abstractmethod
-    def _config(self) -> dict[str, Any]:
-        """What ``config.json`` holds: enough to build the model again."""
-
-    @classmethod
-    @abstractmethod
-    def _build(cls, config: Any, weights: Mapping[str, Tensor], **parts: Any) -> Self:
-        """Build a model for these weights, and refuse what they do not fit before that."""
-
-
-class HubDRFHead(DRFHead, _HubModule):
+class HubDRFHead(DRFHead):
     r"""A :class:`~robustfusion.DRFHead` with ``save_pretrained`` and ``from_pretrained``.
 
     The folder holds ``model.safetensors`` with weights, queues and calibration, ``config.json``
     with the constructor's arguments, ``SHA256SUMS`` with the digests of both, and ``README.md``,
-    the model card. Reading it runs no code, and refuses what does not fit.
-
-    ``save_pretrained(folder, model_card_kwargs={"report": report, "dataset": "MVSA-Single"})``
-    hands these to :func:`model_card`, and so does ``push_to_hub(repo_id, model_card_kwargs=...)``.
-    A card that is there already is kept.
+    the model card. Reading it runs no code, and refuses what does not fit. For a model with
+    encoders use :func:`~robustfusion.checkpoint.save_model` and :func:`model_card`: only your code
+    can build them.
 
     Args:
-        dims: And all others, as of :class:`~robustfusion.DRFHead`.
+        dims: And all others, see :class:`~robustfusion.DRFHead`.
 
     Raises:
         TypeError: On saving, if an argument cannot be written as JSON, such as a factory.
@@ -121,11 +61,14 @@ class HubDRFHead(DRFHead, _HubModule):
 
     def __init__(self, dims: Mapping[str, int], num_classes: int, **options: Any) -> None:
         super().__init__(dims, num_classes, **options)
-        given = inspect.signature(DRFHead).bind(dict(dims), num_classes, **options)
-        given.apply_defaults()
-        self.arguments = dict(given.arguments)
+        arguments = inspect.signature(DRFHead).bind(dict(dims), num_classes, **options)
+        arguments.apply_defaults()
+        self.arguments = dict(arguments.arguments)
 
-    def _config(self) -> dict[str, Any]:
+    def save_pretrained(
+        self, save_directory: str | Path, *, model_card_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write weights, config, digests and, unless there is one, a :func:`model_card`."""
         known = inspect.signature(DRFHead).parameters
         for name, value in self.arguments.items():
             if callable(value) and value is not known[name].default:
@@ -133,56 +76,47 @@ class HubDRFHead(DRFHead, _HubModule):
                     f"{name} cannot be written as JSON, so the head could not be built again: use "
                     "robustfusion.checkpoint.save_model, which leaves building to your code"
                 )
-        return {name: value for name, value in self.arguments.items() if not callable(value)}
+        config = {name: value for name, value in self.arguments.items() if not callable(value)}
+        checkpoint.save_model(self, save_directory, config)
+        card = Path(save_directory) / "README.md"
+        if not card.exists():
+            model_card(self, **(model_card_kwargs or {})).save(card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        **commit: Any,
+    ) -> str:
+        """Upload the files of :meth:`save_pretrained`, with ``HfApi.upload_folder(**commit)``."""
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **commit))
 
     @classmethod
-    def _build(cls, config: Any, weights: Mapping[str, Tensor], **parts: Any) -> Self:
-        with torch.device("meta"):  # a foreign config may ask for terabytes
-            checkpoint.check_fit(cls(**config), weights)
-        return cls(**config, **parts)
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> Self:
+        """Return the head of a folder or a repository, in evaluation mode.
 
-
-class HubDRFClassifier(DRFClassifier, _HubModule):
-    r"""A :class:`~robustfusion.DRFClassifier` with ``save_pretrained`` and ``from_pretrained``.
-
-    How to build your encoders only your code knows, so loading is given them, built but not
-    trained: their weights are in the folder. The head is built from the config if it is a
-    :class:`HubDRFHead`; any other is given as well.
-
-    Args:
-        encoders: As of :class:`~robustfusion.DRFClassifier`.
-        head: Any head.
-
-    Raises:
-        ValueError: On loading, if encoders or head are not of the saved form, or files are
-            damaged or foreign.
-
-    Example:
-        >>> import tempfile
-        >>> from torch import nn
-        >>> from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead
-        >>> build = lambda: {"image": nn.Linear(12, 8), "text": nn.EmbeddingBag(100, 4)}
-        >>> model = HubDRFClassifier(build(), HubDRFHead({"image": 8, "text": 4}, num_classes=3))
-        >>> folder = tempfile.mkdtemp()
-        >>> model.save_pretrained(folder)
-        >>> type(HubDRFClassifier.from_pretrained(folder, encoders=build()).head).__name__
-        'HubDRFHead'
-    """
-
-    def _config(self) -> dict[str, Any]:
-        head = {"head": self.head._config()} if isinstance(self.head, HubDRFHead) else {}
-        return {"encoders": list(self.encoders), **head}
-
-    @classmethod
-    def _build(cls, config: Any, weights: Mapping[str, Tensor], **parts: Any) -> Self:
-        if "encoders" not in parts:
-            raise ValueError(f"pass encoders=, one module for each of {config['encoders']}")
-        if "head" not in parts:
-            if "head" not in config:
-                raise ValueError(f"{checkpoint.CONFIG} says nothing of the head: pass head=")
-            own = {k[5:]: tensor for k, tensor in weights.items() if k.startswith("head.")}
-            parts["head"] = HubDRFHead._build(config["head"], own)
-        return cls(**parts)
+        ``options`` are those of ``huggingface_hub.snapshot_download``, for example ``revision``.
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(name_or_path), allow_patterns=FILES, **options))
+        config: Any = checkpoint.read_config(folder)
+        weights: dict[str, Tensor] = checkpoint.read_weights(folder)
+        try:
+            with torch.device("meta"):  # a foreign config may ask for terabytes
+                checkpoint.check_fit(cls(**config), weights)
+            head = cls(**config)
+            head.load_state_dict(weights)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{folder} holds no such {cls.__name__}: {error}") from error
+        return head.eval()
 
 
 def model_card(
@@ -192,13 +126,13 @@ def model_card(
     dataset: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
-    """Write a model card from what was measured.
+    """Write a model card from measurements.
 
     Args:
         model: A head or a classifier.
         report: Its robustness report; goes into the text, and as results into the metadata.
-        dataset: Name of the data the report was made on.
-        license: Identifier of the model's license, say "apache-2.0".
+        dataset: Name of the data that the report was made on.
+        license: Identifier of the model's license, for example "apache-2.0".
 
     Example:
         >>> from robustfusion import DRFHead
@@ -223,21 +157,18 @@ def model_card(
     widths = ", ".join(f"{m} ({dim})" for m, dim in getattr(head, "dims", {}).items())
     text = (
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n"
-        "Predicts from several modalities, each of which may be missing or of low quality. Made "
-        f"with `robustfusion`{method}.\n\n- Head: `{type(head).__name__}`"
+        "Predicts from several modalities, each of which may be missing or damaged. Built with "
+        f"`robustfusion`{method}.\n\n- Head: `{type(head).__name__}`"
         f"{', feature widths: ' if widths else ''}{widths}\n\n"
     )
-    if isinstance(model, _HubModule):
-        parts = ", encoders=your_encoders" if isinstance(model, HubDRFClassifier) else ""
-        parts += "" if isinstance(head, HubDRFHead) else ", head=your_head"
+    if isinstance(model, HubDRFHead):
         text += f"```python\nfrom {__name__} import {name}\n\n"
-        text += f'model = {name}.from_pretrained("folder or repository"{parts})\n```\n\n'
+        text += f'model = {name}.from_pretrained("folder or repository")\n```\n\n'
     if report is None:
-        text += "No robustness report came with this model: nothing is known of its errors.\n"
+        text += "No robustness report came with this model: its errors are unknown.\n"
     else:
-        where = f" on {dataset}" if dataset else ""
         measured = report.to_markdown().rstrip().replace("\n#", "\n##")
-        text += f"Measured{where}:\n\n#{measured}\n"
+        text += f"Measured{f' on {dataset}' if dataset else ''}:\n\n#{measured}\n"
     return ModelCard(text)
 
 
@@ -246,7 +177,7 @@ def _results(report: RobustnessReport, dataset: str) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="multimodal-classification",
-            task_name="Classification with missing or poor modalities",
+            task_name="Classification with missing or damaged modalities",
             dataset_type=dataset.lower().replace(" ", "-"),
             dataset_name=f"{dataset}, {cell.condition.title}",
             dataset_config=key,

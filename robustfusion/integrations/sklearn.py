@@ -14,6 +14,7 @@ from robustfusion.drf import DRFHead
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.preprocessing import StandardScaler
     from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
@@ -25,14 +26,14 @@ except ImportError as error:
 Columns: TypeAlias = slice | Sequence[int] | Sequence[str] | NDArray[Any]
 
 CHECKS: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
-# Of training, unless ``epochs`` says otherwise. Ours: enough for a head on cached features to
-# converge; few samples are not seen too often, many are seen often enough.
+# Length of training unless ``epochs`` sets it. Our choice: a head on cached features converges in
+# so many steps, and the bounds on epochs are for very few and very many samples.
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 300, 6, 100
-AT_ONCE = 1024  # samples of a prediction
+PREDICT_BATCH = 1024  # samples in one forward pass of a prediction
 
 
 def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, slice]]:
-    """Put feature arrays side by side: ``cross_val_score`` and ``Pipeline`` want one array.
+    """Join feature arrays into one, which ``cross_val_score`` and ``Pipeline`` need.
 
     Args:
         features: Modality to (N, D_m); a row with NaN means that the sample lacks the modality.
@@ -69,10 +70,10 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     r"""Train a robust head on cached features with ``fit`` and ``predict``.
 
     ``X`` is a dict from modality to (N, D_m), or one array (N, D) of which ``modalities`` names
-    the columns, as cross-validation and pipelines want it and :func:`join_features` makes it. A
-    row with NaN in a modality lacks that modality, in ``fit`` as in ``predict``; a sample that
-    lacks all is left out of ``fit``. Features are standardized with the statistics of the rows
-    that have them. Training is AdamW with a learning rate that falls to zero along a cosine.
+    the columns, as cross-validation and pipelines need it and :func:`join_features` returns it. A
+    sample with NaN in a modality lacks that modality, in ``fit`` as in ``predict``; a sample that
+    lacks all is left out of ``fit``. Features are standardized by the samples that have them.
+    Training is AdamW with a learning rate that falls to zero along a cosine.
 
     Args:
         modalities: For an array or a data frame: modality to a slice, indices or column names.
@@ -80,13 +81,13 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         head: Class or function from (dims, number of classes) to a head, such as
             :class:`~robustfusion.DRFHead` (``None``), :class:`~robustfusion.PaperDRFHead` or a
             baseline.
-        epochs: ``None`` makes about 300 steps, at least 6 and at most 100 epochs.
-        batch_size: Samples of a step.
-        learning_rate: At the start.
-        weight_decay: Of AdamW.
-        device: Where to train and predict.
-        random_state: Seed; an int makes ``fit`` deterministic. The global generators are left as
-            they were.
+        epochs: ``None`` trains for about 300 steps, at least 6 and at most 100 epochs.
+        batch_size: Number of samples in a step.
+        learning_rate: Learning rate at the start.
+        weight_decay: Weight decay of AdamW.
+        device: Device of training and prediction.
+        random_state: Seed; an int makes ``fit`` deterministic. The global generators do not
+            change.
 
     Attributes:
         classes_: The labels.
@@ -149,7 +150,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         if len(self.classes_) < 2:
             raise ValueError(f"y must hold two classes or more, got {len(self.classes_)} class")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._moments: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._scalers: dict[str, StandardScaler] = {}
         inputs, available = self._tensors(array)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -226,12 +227,14 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         inputs, available = {}, {}
         for name, columns in self.columns_.items():
             values = np.ascontiguousarray(array[:, columns])
-            here = ~np.isnan(values).any(1)
-            if name not in self._moments:
-                self._moments[name] = _moments(values[here])
-            mean, scale = self._moments[name]
-            inputs[name] = torch.from_numpy(np.where(here[:, None], (values - mean) / scale, 0.0))
-            available[name] = torch.from_numpy(here)
+            mask = ~np.isnan(values).any(1)
+            if name not in self._scalers:
+                # A row of zeros stands for a modality that no training sample has.
+                seen = values[mask] if mask.any() else np.zeros((1, values.shape[1]))
+                self._scalers[name] = StandardScaler().fit(seen)
+            scaled = self._scalers[name].transform(values)
+            inputs[name] = torch.from_numpy(np.where(mask[:, None], scaled, 0.0))
+            available[name] = torch.from_numpy(mask)
         return inputs, available
 
     def _train(
@@ -264,10 +267,10 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     def _output(
         self, head: nn.Module, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor], rows: Any
     ) -> Any:
-        given, available = (
+        batch, available = (
             {name: x[rows].to(self.device) for name, x in part.items()} for part in (inputs, masks)
         )
-        return head(given, available)
+        return head(batch, available)
 
     @torch.no_grad()
     def _outputs(self, X: Any) -> Iterator[Any]:
@@ -275,23 +278,15 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         check_is_fitted(self)
         array = validate_data(self, self._join_again(X), reset=False, **CHECKS)
         inputs, masks = self._tensors(array)
-        for start in range(0, len(array), AT_ONCE):
-            yield self._output(self.head_, inputs, masks, slice(start, start + AT_ONCE))
+        for start in range(0, len(array), PREDICT_BATCH):
+            yield self._output(self.head_, inputs, masks, slice(start, start + PREDICT_BATCH))
 
 
 def _joined(parts: list[Tensor]) -> NDArray[np.float64]:
-    joined: NDArray[np.float64] = torch.cat(parts).detach().double().cpu().numpy()
+    joined: NDArray[np.float64] = torch.cat(parts).detach().cpu().double().numpy()
     return joined
 
 
 def _is_dict(X: Any) -> bool:
     # One of SciPy's sparse formats is a dict as well.
     return isinstance(X, Mapping) and not hasattr(X, "shape")
-
-
-def _moments(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and deviation of each column; 0 and 1 without any row."""
-    if not len(rows):
-        return np.zeros(rows.shape[1]), np.ones(rows.shape[1])
-    scale = rows.std(0)
-    return rows.mean(0), np.where(scale > 0, scale, 1.0)

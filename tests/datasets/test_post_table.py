@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def test_labels_of_every_type(folder: Path, labels: list[Any], names: tuple[str,
     assert posts.class_names == names
     if None in labels:
         (problem,) = posts.report().problems
-        assert problem == ("3", "label row", "row 3: there is no label", "skipped")
+        reason = "row 3: there is no label (column 'label')"
+        assert problem == ("3", "label row", reason, "skipped")
 
 
 def test_the_order_of_the_classes_can_be_given(folder: Path) -> None:
@@ -195,9 +197,10 @@ def test_bad_rows_are_single_rows(folder: Path) -> None:
         "the text of row 5 has more than 1 MB",
         "neither image nor text: the image of row 6 is an empty cell; "
         "the text of row 6 is an empty cell",
-        "neither image nor text: of/nothing.png is missing; the text of row 7 is an empty cell",
+        "neither image nor text: of/nothing.png is missing: there is no folder 'of'; "
+        "the text of row 7 is an empty cell",
         "row 8: the id is empty",
-        "row 9: there is no label",
+        "row 9: there is no label (column 'label')",
     }
 
 
@@ -243,6 +246,53 @@ def test_a_file_that_is_no_parquet(folder: Path) -> None:
     (folder / "posts.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=r"posts\.parquet cannot be read as Parquet"):
         PostTable(folder / "posts.parquet")
+
+
+def test_parquet_pictures_stay_in_the_file(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 128, 128, 3), np.uint8)
+    contents = []
+    for picture in pixels:
+        Image.fromarray(picture).save(folder / "large.png")
+        contents.append((folder / "large.png").read_bytes())
+    large = len(contents[0])
+    table = pyarrow.table(
+        {
+            "image": [{"bytes": c, "path": None} for c in contents[:-1]] + [None],
+            "text": [f"text {n}" for n in range(40)],
+            "label": [n % 2 for n in range(40)],
+        }
+    )
+    parquet.write_table(table, folder / "posts.parquet", row_group_size=4, compression="none")
+    before = pyarrow.total_allocated_bytes()
+    posts = PostTable(folder / "posts.parquet")
+    assert pyarrow.total_allocated_bytes() - before < 20 * large
+    assert len(pickle.dumps(posts)) < large
+    assert posts.available["image"].tolist() == [True] * 39 + [False]
+    copy = pickle.loads(pickle.dumps(posts))
+    for index in (0, 38, 17, 3):
+        for data in (posts, copy):
+            assert np.array_equal(np.asarray(data[index]["inputs"]["image"]), pixels[index])
+    assert posts.rows[5]["image"].read()["bytes"] == contents[5]
+    lazy = PostTable(folder / "posts.parquet", verify=False, label_column=None)
+    assert lazy.read_row(40) == (
+        {"image": None, "text": "text 39", "label": 1},
+        {"text": "text 39"},
+        "",
+    )
+    assert lazy[39]["available"] == {"image": False, "text": True}
+
+
+def test_parquet_pictures_in_workers(folder: Path) -> None:
+    pytest.importorskip("pyarrow")
+    content = (folder / "1.png").read_bytes()
+    rows = [{"image": content, "text": f"text {n}", "label": n % 2} for n in range(6)]
+    posts = PostTable(
+        write(folder / "posts.parquet", rows), image_transform=lambda image: np.asarray(image)
+    )
+    loader = torch.utils.data.DataLoader(posts, num_workers=2, collate_fn=lambda batch: batch[0])
+    assert [sample["inputs"]["text"] for sample in loader] == [f"text {n}" for n in range(6)]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

@@ -15,7 +15,7 @@ from robustfusion.disruption import (
 )
 from robustfusion.disruption._draws import count_of
 
-FEATURE_KINDS: tuple[Any, ...] = ("mask", "noise", "shuffle")
+FEATURE_KINDS: tuple[Any, ...] = ("mask", "noise", "shuffle", "scale")
 
 
 @pytest.mark.parametrize("kind", FEATURE_KINDS)
@@ -73,6 +73,26 @@ def test_rows_do_not_depend_on_the_batch() -> None:
     assert corrupt.rows(features[:0], [], seed=1, modality="audio").shape == (0, 10)
     with pytest.raises(ValueError, match=r'features\["audio"\] must have shape \(6, ..., D\)'):
         corrupt.rows(features[0], ids, seed=1, modality="audio")
+
+
+@pytest.mark.parametrize("severity", [0.0, 0.3, 1.0])
+def test_mean_swapped_and_scale_by_hand(severity: float) -> None:
+    features, other = torch.arange(1.0, 11), torch.full((10,), -7.0)
+    mean = FeatureCorruption(kind="mean", severity=severity)(features, generator(), other)
+    torch.testing.assert_close(mean, (1 - severity) * features + severity * other)
+    swapped = FeatureCorruption(kind="swapped", severity=severity)(features, generator(), other)
+    assert int((swapped == -7).sum()) == count_of(severity, 10)
+    assert torch.equal(swapped[swapped != -7], features[swapped != -7])
+    gains = set()
+    for i in range(20):
+        result = FeatureCorruption(kind="scale", severity=severity)(features, generator(i))
+        gains.add(round(float((result / features).mean()), 4))
+    up, down = round(10**severity, 4), round(10**-severity, 4)
+    assert gains == {up, down}
+    kind: Any
+    for kind in ("mean", "swapped"):
+        with pytest.raises(ValueError, match=rf'kind="{kind}" needs other.*\(10,\), got \(3,\)'):
+            FeatureCorruption(kind=kind)(features, generator(), other[:3])
 
 
 def test_wrong_features_are_named() -> None:

@@ -16,11 +16,12 @@ from PIL import Image, ImageOps
 from small_inputs import as_pil, as_tensor, generator, photo
 
 from robustfusion.disruption import (
+    IMAGE_DAMAGE,
     ImageCorruption,
 )
 from robustfusion.disruption._draws import count_of
 
-IMAGE_KINDS: tuple[Any, ...] = ("mask", "occlusion", "noise", "low_light", "blur", "jpeg")
+IMAGE_KINDS: tuple[Any, ...] = tuple(kind for kind in IMAGE_DAMAGE if kind != "swapped")
 
 
 @pytest.mark.parametrize("kind", IMAGE_KINDS)
@@ -176,7 +177,9 @@ def test_mask_hides_nan() -> None:
     assert torch.equal(result, torch.zeros(1, 3, 3))
 
 
-@pytest.mark.parametrize("kind", ["noise", "low_light", "jpeg"])
+@pytest.mark.parametrize(
+    "kind", ["noise", "low_light", "jpeg", "black", "white", "gray", "random_color", "half_loaded"]
+)
 def test_normalised_floats_are_refused_not_clipped_in_silence(kind: Any) -> None:
     for image in (torch.full((3, 4, 4), -0.5), torch.full((3, 4, 4), 200.0)):
         with pytest.raises(ValueError, match="before it is normalised"):
@@ -189,6 +192,69 @@ def test_alpha_is_kept() -> None:
     result = ImageCorruption(severity=1.0)(pil, generator())
     assert np.array_equal(np.array(result)[..., 3], np.array(pil)[..., 3])
     assert not np.array(result)[..., :3].any()
+
+
+def test_one_color_by_hand() -> None:
+    image = torch.tensor([[[0, 100, 255]]], dtype=torch.uint8)
+    by_hand = {"black": [0, 36, 191], "white": [64, 164, 255], "gray": [32, 107, 223]}
+    kind: Any
+    for kind, expected in by_hand.items():
+        result = ImageCorruption(kind=kind, severity=0.25)(image, generator())
+        assert result[0, 0].tolist() == pytest.approx(expected, abs=0.51)
+    whole = {"black": 0, "low_light": 0, "white": 255, "gray": 128}
+    for kind, level in whole.items():
+        result = ImageCorruption(kind=kind, severity=1.0)(photo(), generator())
+        assert set(result.flatten().tolist()) == {level}
+    colors = set()
+    for i in range(20):
+        result = ImageCorruption(kind="random_color", severity=1.0)(photo(), generator(i))
+        (color,) = set(map(tuple, result.flatten(1).T.tolist()))
+        colors.add(color)
+    assert len(colors) == 20
+
+
+@pytest.mark.parametrize("severity", [0.1, 0.5, 1.0])
+def test_half_loaded_is_gray_from_below(severity: float) -> None:
+    image = torch.full((3, 40, 7), 200, dtype=torch.uint8)
+    result = ImageCorruption(kind="half_loaded", severity=severity)(image, generator())
+    rows = round(severity * 40)
+    assert (result[:, 40 - rows :] == 128).all()
+    assert (result[:, : 40 - rows] == 200).all()
+
+
+def test_pixelate_averages_blocks() -> None:
+    image = torch.rand(2, 21, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = ImageCorruption(kind="pixelate", severity=0.8)(image, generator())
+    side = 4  # 0.8 of a quarter of 21 is 4.2
+    for top in range(0, 21, side):
+        for left in range(0, 32, side):
+            block = slice(top, top + side), slice(left, left + side)
+            for channel in range(2):
+                mean = image[channel][block].mean()
+                values = result[channel][block]
+                assert torch.allclose(values, mean.expand_as(values), atol=1e-6)
+    same = ImageCorruption(kind="pixelate", severity=0.0)(image, generator())
+    assert torch.allclose(same, image, atol=1e-6)
+
+
+def test_swapped_shows_a_rectangle_of_another_image() -> None:
+    image, other = torch.zeros(3, 30, 20), torch.ones(3, 30, 20)
+    for severity in (0.0, 0.2, 0.6, 1.0):
+        result = ImageCorruption(kind="swapped", severity=severity)(image, generator(), other)
+        assert float(result.mean()) == pytest.approx(severity, abs=0.03)
+        assert set(result.flatten().tolist()) <= {0.0, 1.0}
+    larger = torch.full((3, 64, 64), 9, dtype=torch.uint8)
+    byte = photo()
+    result = ImageCorruption(kind="swapped", severity=1.0)(byte, generator(), larger)
+    assert torch.equal(result, torch.full_like(byte, 9))
+    pil = ImageCorruption(kind="swapped", severity=1.0)(as_pil(byte), generator(), as_pil(larger))
+    assert torch.equal(as_tensor(pil), result)
+    wrong: Any
+    for wrong in (None, as_pil(byte)):
+        with pytest.raises(ValueError, match='kind="swapped" needs other, another image'):
+            ImageCorruption(kind="swapped")(byte, generator(), wrong)
+    with pytest.raises(ValueError, match="other must have 3 channels, got 1"):
+        ImageCorruption(kind="swapped")(byte, generator(), byte[:1])
 
 
 def test_wrong_images_are_named() -> None:

@@ -107,6 +107,37 @@ def test_truncate_leaves_a_beginning(text: str, severity: float) -> None:
     assert len(result) == max(1, len(text) - count_of(severity, len(text)))
 
 
+WORDS = " ".join(f"word{i}" for i in range(40))
+
+
+@pytest.mark.parametrize("severity", [0.0, 0.1, 0.5, 1.0])
+def test_repeat_blank_and_swapped_hit_their_share_of_the_words(severity: float) -> None:
+    own, count = WORDS.split(), count_of(severity, 40)
+    repeated = TextCorruption(kind="repeat", severity=severity)(WORDS, generator()).split()
+    changed = [new for old, new in zip(own, repeated, strict=True) if new != old]
+    assert len(changed) in (count, count - 1)  # the repeated word itself may be hit
+    assert len(set(changed)) == (count > 0)
+    assert set(repeated) <= set(own)
+    blank = TextCorruption(kind="blank", severity=severity)(WORDS, generator()).split()
+    assert sum(new == old for old, new in zip(own, blank, strict=True)) == 40 - count
+    if severity == 1:
+        assert not any(letter.isalnum() for letter in "".join(blank))
+        assert "".join(blank).strip()  # not empty: an empty text would count as missing
+    other = " ".join(f"other{i}" for i in range(10))
+    swapped = TextCorruption(kind="swapped", severity=severity)(WORDS, generator(), other)
+    if severity == 1:
+        assert swapped == other
+    assert [w for w in swapped.split() if w in own] == own[: 40 - count]
+    assert sum(w.startswith("other") for w in swapped.split()) == count_of(severity, 10)
+
+
+def test_swapped_needs_another_text() -> None:
+    with pytest.raises(ValueError, match='kind="swapped" needs other, another text, got NoneType'):
+        TextCorruption(kind="swapped")("a", generator())
+    assert TextCorruption(kind="swapped")("", generator(), "b") == ""
+    assert TextCorruption(kind="repeat")("", generator()) == ""
+
+
 def test_text_must_be_a_string() -> None:
     with pytest.raises(TypeError, match="text must be a str, got list"):
         TextCorruption()(["a"], generator())  # type: ignore[arg-type]

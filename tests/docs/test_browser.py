@@ -27,6 +27,9 @@ PAGES = (
     "index.html",
     "getting-started.html",
     "choosing-parts.html",
+    "guides/damaged-inputs.html",
+    "guides/from-csv.html",
+    "guides/train-well.html",
     "guides/missing-modalities.html",
     "guides/your-encoders.html",
     "reference/index.html",
@@ -37,8 +40,10 @@ PAGES = (
     "results/comparison.html",
     "results/mvsa.html",
     "about/method.html",
+    "about/coming-from.html",
     "about/comparison.html",
     "about/faq.html",
+    "about/glossary.html",
 )
 
 
@@ -123,9 +128,12 @@ def test_search_finds(desktop: Any, address: str, words: str, page: str) -> None
     [
         ("deploy", "guides/deployment.html"),
         ("threshold", "guides/deployment.html"),
-        ("GPU", "guides/precision-and-compile.html"),
+        ("GPU", "guides/scale-and-save.html"),
         ("notebook", "reference/examples.html"),  # it begins with the notebook
         ("missing image", "guides/missing-modalities.html"),
+        ("corrupted image", "guides/damaged-inputs.html"),
+        ("black image", "guides/damaged-inputs.html"),
+        ("imbalance", "guides/train-well.html"),
     ],
 )
 def test_search_finds_first(desktop: Any, address: str, words: str, page: str) -> None:
@@ -134,7 +142,7 @@ def test_search_finds_first(desktop: Any, address: str, words: str, page: str) -
 
 
 def test_search_works_from_disk(desktop: Any, site: Path) -> None:
-    desktop.get((site / "guides" / "low-quality.html").as_uri())
+    desktop.get((site / "guides" / "damaged-inputs.html").as_uri())
     found = search(desktop, "FeatureQueue")
     assert any("reference/feature-queue.html" in link for link in found[:3])
     desktop.get(found[0].split("?")[0])
@@ -229,7 +237,7 @@ def test_phone_has_navigation_and_search(desktop: Any, address: str) -> None:
     desktop.set_window_size(390, 844)
     desktop.get(f"{address}/index.html")
     wait(desktop, lambda: find(desktop, "label[for='__drawer']"))[0].click()
-    for text in ("Guides", "Low quality"):
+    for text in ("Guides", "Train", "Damaged inputs: noise, blur, masks"):
         links = wait(
             desktop,
             lambda text=text: [
@@ -240,7 +248,7 @@ def test_phone_has_navigation_and_search(desktop: Any, address: str) -> None:
         )
         wait(desktop, lambda links=links: links[0].is_enabled())
         desktop.execute_script("arguments[0].click()", links[0])
-    wait(desktop, lambda: desktop.current_url.endswith("/guides/low-quality.html"))
+    wait(desktop, lambda: desktop.current_url.endswith("/guides/damaged-inputs.html"))
     wait(desktop, lambda: find(desktop, "label.md-header__button[for='__search']"))[0].click()
     assert any("reference/feature-queue.html" in link for link in search(desktop, "FeatureQueue"))
 

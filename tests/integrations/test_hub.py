@@ -1,4 +1,4 @@
-"""Heads and classifiers in folders and repositories, without the hub."""
+"""Heads in folders and repositories, without the hub."""
 
 import copy
 import hashlib
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 huggingface_hub: Any = pytest.importorskip("huggingface_hub")
 pytest.importorskip("safetensors")
 
-from robustfusion import DRFHead, NeighborQualityEstimator  # noqa: E402, after the skip
+from robustfusion import DRFClassifier, DRFHead, NeighborQualityEstimator  # noqa: E402, after the skip
 from robustfusion.baselines import ConcatenationHead  # noqa: E402
 from robustfusion.disruption import robustness_grid  # noqa: E402
 from robustfusion.evaluation import CachedFeatures, robustness_report  # noqa: E402
 from robustfusion.integrations import hub  # noqa: E402
-from robustfusion.integrations.hub import HubDRFClassifier, HubDRFHead  # noqa: E402
+from robustfusion.integrations.hub import HubDRFHead  # noqa: E402
 
 DIMS = {"image": 6, "text": 4}
 
@@ -72,24 +72,6 @@ def test_it_is_the_head_and_can_be_copied() -> None:
     assert copy.deepcopy(head).arguments == head.arguments
 
 
-def test_a_classifier_comes_back_into_fresh_encoders(tmp_path: Path) -> None:
-    model = train(HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)))
-    model.save_pretrained(tmp_path / "own")
-    given = features()
-    back = HubDRFClassifier.from_pretrained(tmp_path / "own", encoders=encoders())
-    assert torch.equal(model(given).logits, back(given).logits)
-    other = train(HubDRFClassifier(encoders(), ConcatenationHead(DIMS, 3)))
-    other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="says nothing of the head: pass head="):
-        HubDRFClassifier.from_pretrained(tmp_path / "other", encoders=encoders())
-    back = HubDRFClassifier.from_pretrained(
-        tmp_path / "other", encoders=encoders(), head=ConcatenationHead(DIMS, 3)
-    )
-    assert torch.equal(other(given).logits, back(given).logits)
-    with pytest.raises(ValueError, match=r"pass encoders=, one module for each of \['image'"):
-        HubDRFClassifier.from_pretrained(tmp_path / "own")
-
-
 def test_what_json_cannot_hold_is_not_dropped_in_silence(tmp_path: Path) -> None:
     HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -137,9 +119,8 @@ HOSTILE: list[Any] = [
 
 
 @pytest.mark.parametrize("config", HOSTILE, ids=lambda config: str(config)[:60])
-@pytest.mark.parametrize("kind", ["head", "classifier"])
 def test_hostile_configs_are_refused_before_anything_is_built(
-    tmp_path: Path, kind: str, config: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real: list[Any] = []
     kaiming = torch.nn.init.kaiming_uniform_
@@ -148,18 +129,11 @@ def test_hostile_configs_are_refused_before_anything_is_built(
         real.extend([] if tensor.is_meta else [tensor])
         return kaiming(tensor, **options)
 
-    if kind == "head":
-        HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
-        load: Any = HubDRFHead.from_pretrained
-        given: dict[str, Any] = {}
-    else:
-        HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3)).save_pretrained(tmp_path)
-        load, given = HubDRFClassifier.from_pretrained, {"encoders": encoders()}
-        config = {"encoders": [], "head": config}
+    HubDRFHead(DIMS, 3).save_pretrained(tmp_path)
     sign(tmp_path, config)
     monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", spy)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
-        load(tmp_path, **given)
+        HubDRFHead.from_pretrained(tmp_path)
     assert not real
 
 
@@ -213,13 +187,14 @@ def test_the_card_says_what_was_measured(tmp_path: Path, report: Any) -> None:
 
 
 def test_a_card_without_a_report_says_so() -> None:
-    text = str(hub.model_card(HubDRFClassifier(encoders(), HubDRFHead(DIMS, 3))))
+    text = str(hub.model_card(HubDRFHead(DIMS, 3)))
     assert "No robustness report came with this model" in text
     assert "image (6), text (4)" in text
-    assert '("folder or repository", encoders=your_encoders)' in text
+    assert '.from_pretrained("folder or repository")' in text
     assert "the method is that of" in text
-    other = str(hub.model_card(HubDRFClassifier(encoders(), ConcatenationHead(DIMS, 3))))
-    assert '("folder or repository", encoders=your_encoders, head=your_head)' in other
+    other = str(hub.model_card(DRFClassifier(encoders(), ConcatenationHead(DIMS, 3))))
+    assert "from_pretrained" not in other
+    assert "- Head: `ConcatenationHead`, feature widths: image (6), text (4)" in other
     assert "the method is that of" not in other
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from robustfusion import DRFClassifier, DRFHead
 from robustfusion.integrations.transformers import TransformersCollate, TransformersEncoder
+from robustfusion.testing import assert_batch_invariant
 
 transformers: Any = pytest.importorskip("transformers")
 Image: Any = pytest.importorskip("PIL.Image")
@@ -324,3 +325,106 @@ def test_a_vit_and_a_bert_train_with_missing_rows(tokenizer: Any, image_processo
     batch["inputs"]["text"]["input_ids"][2:, 1] = 9
     after = model(batch["inputs"], batch["available"]).logits
     assert torch.allclose(before, after, atol=1e-6)
+
+
+TEXTS = ["a", "b c d e f g h i", "k l", "m n o p q r s t u v w"]
+
+
+def make_tower(kind: str) -> tuple[Any, str]:
+    """Build a text tower as checkpoints of this kind are, with the pooling they are used with."""
+    torch.manual_seed(0)
+    if kind == "siglip":
+        config = transformers.SiglipTextConfig(vocab_size=40, max_position_embeddings=16, **SIZE)
+        return transformers.SiglipTextModel(config).eval(), "pooler"
+    if kind == "clip":
+        return transformers.CLIPTextModel(make_clip()[0]).eval(), "pooler"
+    if kind == "e5":
+        config = transformers.XLMRobertaConfig(vocab_size=40, pad_token_id=0, **SIZE)
+        return transformers.XLMRobertaModel(config).eval(), "mean"
+    config = transformers.Qwen2Config(vocab_size=40, num_key_value_heads=2, **SIZE)
+    return transformers.Qwen2Model(config).eval(), "last"
+
+
+def encode_texts(kind: str, tokenizer: Any, **options: Any) -> Any:
+    model, pooling = make_tower(kind)
+    encoder = TransformersEncoder(model, pooling=pooling)  # type: ignore[arg-type]
+    make_batch = TransformersCollate({"text": tokenizer}, max_length=16, **options)
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        batch = make_batch([{"inputs": {"text": text}} for text in texts])
+        result: torch.Tensor = encoder(batch["inputs"]["text"])
+        return result
+
+    return encode
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["siglip", "clip", "e5", "qwen"])
+def test_the_vector_of_a_text_does_not_depend_on_its_batch(
+    tokenizer: Any, kind: str, side: str
+) -> None:
+    if side == "left" and kind in ("siglip", "clip"):
+        pytest.skip("these are trained with padding on the right")
+    tokenizer.padding_side = side
+    if kind == "siglip":  # its tokenizer returns no attention mask
+        tokenizer.model_input_names = ["input_ids"]
+        with pytest.raises(AssertionError, match="depends on its batch"):
+            assert_batch_invariant(encode_texts(kind, tokenizer, padding=True), TEXTS)
+    assert_batch_invariant(encode_texts(kind, tokenizer), TEXTS)
+    for padding in ("max_length", {"text": "max_length"}):
+        assert_batch_invariant(encode_texts(kind, tokenizer, padding=padding), TEXTS)
+
+
+def test_the_padding_of_a_tokenizer_is_its_own(tokenizer: Any) -> None:
+    posts = [{"inputs": {"text": text}} for text in ("a", "b c d")]
+
+    def shape(**options: Any) -> tuple[int, ...]:
+        batch = TransformersCollate({"text": tokenizer}, max_length=9, **options)(posts)
+        return tuple(batch["inputs"]["text"]["input_ids"].shape)
+
+    assert shape() == (2, 5)
+    assert shape(padding="max_length") == (2, 9)
+    tokenizer.init_kwargs["processor_class"] = "SiglipProcessor"
+    assert shape() == (2, 9)
+    assert shape(padding=True) == shape(padding={"text": "longest"}) == (2, 5)
+    tokenizer.model_max_length = 7
+    assert shape() == (2, 7)
+    tokenizer.padding_side = "left"
+    batch = TransformersCollate({"text": tokenizer}, padding=True)(posts)
+    assert batch["inputs"]["text"]["attention_mask"][0].tolist() == [0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="padding of text must be True, 'longest'"):
+        TransformersCollate({"text": tokenizer}, padding={"text": "left"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="padding has the key 'txt'"):
+        TransformersCollate({"text": tokenizer}, padding={"txt": True})
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="has no padding token"):
+        TransformersCollate({"text": tokenizer})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_last_token_is_the_last_that_is_not_padding(side: str) -> None:
+    model, _ = make_tower("qwen")
+    encoder = TransformersEncoder(model, pooling="last")
+    ids = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 3, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    if side == "left":
+        ids[1], mask[1] = ids[1].roll(2), mask[1].roll(2)
+    with torch.no_grad():
+        vectors = encoder({"input_ids": ids, "attention_mask": mask})
+        alone = encoder({"input_ids": torch.tensor([[2, 11, 3]])})
+    torch.testing.assert_close(vectors[1:], alone, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no last token"):
+        TransformersEncoder(make_resnet(), pooling="last")(torch.randn(1, 3, 32, 32))
+
+
+def test_the_first_token_of_a_causal_model_is_refused() -> None:
+    for model in (make_tower("qwen")[0], make_tower("clip")[0]):
+        with pytest.raises(ValueError, match="is causal: its first token"):
+            TransformersEncoder(model, pooling="cls")
+
+
+def test_another_encoder_is_refused_by_name() -> None:
+    mean, cls = (TransformersEncoder(make_bert(), pooling=p) for p in ("mean", "cls"))
+    mean.load_state_dict(TransformersEncoder(make_bert(), pooling="mean").state_dict())
+    with pytest.raises(ValueError, match='its pooling is "cls", that of this one is "mean"'):
+        mean.load_state_dict(cls.state_dict())
