@@ -168,7 +168,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         check_positive(self.batch_size, "batch_size")
         check_between(self.learning_rate, 0.0, 1.0, "learning_rate")
         X, modalities = self._join(X)
-        _check_labelled(y)
+        _check_labels(y)
         array, y = validate_data(self, X, y, **CHECKS)
         array = _dense(array)
         self.columns_ = {name: self._resolve(name, c) for name, c in modalities.items()}
@@ -392,7 +392,7 @@ def _embeddings(X: Any, modalities: Any) -> dict[str, Any]:
     return {}
 
 
-def _check_labelled(y: Any) -> None:
+def _check_labels(y: Any) -> None:
     """Raise unless every sample has a label."""
     values = y.ravel() if isinstance(y, np.ndarray) else y if hasattr(y, "__iter__") else ()
     values = list(values)
