@@ -174,7 +174,7 @@ class DriftMonitor:
             >>> DriftMonitor.for_model(head).references
             {'image': 60, 'text': 60}
         """
-        estimators = getattr(getattr(model, "head", model), "estimators", None)
+        estimators: Any = getattr(getattr(model, "head", model), "estimators", None)
         if not isinstance(estimators, Mapping | nn.ModuleDict):
             raise TypeError(f"model must have quality estimators, got {type(model).__name__}")
         references = {name: int(part.reference_count) for name, part in estimators.items()}

@@ -297,8 +297,8 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     ) -> nn.Module:
         dims = {name: x.shape[1] for name, x in inputs.items()}
         chosen = {"dropout": self.dropout, "hidden_features": self.hidden_features}
-        options = {name: value for name, value in chosen.items() if value is not None}
-        head = (self.head or DRFHead)(dims, len(self.classes_), **options)
+        options: dict[str, Any] = {n: value for n, value in chosen.items() if value is not None}
+        head: Any = (self.head or DRFHead)(dims, len(self.classes_), **options)
         head = head.to(self.device).train()
         some = torch.stack(list(available.values())).any(0)
         rows = (some & (weight > 0)).nonzero()[:, 0]
@@ -330,8 +330,8 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 schedule.step()
         # In float32 a prediction depends on its batch by more than scikit-learn tolerates; some
         # other devices have no float64.
-        head = head.eval()
-        return head.double() if torch.device(self.device).type == "cpu" else head
+        trained: nn.Module = head.eval()
+        return trained.double() if torch.device(self.device).type == "cpu" else trained
 
     def _output(
         self, head: nn.Module, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor], rows: Any
