@@ -30,7 +30,6 @@ LAYERS = [
 TOOLS = [
     "_figures",
     "_files",
-    "_identity",
     "_optional",
     "_recoverability",
     "_text",

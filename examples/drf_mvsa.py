@@ -154,9 +154,7 @@ def run(
         reports.append(report.named(title))
         watch.tick("reports")
     if kinds:
-        test = EncodedSamples(
-            dataset.select(chosen_ids(dataset, test_ids, settings)), encoders, settings
-        )
+        test = dataset.select(chosen_ids(dataset, test_ids, settings))
         print("Damaging the test posts ...", flush=True)
         samples = EncodedSamples(test, encoders, settings)
         under_damage = damage_report(models, samples, kinds, severities=SEVERITIES)

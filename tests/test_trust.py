@@ -123,8 +123,9 @@ def test_p_values_of_intact_samples_are_valid(learned: DRFHead) -> None:
     test = draw(4000, 3)
     for p_value in learned.p_values(learned(test["inputs"])).values():
         for level in (0.05, 0.1, 0.5):
-            # 300 references alone give a standard error of 0.013 at 5 %.
-            assert float((p_value <= level).float().mean()) <= level + 0.04
+            # Three standard errors of a rate with 300 references.
+            tolerance = 3 * math.sqrt(level * (1 - level) / 300)
+            assert float((p_value <= level).float().mean()) <= level + tolerance
 
 
 def test_it_is_saved_and_a_calibration_without_damage_forgets_it(learned: DRFHead) -> None:
@@ -166,9 +167,9 @@ def test_two_models_of_your_own() -> None:
     logits = torch.randn(600, 2, 3, generator=generator)
     logits[torch.arange(600), :, label] += 2.0
     x = {name: torch.randn(600, dim, generator=generator) for name, dim in DIMS.items()}
-    broken = torch.arange(600) % 3 == 0
+    broken = torch.rand(600, generator=generator) < 0.35
     x["image"][broken, 0] += 4  # visible, and there the model of images knows nothing
-    logits[broken, 0] = 3 * torch.randn(200, 3, generator=generator)
+    logits[broken, 0] = 3 * torch.randn(int(broken.sum()), 3, generator=generator)
     trust = LearnedTrust(DIMS, subsets=[("image",), ("text",)])
     kind = broken.long()
     trust.fit({m: v[:400] for m, v in x.items()}, logits[:400], label[:400], kind=kind[:400])
