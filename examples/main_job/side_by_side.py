@@ -170,24 +170,28 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
         style = {"color": COLORS[index], "label": report.name, "markersize": 5}
         positions = [tick + 0.24 * index - 0.12 for tick in range(len(fixed))]
         errors(left, positions, [report[key].accuracy for key in fixed], "os"[index], style)
-        rates = [c.rate + 0.016 * index - 0.008 for c in curve]
+        rates = [100 * c.rate + 1.6 * index - 0.8 for c in curve]
         cells = [report[c.key].accuracy for c in curve]
         errors(right, rates, cells, ("o-", "s--")[index], style)
     for panel in (left, right):
-        panel.axhline(100 * first.majority.accuracy, color="0.4", linestyle=":", label="majority")
+        panel.axhline(
+            100 * first.majority.accuracy, color="0.4", linestyle=":", label="most frequent class"
+        )
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
     disrupted = [first[key].condition for key in fixed]
     ticks = [
-        f"{c.where}\n{WORDS[c.setting].replace(' or ', chr(10) + 'or ')}" if c.setting else c.where
+        f"{c.where}\n{WORDS[c.setting].replace(' or ', chr(10) + 'or ')}"
+        if c.setting
+        else "nothing\nwrong"
         for c in disrupted
     ]
     left.set_xticks(range(len(fixed)), ticks, fontsize=8)
-    left.set_ylabel("accuracy (%)")
+    left.set_ylabel(f"accuracy (%) on {len(first.labels)} posts")
     left.set_title("one input of every post disrupted", fontsize=10)
     right.set_title(f"one random input {WORDS[setting]}", fontsize=10)
-    right.set_xlabel("share of the posts")
+    right.set_xlabel("share of the posts (%)")
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)
