@@ -167,8 +167,9 @@ def run(
             rest = inside.rows(shuffled[: int(held_out * len(inside))])
             inside = inside.rows(shuffled[len(rest) :]) if held_out else inside
             torch.manual_seed(seed)
-            settings = (training, seed, held_out, tuple(cells))
-            key = digest(make(inside, seed), (inside, outside, rest), settings)
+            where = fold_of(pool, folds, seed).tolist()
+            settings = (training, seed, fold, where, pool.rows, held_out, tuple(cells))
+            key = digest(make(inside, seed), (pool.split,), inside, settings)
             path = cache_dir / f"{folds}-{seed}-{fold}-{key}.npz"
             cached += path.exists()
             if not path.exists():

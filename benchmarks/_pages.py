@@ -90,7 +90,9 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def canvas(lines: int = 1, columns: int = 1, size: tuple[float, float] = (5.6, 3.1), **axes: Any):
+def canvas(
+    lines: int = 1, columns: int = 1, size: tuple[float, float] = (5.6, 3.1), **axes: Any
+) -> tuple[Any, Any]:
     """A figure of the house, and its panels as an array."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -16,11 +16,11 @@ from _render_cross_validation import TITLES as DATA
 from _render_quality import cells_of
 
 # The same colors for the same heads on all pages; they differ for color-blind readers, too.
-COLORS = {"DRFHead": "#D55E00", "NeighborVoteHead": "#0072B2", "others": "#4d4d4d"}
+COLORS = {"DRFHead": "#0072B2", "NeighborVoteHead": "#E69F00", "others": "#4d4d4d"}
 OUR_KINDS = {
-    "default": ("DRFHead as it is", "#D55E00", "o"),
-    "tuned": ("DRFHead, tuned like the baseline", "#E69F00", "s"),
-    "voting": ("with neighbor votes, tuned", "#0072B2", "^"),
+    "default": ("DRFHead as it is", "#0072B2", "o"),
+    "tuned": ("DRFHead, tuned like the baseline", "#56B4E9", "s"),
+    "voting": ("with neighbor votes, tuned", "#E69F00", "^"),
 }
 CONDITIONS = {
     "clean": "nothing wrong",

@@ -212,5 +212,6 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     panel.axvline(means[-1], color="k", lw=0.8, alpha=0.5)
     panel.axvline(results["majority"], color="0.5", ls=":", label="majority class")
     panel.set(yticks=range(len(rows)), yticklabels=names, xlabel="accuracy (%)")
+    panel.set_ylim(-0.6, len(rows) - 0.4)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path)

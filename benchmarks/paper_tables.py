@@ -26,7 +26,6 @@ modality gives them a deviation of 0.4. `paper_scale.py` shows the head without 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ import numpy as np
 import torch
 from _cache import digest
 from _data import Split, load_mvsa
+from _heads import own_makers
 from _record import RESULTS, write_record
 from _render_paper import write
 from _train import Training, scaled, train
@@ -120,7 +120,7 @@ def measure(
 
     torch.manual_seed(job.seed)
     settings = {**job._asdict(), **asdict(training), "threads": torch.get_num_threads()}
-    key = digest(make_head(), (split, test), (settings, scale))
+    key = digest(make_head(), (split, test), split, (settings, scale))
     if path.exists() and RobustnessReport.load(path).record.get("digest") == key:
         return False
     begun = time.process_time()
@@ -282,24 +282,6 @@ def collect(
     return tables, figures
 
 
-def load_factory(where: str) -> tuple[str, Maker]:
-    """`path/to/file.py:factory` as its name and the function."""
-    path, _, name = where.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise SystemExit(
-            f"error: --model {where} must be FILE.py:FACTORY, and the file must exist"
-        )
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise SystemExit(f"error: --model: {path} has no {name}")
-    return name, factory
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -329,11 +311,15 @@ def main() -> None:
     splits = load_mvsa(options.mpnet or options.mvsa / "features.npz")
     rows, own = makers(), []
     if options.model:
-        name, factory = load_factory(options.model)
-        rows[name] = factory
-        own = [name]
-        if not hasattr(factory(splits["train"].dims, splits["train"].num_classes), "loss"):
-            raise SystemExit(f"error: --model: what {name} makes needs loss(output, labels)")
+        dims, classes = splits["train"].dims, splits["train"].num_classes
+        try:
+            makers_of_own = own_makers((options.model,), tuple(dims.items()), classes)
+        except ValueError as problem:
+            raise SystemExit(f"error: {problem}") from None
+        rows, own = rows | makers_of_own, list(makers_of_own)
+        for name in own:
+            if not hasattr(rows[name](dims, classes), "loss"):
+                raise SystemExit(f"error: --model: what {name} makes needs loss(output, labels)")
     seeds = list(range(options.seeds))
     rate_seeds = [] if options.mpnet else seeds[: options.rate_seeds]
     jobs = list(schedule(own, seeds, rate_seeds))

@@ -24,7 +24,7 @@ import _render_quality
 import _render_readme
 import _render_runs
 from _pages import ASSETS, DOCS, ROOT, Blocks, counted, filled, source, table
-from _record import read_record
+from _record import RESULTS, read_record
 from speed import EPOCH, SHARE
 
 README = ROOT / "README.md"
@@ -151,7 +151,7 @@ def main() -> None:
         if everything or path.stem == "main-job":
             path.write_text(text, encoding="utf-8")
     if everything:
-        _render_paper.draw(_render_paper.RESULTS, ASSETS)
+        _render_paper.draw(RESULTS, ASSETS)
         _render_paper_parts.draw(ASSETS)
         _plots.draw(ASSETS)
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 LAYERS = [
     (
         "Checks and helpers",
-        ["_markdown", "_modules", "_outputs", "_state", "_tree", "_validation"],
+        ["_identity", "_markdown", "_modules", "_outputs", "_state", "_tree", "_validation"],
     ),
     ("Formulas, as pure functions", ["functional"]),
     ("Tasks: the loss and the calibration of each kind of target", ["tasks"]),
@@ -30,7 +30,6 @@ LAYERS = [
 TOOLS = [
     "_figures",
     "_files",
-    "_identity",
     "_optional",
     "_recoverability",
     "_text",

@@ -30,7 +30,15 @@ try:
     import torch
     import typer
     from main_job.encoders import SetupError
-    from main_job.reading import generate_posts, labels_file, open_data, prepare_split
+    from main_job.reading import (
+        EncodedSamples,
+        chosen_ids,
+        damage_kinds,
+        generate_posts,
+        labels_file,
+        open_data,
+        prepare_split,
+    )
     from main_job.run_folder import (
         Stopwatch,
         check_device,
@@ -43,6 +51,7 @@ try:
     )
     from main_job.settings import (
         NAMES,
+        SEVERITIES,
         TEST_SEEDS,
         VAL_SEED,
         RecipeName,
@@ -59,11 +68,13 @@ try:
         train,
         validation_score,
     )
+    from tqdm.auto import tqdm
 
     from robustfusion import calibrate
     from robustfusion.checkpoint import save_model
     from robustfusion.datasets import FeatureCache, PostDataset, Splits
-    from robustfusion.evaluation import robustness_report
+    from robustfusion.disruption import damage
+    from robustfusion.evaluation import damage_report, robustness_report
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
@@ -99,8 +110,9 @@ def run(
         print(f"--limit uses {used[0]} train, {used[1]} val and {used[2]} test posts of them")
 
     recipe, device = recipe_of(settings), settings.device
+    kinds = damage_kinds(settings.damage)
     validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=device)
-    reports, histories = [], {}
+    reports, histories, models = [], {}, {}
     watch.tick("posts")
     for kind, title in NAMES.items():
         model = make_model(kind, make_encoders(settings), len(dataset.class_names), settings)
@@ -125,15 +137,31 @@ def run(
             "settings": asdict(settings),
         }
         if kind == "drf":
-            # Set p-value references and temperatures by posts that were not trained on.
-            calibration = calibrate(model, clean_batches(val_posts, device)).to_markdown().strip()
+            # Posts that were not trained on, intact and damaged, teach how much to trust an input.
+            val = dataset.select(chosen_ids(dataset, splits.val, settings))
+            copies = None
+            if kinds and settings.recipe != "paper":
+                copies = damage(EncodedSamples(val, encoders, settings), kinds)
+                copies = tqdm(copies, desc="damage", unit="batch", leave=False, disable=None)
+            report = calibrate(model, clean_batches(val_posts, device), copies)
+            calibration = report.to_markdown().strip()
             (folder / "calibration.md").write_text(calibration + "\n", encoding="utf-8")
             config["certainty"] = certainty(model, val_posts, device)
         save_model(model, folder / "models" / kind, config)
+        models[title] = model
         watch.tick(kind)
         report = robustness_report(model, test_posts, seeds=TEST_SEEDS, progress=True)
         reports.append(report.named(title))
         watch.tick("reports")
+    if kinds:
+        test = dataset.select(chosen_ids(dataset, test_ids, settings))
+        print("Damaging the test posts ...", flush=True)
+        samples = EncodedSamples(test, encoders, settings)
+        under_damage = damage_report(models, samples, kinds, severities=SEVERITIES)
+        (folder / "damage.md").write_text(under_damage.to_markdown(), encoding="utf-8")
+        under_damage.to_csv(folder / "damage.csv")
+        under_damage.plot(folder / "damage.png")
+        watch.tick("damage")
     record = run_record(
         settings=asdict(settings),
         recipe=asdict(recipe),
@@ -188,6 +216,10 @@ def main(
     freeze_image: Annotated[
         bool, typer.Option("--freeze-image", help="Freeze the image encoder.")
     ] = False,
+    damage: Annotated[
+        str,
+        typer.Option(help="Kinds of damage to learn trust from, with commas; all, or none."),
+    ] = "all",
     recipe: Annotated[
         RecipeName,
         typer.Option(help="default, or paper: its head, batch size 16, 30 epochs."),
@@ -224,6 +256,7 @@ def main(
                 image_encoder=image_encoder,
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],
+                damage=damage,
                 recipe=recipe.value,
                 epochs=epochs,
                 batch_size=batch_size,
@@ -236,6 +269,7 @@ def main(
         torch.set_num_threads(settings.threads)
         # Check device, encoders and data before anything is written.
         check_device(settings.device)
+        damage_kinds(settings.damage)
         encoders = make_encoders(settings)
         parent = folder.parent if folder else output_dir
         root = Path(settings.data) if settings.data else generate_posts(settings, parent)

@@ -41,7 +41,9 @@ def register_identity(module: nn.Module, **options: Any) -> None:
 those of this one are ["text", "image"]
     """
     module.register_buffer(KEY, encode(options))
-    module.register_load_state_dict_pre_hook(partial(_on_load, options=options))
+    module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+        partial(_on_load, options=options)
+    )
 
 
 def encode(options: Mapping[str, Any]) -> Tensor:

@@ -7,24 +7,26 @@ from torch import Tensor
 
 from robustfusion._validation import check_available, check_features
 
-MAX_ABS_FEATURE = 1e9  # squares and cubes of larger values overflow float32
+MAX_ABS_FEATURE = 1e15  # sums of squares of larger values overflow float32
 
 
 def make_safe(
     features: Mapping[str, Tensor],
     available: Mapping[str, Tensor] | None,
     dims: Mapping[str, int],
+    *,
+    largest: float = MAX_ABS_FEATURE,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return features with unavailable rows set to zero, and the final mask, (B, M).
 
-    A row with NaN, inf or a value beyond ``MAX_ABS_FEATURE`` counts as unavailable.
+    A row with NaN, inf or a value beyond ``largest`` counts as unavailable.
     """
     batch = check_features(features, dims)
     device = next(iter(features.values())).device
     masks = check_available(available, dims, batch, device)
-    largest = [torch.linalg.vector_norm(features[m].detach(), torch.inf, dim=-1) for m in dims]
-    dtype = max((x.dtype for x in largest), key=lambda dtype: dtype.itemsize)
-    finite = torch.stack([x.to(dtype) for x in largest], dim=1) < MAX_ABS_FEATURE
+    norms = [torch.linalg.vector_norm(features[m].detach(), torch.inf, dim=-1) for m in dims]
+    dtype = max((x.dtype for x in norms), key=lambda dtype: dtype.itemsize)
+    finite = torch.stack([x.to(dtype) for x in norms], dim=1) < largest
     observed = torch.stack([masks[m] for m in dims], dim=1) & finite
     hidden = (~observed)[..., None].unbind(1)
     x = {m: features[m].masked_fill(mask, 0) for m, mask in zip(dims, hidden, strict=True)}

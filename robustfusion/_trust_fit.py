@@ -76,7 +76,7 @@ class Numbers(NamedTuple):
     slope: Tensor
     offset: Tensor
     late_share: Tensor
-    scale: Tensor  # of the logits; their confidence is calibrated elsewhere and must not matter
+    scale: Tensor  # a factor of the logits, whose confidence is calibrated elsewhere
 
 
 class _Part(NamedTuple):
@@ -121,16 +121,17 @@ class TrustProblem:
                 for (train, _, _), vector in zip(parts, vectors, strict=True)
             ]
             trial_losses = self._losses(parts, vectors)
-            if trial_losses.sum() >= losses.sum():
+            if trial_losses.sum() < losses.sum():
+                penalty, losses = trial, trial_losses
+            elif penalty < math.inf:  # weaker penalties only get worse
                 break
-            penalty, losses = trial, trial_losses
         gain = before - losses
         if gain.mean() <= gain.std() / math.sqrt(len(gain)):  # no more than chance explains
             penalty, losses = math.inf, before
         vector = self.initial
         if penalty < math.inf:
             everything = torch.ones_like(self.samples.kind, dtype=torch.bool)
-            vector = self._minimize(self._part(everything), penalty, vector)
+            vector = self._minimize(self._part(everything), penalty, self.initial)
         nll = (float(before.sum()), float(losses.sum()))
         return TrustFit(penalty, nll, len(self.samples.target)), self.numbers(vector)
 

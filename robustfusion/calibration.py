@@ -1,5 +1,6 @@
 """Calibrate a trained model on held-out samples: p-values, trust, temperatures."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,10 +14,13 @@ from robustfusion._outputs import read_output
 from robustfusion._trust_fit import HeldOut, TrustFit
 from robustfusion._validation import check_labels
 from robustfusion.drf import DRFHead
+from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import conformal_p_value, expected_calibration_error
+from robustfusion.quality import QualityEstimator
 
-# A pattern with this number of samples gets a temperature half-way between its own and the pooled.
+# With this number of samples, the log of a pattern's temperature is halved.
 _SHRINKAGE_SAMPLES = 50
+_LOG_TEMPERATURES = torch.linspace(-3, 3, 301)  # temperatures from 1/20 to 20 in steps of 2 %
 # Largest factor by which a stand-in may gain weight. In sketches a larger factor gained little on
 # intact posts and lost macro-F1 where the other modality was damaged.
 _MAX_PRIOR_FACTOR = 2.0
@@ -187,17 +191,14 @@ def calibrate(
             return CalibrationReport((), alarms, thresholds, trust)
         head.temperature.fill_(1)
         after = _by_pattern(head, features, available, labels)
-        pooled = _best_temperature(*(torch.cat(part) for part in zip(*after, strict=True)))
+        pooled = (torch.cat(part) for part in zip(*after, strict=True))
+        head.temperature[-1] = _temperature(*pooled)
         patterns = []
         for index, (old, (logits, target)) in enumerate(zip(before, after, strict=True)):
-            own = _best_temperature(logits, target) if len(target) else pooled
-            share = len(target) / (len(target) + _SHRINKAGE_SAMPLES)
-            temperature = own.log().lerp(pooled.log(), 1 - share).exp()
-            head.temperature[index] = temperature
+            temperature = head.temperature[index] = _temperature(logits, target)
             errors = zip(_errors(*old), _errors(logits / temperature, target), strict=True)
             names = head.candidates[index]
             patterns.append(PatternCalibration(names, len(target), float(temperature), *errors))
-        head.temperature[-1] = pooled
     return CalibrationReport(tuple(patterns), alarms, thresholds, trust)
 
 
@@ -348,11 +349,25 @@ def _by_pattern(
     return outcome
 
 
-def _best_temperature(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the temperature between 1/20 and 20 with the smallest NLL, in steps of 2 %."""
-    grid = torch.logspace(-1.3, 1.3, 301, device=logits.device)
-    losses = torch.stack([F.cross_entropy(logits / t, labels) for t in grid])
-    return grid[losses.argmin()]
+def _temperature(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the temperature with the smallest NLL, drawn towards 1; 1 if that does not help.
+
+    It is kept if it lowers the leave-one-out NLL, in which each sample is scored by the
+    temperature of the others.
+    """
+    grid = _LOG_TEMPERATURES.to(logits.device)
+    one = len(grid) // 2
+    if not len(labels):
+        return grid[one].exp()
+    share = len(labels) / (len(labels) + _SHRINKAGE_SAMPLES)
+    losses = torch.stack(
+        [F.cross_entropy(logits / t, labels, reduction="none") for t in grid.exp()]
+    )
+    total = losses.sum(1)
+    best = one + share * (total.argmin() - one)
+    left_out = one + share * ((total[:, None] - losses).argmin(0) - one)
+    gain = losses[one] - losses.gather(0, left_out.round().long()[None])[0]
+    return torch.where(gain.sum() > 0, grid[best.round().long()].exp(), 1.0)
 
 
 def _errors(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -369,3 +384,54 @@ def _alarm_rate(scores: Tensor) -> float:
     if len(scores) < 40:  # with fewer than 19 references no p-value is as small as 5 %
         return float("nan")
     return float((conformal_p_value(scores[::2], scores[1::2]) <= 0.05).float().mean())
+
+
+@torch.no_grad()
+def refresh(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
+    """Recompute queues, moments and scores from training samples, after weights were averaged.
+
+    Moving averages of weights, such as ``torch.optim.swa_utils.AveragedModel``, timm's
+    ``ModelEmaV3`` or ``ema_pytorch``, treat the rows of a queue as weights and average rows of
+    different samples. Then qualities and alarms are wrong without a word. After this call they are
+    those of the averaged encoders. Call :func:`~robustfusion.calibrate` next. It is the
+    counterpart of ``torch.optim.swa_utils.update_bn``.
+
+    Args:
+        model: The averaged model.
+        batches: Dicts of ``inputs`` and ``available`` (optional) of training samples; labels are
+            not needed. As many samples as the queues hold are enough.
+
+    Raises:
+        ValueError: If ``batches`` is empty. Then nothing has changed.
+
+    Example:
+        >>> import torch
+        >>> from robustfusion import DRFHead
+        >>> from robustfusion.calibration import refresh
+        >>> head = DRFHead({"image": 8, "text": 4}, num_classes=3)
+        >>> averaged = torch.optim.swa_utils.AveragedModel(head)
+        >>> inputs = {"image": torch.randn(64, 8), "text": torch.randn(64, 4)}
+        >>> refresh(averaged, [{"inputs": inputs}])
+        >>> len(averaged.module.queues["image"])
+        64
+    """
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("batches must hold at least one batch, got none")
+    parts = list(model.modules())
+    heads = [part for part in parts if isinstance(getattr(part, "queues", None), dict)]
+    with evaluating(model):
+        for part in parts:
+            if isinstance(part, QualityEstimator | FeatureQueue):
+                part.reset()
+        for batch in itertools.chain([first], iterator):
+            # Only the heads themselves are in training mode: their parts drop and update nothing.
+            for head in heads:
+                head.training = True
+            model(batch["inputs"], batch.get("available"))
+            for head in heads:
+                head.training = False
+        for part in parts:
+            if isinstance(part, QualityEstimator):
+                part.eval()

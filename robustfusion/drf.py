@@ -9,6 +9,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustfusion._identity import register_identity
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, StackedLinear
 from robustfusion._state import refuse_recompute
@@ -143,7 +144,7 @@ class DRFHead(nn.Module):
 
         Training supervises both halves of every candidate, not the fused prediction. From four
         modalities on it hides some of them at random, because not every subset is a candidate. A
-        row with NaN, inf or a value beyond 1e9 counts as missing. A sample without any modality
+        row with NaN, inf or a value beyond 1e15 counts as missing. A sample without any modality
         gets logits of 0, that is, equal probabilities.
 
     Reference:
@@ -199,6 +200,7 @@ class DRFHead(nn.Module):
             StackedLinear(len(self.dims), hidden_features, num_classes),
         )
         self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
+        register_identity(self, modalities=list(self.dims))
 
     @property
     def candidates(self) -> Candidates:

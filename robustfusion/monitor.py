@@ -174,10 +174,11 @@ class DriftMonitor:
             >>> DriftMonitor.for_model(head).references
             {'image': 60, 'text': 60}
         """
-        estimators = getattr(getattr(model, "head", model), "estimators", None)
+        estimators: Any = getattr(getattr(model, "head", model), "estimators", None)
         if not isinstance(estimators, Mapping | nn.ModuleDict):
             raise TypeError(f"model must have quality estimators, got {type(model).__name__}")
-        references = {name: int(part.reference_count) for name, part in estimators.items()}
+        counts: dict[str, Any] = {name: part.reference_count for name, part in estimators.items()}
+        references = {name: int(count) for name, count in counts.items()}
         if empty := [name for name, count in references.items() if not count]:
             raise ValueError(f"{empty} have no references: call robustfusion.calibrate first")
         return cls(list(references), delta=delta, references=references, seed=seed)

@@ -8,6 +8,7 @@ from einops import einsum
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustfusion._identity import register_identity
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, arguments_of
 from robustfusion._outputs import read_output
@@ -106,6 +107,7 @@ class NeighborVoteHead(nn.Module):
         self.register_buffer("class_prior", torch.full((num_classes,), 1 / num_classes))
         # For samples with exactly the modalities of each candidate, then for all other samples.
         self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
+        register_identity(self, modalities=list(self.dims))
 
     def p_values(self, output: Any) -> dict[str, Tensor]:
         """Return the p-values of the head, none if it has none."""

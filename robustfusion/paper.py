@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustfusion._identity import register_identity
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, arguments_of, mlp
 from robustfusion._state import refuse_recompute, snapshot
@@ -171,6 +172,12 @@ class PaperDRFHead(nn.Module):
             sample_weight=float(sample_recovery), distribution_weight=float(distribution_recovery)
         )
         self.constraint_loss = DistributionConstraintLoss() if distribution_constraint else None
+        register_identity(
+            self,
+            modalities=list(self.dims),
+            gaussian_quality=gaussian_quality,
+            expansion=expansion,
+        )
 
     @property
     def queues(self) -> dict[str, FeatureQueue]:
@@ -183,7 +190,7 @@ class PaperDRFHead(nn.Module):
         """Predict, and in training mode update the queues."""
         if self.training:
             refuse_recompute("PaperDRFHead")
-        x, observed = make_safe(features, available, self.dims)
+        x, observed = make_safe(features, available, self.dims, largest=1e9)
         present = dict(zip(self.dims, observed.unbind(1), strict=True))
         x = {name: rows.to(self.classifier.weight.dtype) for name, rows in x.items()}
         recovered = self.recovery(x)

@@ -23,8 +23,9 @@ _REFERENCES = 2048  # number of calibration scores that are stored; p-values nee
 _LENGTH_TOLERANCE = 2.0
 _LOGISTIC_SLOPE = math.pi / math.sqrt(3)  # a logistic distribution of this slope has std 1
 _MIN_STD = 1e-3  # with a smaller one, rounding errors would look unusual where all rows are alike
-# Mean and std of the three statistics and the score before any row is known: nothing is unusual.
-_NO_STATS = torch.tensor([[0.0] * 4, [1.0, 1e9, 1e9, 1.0]])
+# Mean and std of the three statistics and the score before any row is known. The last mean makes
+# every log-quality so low that a modality which training never had gets no weight.
+_NO_STATS = torch.tensor([[0.0, 0.0, 0.0, -1e3], [1.0, 1e9, 1e9, 1.0]])
 
 
 class QualityEstimator(nn.Module, ABC):
@@ -42,8 +43,11 @@ class QualityEstimator(nn.Module, ABC):
       references are training features, each scored before it was stored. An encoder that trains on
       a sample makes it look more usual than a new one, so p-values of new samples are too small.
 
+    Before it has learned from two rows, an estimator knows nothing: p-values are NaN, and
+    log-qualities so low that fusion gives the modality no weight. :attr:`ready` tells.
+
     A feature with NaN or inf has log-quality −inf and the smallest p-value. A feature with a value
-    beyond 1e9 is never learned from.
+    beyond 1e15 is never learned from.
 
     To write your own estimator, implement :meth:`distance`, and :meth:`update` if some state has
     to follow the queue.
@@ -161,7 +165,13 @@ class QualityEstimator(nn.Module, ABC):
                 index < self.reference_count,
                 (index >= _REFERENCES) & (index < _REFERENCES + self.recent_scores.count),
             )
-            return conformal_p_value(-log_quality, -self._log_quality(references), valid)
+            p_value = conformal_p_value(-log_quality, -self._log_quality(references), valid)
+            return p_value.where(valid.any(), torch.nan)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are references, so that p-values are not NaN."""
+        return bool(self.reference_count > 0) or len(self.recent_scores) > 0
 
     def standardize(self, features: Tensor) -> Tensor:
         """Give each coordinate mean 0 and standard deviation 1 by the moments of the queue."""

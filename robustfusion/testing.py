@@ -176,7 +176,8 @@ def _vectors(encode: Callable[[list[Any]], Tensor], inputs: list[Any]) -> Tensor
 def _distance(left: Tensor, right: Tensor) -> Tensor:
     """Return the distance of each two rows, divided by the length of the first; NaN is far."""
     length = left.norm(dim=1).clamp_min(1e-12)
-    return ((left - right).norm(dim=1) / length).nan_to_num(torch.inf)
+    distance: Tensor = ((left - right).norm(dim=1) / length).nan_to_num(torch.inf)
+    return distance
 
 
 def _read(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:

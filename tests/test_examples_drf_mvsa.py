@@ -445,7 +445,11 @@ def test_a_table_whose_pictures_all_lie_elsewhere(
 @pytest.mark.parametrize(
     ("moods", "message"),
     [
-        (["good"] * 12, "all posts have the label 'good', at least two classes are needed"),
+        (["good"] * 12, "all 12 posts have the label 'good' in the column 'label', at least two"),
+        (
+            [f"{n}.5" for n in range(20)],
+            "the column 'label' holds 20 different labels for 20 posts",
+        ),
         (["good", "bad"] * 3, "has 6 usable posts, at least 10 are needed"),
     ],
 )

@@ -133,3 +133,47 @@ def test_scripts_of_users_get_no_training_state(example: Any) -> None:
     for name, buffer in head.named_buffers():
         assert torch.equal(buffer, before[name]), name
     assert not any(isinstance(module, nn.Dropout) and module.training for module in head.modules())
+
+
+class Padded(nn.Module):
+    """Append a sample that has no modality and drop its result: no reduction sees an empty batch.
+
+    ONNX Runtime gives a reduction of an empty tensor the shape of its input, whatever the axes.
+    """
+
+    def __init__(self, wrapper: nn.Module) -> None:
+        super().__init__()
+        self.wrapper = wrapper
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        padded = (torch.cat([x, x.new_zeros(1, *x.shape[1:])]) for x in tensors)
+        logits: Tensor = self.wrapper(*padded)[:-1]
+        return logits
+
+
+def test_onnx_of_an_empty_batch_and_in_int8(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    head, path = trained("default"), tmp_path / "head.onnx"
+    plain = example.ForExport
+    monkeypatch.setattr(example, "ForExport", lambda *arguments: Padded(plain(*arguments)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example.export(head, inputs(head, 5)[0], path)
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # shapes of weights that the quantizer transposes
+    onnx.save(model, path)
+    quantize_dynamic(path, tmp_path / "int8.onnx", weight_type=QuantType.QInt8)
+    for file, tolerance in ((path, 1e-5), (tmp_path / "int8.onnx", 0.1)):
+        for size in (0, 1, 64):
+            features, available = inputs(head, size, size)
+            got = example.run(file, features, available)
+            with torch.no_grad():
+                expected = head(features, available).logits
+            assert got.shape == (size, 3)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=tolerance)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustfusion import NeighborQualityEstimator
+from robustfusion import DRFHead, NeighborQualityEstimator
 from robustfusion.functional import nearest_similarity
 
 
@@ -120,11 +120,29 @@ def test_real_features_score_above_broken_ones() -> None:
     assert estimator(real).max() <= 0
 
 
-def test_before_anything_was_seen_nothing_is_odd() -> None:
+def test_before_anything_was_seen_nothing_is_trusted() -> None:
     estimator = NeighborQualityEstimator(4)
+    assert not estimator.ready
     quality = estimator(torch.randn(3, 4))
-    torch.testing.assert_close(quality, torch.full((3,), 0.5).log())
-    assert estimator.p_value(torch.randn(3, 4)).tolist() == [1.0] * 3
+    assert quality.isfinite().all()
+    assert (quality < -1000).all()
+    assert estimator.p_value(torch.randn(3, 4)).isnan().all()
+    assert estimator.fit(torch.randn(30, 4)).ready
+    assert estimator.p_value(torch.randn(3, 4)).isfinite().all()
+
+
+def test_a_modality_that_training_never_had_gets_no_weight() -> None:
+    torch.manual_seed(0)
+    head = DRFHead({"image": 4, "text": 3}, 3)
+    for _ in range(3):
+        x = {"image": torch.randn(16, 4), "text": torch.randn(16, 3)}
+        head(x, {"text": torch.zeros(16, dtype=torch.bool)})
+    head.eval()
+    out = head(x)
+    alone = head(x, {"text": torch.zeros(16, dtype=torch.bool)})
+    torch.testing.assert_close(out.logits, alone.logits)
+    assert (out.trust["text"] == 0).all()
+    assert head.p_values(out)["text"].isnan().all()
 
 
 def test_padding_rows_do_not_change_what_is_learned() -> None:

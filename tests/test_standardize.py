@@ -112,9 +112,9 @@ def test_errors_name_the_argument() -> None:
         Standardize(5, window=0)
     with pytest.raises(ValueError, match=r"features must have shape \(B, 5\), got \(3, 4\)"):
         Standardize(5)(torch.ones(3, 4))
-    with pytest.raises(ValueError, match=r"samples must have shape \(B, 5\), got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"features must have shape \(B, 5\), got \(3, 4\)"):
         Standardize(5).fit(torch.ones(3, 4))
-    with pytest.raises(TypeError, match=r"valid must have dtype torch.bool"):
+    with pytest.raises(TypeError, match=r"available must have dtype torch.bool"):
         Standardize(5).fit(torch.ones(3, 5), torch.ones(3))
     with pytest.raises(ValueError, match=r"available must have shape \(3,\), got \(2,\)"):
         Standardize(5)(torch.ones(3, 5), torch.ones(2, dtype=torch.bool))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from robustfusion import DRFClassifier, DRFHead, LearnedTokens, LearnedTrust, calibrate
@@ -122,8 +123,9 @@ def test_p_values_of_intact_samples_are_valid(learned: DRFHead) -> None:
     test = draw(4000, 3)
     for p_value in learned.p_values(learned(test["inputs"])).values():
         for level in (0.05, 0.1, 0.5):
-            # 300 references alone give a standard error of 0.013 at 5 %.
-            assert float((p_value <= level).float().mean()) <= level + 0.04
+            # Three standard errors of a rate with 300 references.
+            tolerance = 3 * math.sqrt(level * (1 - level) / 300)
+            assert float((p_value <= level).float().mean()) <= level + tolerance
 
 
 def test_it_is_saved_and_a_calibration_without_damage_forgets_it(learned: DRFHead) -> None:
@@ -165,17 +167,17 @@ def test_two_models_of_your_own() -> None:
     logits = torch.randn(600, 2, 3, generator=generator)
     logits[torch.arange(600), :, label] += 2.0
     x = {name: torch.randn(600, dim, generator=generator) for name, dim in DIMS.items()}
-    broken = torch.arange(600) % 3 == 0
+    broken = torch.rand(600, generator=generator) < 0.35
     x["image"][broken, 0] += 4  # visible, and there the model of images knows nothing
-    logits[broken, 0] = 3 * torch.randn(200, 3, generator=generator)
+    logits[broken, 0] = 3 * torch.randn(int(broken.sum()), 3, generator=generator)
     trust = LearnedTrust(DIMS, subsets=[("image",), ("text",)])
     kind = broken.long()
     trust.fit({m: v[:400] for m, v in x.items()}, logits[:400], label[:400], kind=kind[:400])
     weights = trust.weights(trust({m: v[400:] for m, v in x.items()}))
     fused = (weights[..., None] * logits[400:]).sum(1)
     mean = logits[400:].mean(1)
-    right = [float((part.argmax(1) == label[400:]).float().mean()) for part in (mean, fused)]
-    assert right[1] > right[0]
+    losses = [float(F.cross_entropy(part, label[400:])) for part in (mean, fused)]
+    assert losses[1] < losses[0]
     assert float(weights[broken[400:], 0].mean()) < 0.5 * float(weights[~broken[400:], 0].mean())
 
 

@@ -1,7 +1,7 @@
 """The posts of a run: generate or read them, split them, and encode them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from main_job.encoders import SetupError, encoding
 from main_job.posts import make_posts
 from main_job.settings import Settings
+from main_job.training import to
 from robustfusion.datasets import (
     MVSA,
     FeatureCache,
@@ -22,8 +23,15 @@ from robustfusion.datasets import (
     load_splits,
     stratified_split,
 )
-from robustfusion.disruption import ImageCorruption, TextCorruption
-from robustfusion.evaluation import CachedFeatures
+from robustfusion.disruption import (
+    IMAGE_DAMAGE,
+    TEXT_DAMAGE,
+    CachedFeatures,
+    ImageCorruption,
+    RawSamples,
+    TextCorruption,
+    collate,
+)
 
 MIN_POSTS = 10  # validation and test get a tenth each, which must be a post at least
 ROOT_HINT = (
@@ -134,6 +142,18 @@ def labels_file(dataset: PostDataset) -> Path:
     return dataset.path or dataset.root
 
 
+def chosen_ids(dataset: PostDataset, ids: tuple[str, ...], settings: Settings) -> list[str]:
+    """Return the posts of one split, or the share of it that --limit leaves."""
+    known = set(dataset.ids)
+    chosen = [post_id for post_id in ids if post_id in known]
+    if settings.data and settings.limit and settings.limit < len(dataset):
+        # Draw by a hash of each id, because the ids of published splits are sorted by class.
+        seed, share = settings.seed, settings.limit / len(dataset)
+        chosen.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
+        chosen = chosen[: max(8, round(share * len(chosen)))]
+    return chosen
+
+
 def prepare_split(
     dataset: PostDataset,
     ids: tuple[str, ...],
@@ -144,15 +164,8 @@ def prepare_split(
     cache: FeatureCache | None = None,
 ) -> CachedFeatures:
     """Encode one split, or the share of it that --limit leaves."""
-    known = set(dataset.ids)
-    chosen = [post_id for post_id in ids if post_id in known]
-    if settings.data and settings.limit and settings.limit < len(dataset):
-        # Draw by a hash of each id, because the ids of published splits are sorted by class.
-        seed, share = settings.seed, settings.limit / len(dataset)
-        chosen.sort(key=lambda post_id: hashlib.sha256(f"{seed}/{post_id}".encode()).digest())
-        chosen = chosen[: max(8, round(share * len(chosen)))]
     return encode(
-        dataset.select(chosen),
+        dataset.select(chosen_ids(dataset, ids, settings)),
         {name: encoding(e, frozen=name in settings.frozen) for name, e in encoders.items()},
         corruptions={
             "image": ImageCorruption(),
@@ -162,3 +175,45 @@ def prepare_split(
         cache=cache,
         progress=True,
     )
+
+
+class EncodedSamples(RawSamples):
+    """Raw posts whose frozen inputs are encoded when a batch is made."""
+
+    def __init__(
+        self, dataset: PostDataset, encoders: Mapping[str, Any], settings: Settings
+    ) -> None:
+        self.encoders = {name: encoders[name] for name in settings.frozen}
+        self.device = settings.device
+        super().__init__(
+            dataset,
+            transforms={name: encoder.prepare for name, encoder in encoders.items()},
+            collate_fn=self._encode,
+            class_names=dataset.class_names,
+        )
+
+    def _encode(self, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        batch = collate(samples)
+        tensors = to({key: batch[key] for key in ("inputs", "available", "label")}, self.device)
+        inputs = tensors["inputs"]
+        with torch.no_grad():
+            inputs |= {m: part(inputs[m]).float() for m, part in self.encoders.items()}
+        return {**batch, **tensors}
+
+
+def damage_kinds(names: str) -> dict[str, list[str]]:
+    """Return the kinds of damage by modality, from "all", "none" or names with commas."""
+    known: dict[str, Sequence[str]] = {"image": IMAGE_DAMAGE, "text": TEXT_DAMAGE}
+    if names == "none":
+        return {}
+    chosen = [name.strip() for name in names.split(",")]
+    if names != "all":
+        everything = sorted({*IMAGE_DAMAGE, *TEXT_DAMAGE})
+        for name in chosen:
+            if name not in everything:
+                raise SetupError(
+                    f"--damage {name!r} is no kind of damage; there are all, none, "
+                    f"{', '.join(everything)}"
+                )
+    kinds = {m: [k for k in every if names == "all" or k in chosen] for m, every in known.items()}
+    return {modality: part for modality, part in kinds.items() if part}

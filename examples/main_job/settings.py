@@ -21,6 +21,7 @@ from robustfusion.baselines import ConcatenationHead
 
 TEST_SEEDS = (0, 1, 2)
 VAL_SEED = 1000
+SEVERITIES = (0.2, 0.6, 1.0)  # of damaged test posts; report.py measures more
 NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
 
 
@@ -51,6 +52,7 @@ class Settings:
     device: str
     threads: int
     allow_outside: bool = False
+    damage: str = "all"
 
 
 def recipe_of(settings: Settings) -> Recipe:

@@ -193,6 +193,7 @@ def clean_batches(posts: CachedFeatures, device: str) -> Iterator[dict[str, Any]
             "inputs": take(posts.features, rows, device),
             "available": take(posts.available, rows, device),
             "label": posts.labels[rows].to(device),
+            "id": [posts.ids[row] for row in rows.tolist()],
         }
 
 

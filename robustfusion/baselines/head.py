@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustfusion._identity import register_identity
 from robustfusion._inputs import make_safe
 from robustfusion._validation import check_between, check_dims, check_labels, check_positive
 from robustfusion.functional import at_least_float32, masked_mean
@@ -90,6 +91,7 @@ class BaselineHead(nn.Module, ABC):
         self.dims = check_dims(dims, at_least=min_modalities)
         check_positive(num_classes, "num_classes")
         self.num_classes = num_classes
+        register_identity(self, modalities=list(self.dims))
         check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
         self.modality_dropout = modality_dropout
 

@@ -5,7 +5,8 @@ from robustfusion.datasets.duplicates import normalize_text
 from robustfusion.datasets.encoding import Encoding, encode
 from robustfusion.datasets.mvsa import MVSA
 from robustfusion.datasets.pictures import BadFileError
-from robustfusion.datasets.post_dataset import PostDataset, PostRow, Sample
+from robustfusion.datasets.post_dataset import PostDataset
+from robustfusion.datasets.post_row import PostRow, Sample
 from robustfusion.datasets.post_table import PostTable
 from robustfusion.datasets.reading import read_image
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem

@@ -20,8 +20,8 @@ from robustfusion.disruption.data import Corruption
 
 Encoder = Callable[[list[Any]], Any]
 
-# Part of each cache key. Raise it whenever the readers return other pixels for the same file.
-_READING = 2
+# Part of each cache key. Raise it whenever the readers return other contents for a file.
+_READING = 3
 # Rows collected before they are written: an interrupted run repeats at most so many.
 _PIECE = 1024
 

@@ -1,13 +1,14 @@
 """Label files: their lines, the rows that count, and the rules that make one label of two."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from robustfusion._text import clean_text
 from robustfusion.datasets.report import Problem
-from robustfusion.datasets.text_gate import encoding_of
+from robustfusion.datasets.text_gate import Gate, encoding_of
 
 LabelRule = Literal["joint", "equal"]
 T = TypeVar("T")
@@ -33,7 +34,7 @@ def find_folder(root: Path, names: tuple[str, ...]) -> Path:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return the numbered lines that are not blank, of any line ending and ASCII encoding."""
+    """Return the numbered lines, blank ones as "", of any line ending and ASCII encoding."""
     try:
         if not path.is_file():  # a pipe would wait for ever
             raise OSError("it is no regular file")
@@ -41,8 +42,16 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     except OSError as error:
         raise FileNotFoundError(f"root must hold the label file {path}: {error}") from error
     text = clean_text(content.decode(encoding_of(content), errors="ignore"))
-    lines = enumerate(map(str.strip, _LINE_END.split(text)), start=1)
-    return [(number, line) for number, line in lines if line]
+    lines = [*map(str.strip, _LINE_END.split(text))]
+    return list(enumerate(lines if lines[-1] else lines[:-1], start=1))
+
+
+def count_lines(path: Path, rows: int, bad: int) -> Gate:
+    """Return the lines of a label file, counted for the report by what they hold."""
+    lines = read_lines(path)
+    blank = sum(not line for _, line in lines)
+    header = len(lines) - blank - rows - bad
+    return Gate(Counter({"header": header, "rows": rows, "bad rows": bad, "blank": blank}))
 
 
 def check_id(post_id: str) -> str | None:

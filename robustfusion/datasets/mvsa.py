@@ -11,11 +11,13 @@ from robustfusion.datasets.labels import (
     LabelRule,
     check_id,
     combine,
+    count_lines,
     find_folder,
     read_lines,
     usable_rows,
 )
-from robustfusion.datasets.post_dataset import OnBad, PostDataset, PostRow
+from robustfusion.datasets.post_dataset import OnBad, PostDataset
+from robustfusion.datasets.post_row import PostRow
 from robustfusion.datasets.report import Problem
 
 Votes = list[tuple[str, ...]]  # for each annotator, the label of the text and of the image
@@ -86,6 +88,7 @@ class MVSA(PostDataset):
         variant = "Single" if len(next(iter(votes.values()))) == 1 else "Multiple"
         self.name = f"MVSA-{variant}, label_rule={label_rule!r}"
         self.root, self.path = Path(root), path
+        self._gate = count_lines(path, len(votes), len(problems))
 
 
 def _label(post_id: str, votes: Votes, rule: LabelRule) -> PostRow | Problem:
@@ -110,7 +113,7 @@ def _majority(votes: Sequence[str]) -> str | None:
 
 def _read_votes(path: Path) -> Iterator[tuple[int, str, Votes, str | None]]:
     """Yield the lines, an ID and one or three tab-separated ``text,image``, as label rows."""
-    lines = read_lines(path)
+    lines = [(number, line) for number, line in read_lines(path) if line]
     columns = Counter(line.count("\t") for _, line in lines).most_common(1)
     # Without a header most lines tell how many annotators there were.
     annotators = max(columns[0][0], 1) if columns else 1

@@ -4,28 +4,19 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple, NotRequired, Self, TypedDict, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustfusion._optional import import_pillow
-from robustfusion.datasets.cells import decode_inline, explain_missing, image_of, shorten
 from robustfusion.datasets.duplicates import connect, find_duplicates, normalize_text
-from robustfusion.datasets.parquet import ParquetCell
-from robustfusion.datasets.pictures import BadFileError, decode
-from robustfusion.datasets.reading import (
-    LIMITS,
-    FileInfo,
-    check_size,
-    digest,
-    inspect_image,
-    inspect_text,
-    read_bytes,
-)
+from robustfusion.datasets.pictures import BadFileError
+from robustfusion.datasets.post_files import MODALITIES, Known, PostFiles
+from robustfusion.datasets.post_row import PostRow, Sample
+from robustfusion.datasets.reading import FileInfo, digest
 from robustfusion.datasets.report import (
     DatasetReport,
     DuplicateKind,
@@ -38,63 +29,7 @@ from robustfusion.datasets.text_gate import Gate
 
 OnBad = Literal["skip", "raise", "missing"]
 Stock = Literal["keep", "missing"]
-MODALITIES = ("image", "text")
 PLACEHOLDER_SIDE = 64  # pixels of the black image that stands for a missing one
-
-
-class EmptyCellError(BadFileError):
-    """A post lacks a modality."""
-
-
-class PostRow(NamedTuple):
-    """One post of a :class:`PostDataset`: its id, its label, and where its image and text are.
-
-    A ``Path``, relative to the folder of the data set, is a file. An image may also be the
-    ``bytes`` of one, a text a ``str``. None is missing.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from robustfusion.datasets import PostRow
-        >>> PostRow("7", "yes", image=Path("7.jpg"), text="sunny").text
-        'sunny'
-    """
-
-    id: str
-    label_name: str | None  #: None for a post without a label
-    image: Any
-    text: Any
-    text_label: str = ""  #: label of the text, where the data set has labels of either side
-    image_label: str = ""
-    origin: str = "post"  #: name of the row in messages, such as "row 3"
-    cells: Mapping[str, Any] = {}  #: all columns of the row
-
-    @classmethod
-    def of_files(cls, post_id: str, label_name: str) -> "PostRow":
-        """Return the row of a post whose files are ``{id}.jpg`` and ``{id}.txt``."""
-        return cls(
-            post_id,
-            label_name,
-            Path(f"{post_id}.jpg"),
-            Path(f"{post_id}.txt"),
-            label_name,
-            label_name,
-            f"post {post_id}",
-        )
-
-
-class Sample(TypedDict):
-    """One post: ``inputs`` and ``available`` have the keys "image" and "text".
-
-    ``posts[0]`` of a :class:`PostDataset` is a sample, see the example there;
-    :func:`robustfusion.disruption.collate` makes a batch of several. A post without a label has
-    neither ``label`` nor ``label_name``.
-    """
-
-    id: str
-    inputs: dict[str, Any]
-    available: dict[str, bool]
-    label: NotRequired[int]
-    label_name: NotRequired[str]
 
 
 class PostDataset(Dataset[Sample]):
@@ -179,12 +114,13 @@ class PostDataset(Dataset[Sample]):
         self.allow_outside = allow_outside
         if not self.folder.is_dir():
             raise FileNotFoundError(f"root must be a folder, got {self.folder}")
-        self._listings: dict[str, dict[str, str]] = {}  # names by folder, for hints
+        self._files = PostFiles(self.folder, allow_outside=allow_outside)
         rows = list(rows)
         posts = [row for row in rows if isinstance(row, PostRow)]
         self._row_count = len(rows)
         self.class_names = _order_classes(posts, class_names)
-        self._inspected = self._inspect_all({post.id: post for post in posts})
+        inspect = self._files.inspect_all if verify else self._files.find_absent
+        self._inspected = inspect({post.id: post for post in posts})
         if len(self._inspected) < len(posts):
             raise ValueError(f"ids must be unique, {len(posts)} rows have {len(self._inspected)}")
         if stock == "missing":
@@ -255,10 +191,7 @@ class PostDataset(Dataset[Sample]):
             try:
                 if isinstance(known, BadFileError):
                     raise known
-                content, label = self._content(post, name), _describe(post, name)
-                values[name] = (
-                    inspect_text(content, label).text if name == "text" else decode(content, label)
-                )
+                values[name] = self._files.load(post, name)
             except BadFileError as error:
                 errors[name] = error
         return values, errors
@@ -291,7 +224,7 @@ class PostDataset(Dataset[Sample]):
             info = self._inspected[post.id][modality]
             return info.digest if isinstance(info, FileInfo) else None
         try:
-            return digest(self._content(post, modality))
+            return digest(self._files.content(post, modality))
         except BadFileError:
             return None
 
@@ -339,65 +272,6 @@ class PostDataset(Dataset[Sample]):
         part = ", a selection" if self._selected else ""
         return f"{self.name}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
 
-    def _content(self, post: PostRow, modality: str) -> bytes:
-        cell, name = getattr(post, modality), _describe(post, modality)
-        if isinstance(cell, ParquetCell):
-            cell = image_of(cell.read())
-        if cell is None:
-            raise EmptyCellError(f"{name} is an empty cell", "missing")
-        if isinstance(cell, PurePath):
-            within = None if self.allow_outside else self.folder
-            try:
-                return read_bytes(self.folder / cell, LIMITS[modality], within)
-            except BadFileError as error:
-                if error.kind == "missing":
-                    raise self._missing(cell) from error
-                raise
-        if isinstance(cell, str):
-            is_text = modality == "text"
-            cell = cell.encode("utf-8", "replace") if is_text else decode_inline(cell, name)
-        if not isinstance(cell, bytes):
-            raise BadFileError(f"{name} must be a path or bytes, got {type(cell).__name__}")
-        check_size(cell, LIMITS[modality], name)
-        return cell
-
-    def _missing(self, cell: PurePath) -> BadFileError:
-        hint = explain_missing(self.folder, cell, self._listings)
-        return BadFileError(f"{shorten(str(cell))} is missing{hint}", "missing")
-
-    def _inspect_all(
-        self, posts: Mapping[str, PostRow]
-    ) -> dict[str, dict[str, FileInfo | BadFileError]]:
-        """Return what is known of each post's image and text from the start."""
-        if self.verify:
-            # Decoding and reading release the interpreter: threads halve the time on two cores.
-            with ThreadPoolExecutor() as pool:
-                return dict(zip(posts, pool.map(self._inspect, posts.values()), strict=True))
-        known: dict[str, dict[str, FileInfo | BadFileError]] = {}
-        names = {entry.name for entry in os.scandir(self.folder)}
-        for post in posts.values():
-            known[post.id] = {}
-            for modality in MODALITIES:
-                cell, label = getattr(post, modality), _describe(post, modality)
-                if cell is None:
-                    known[post.id][modality] = EmptyCellError(
-                        f"{label} is an empty cell", "missing"
-                    )
-                elif (
-                    isinstance(cell, PurePath) and not cell.parent.parts and cell.name not in names
-                ):
-                    known[post.id][modality] = self._missing(cell)
-        return known
-
-    def _inspect(self, post: PostRow) -> dict[str, FileInfo | BadFileError]:
-        known: dict[str, FileInfo | BadFileError] = {}
-        for modality, inspect in (("text", inspect_text), ("image", inspect_image)):
-            try:
-                known[modality] = inspect(self._content(post, modality), _describe(post, modality))
-            except BadFileError as error:
-                known[modality] = error
-        return known
-
     def _drop_stock(self) -> None:
         """Take stock images and texts as missing."""
         groups = _find_duplicates(self._inspected)
@@ -440,7 +314,7 @@ class PostDataset(Dataset[Sample]):
 
     def _duplicates(self, splits: Splits | None) -> list[Duplicates]:
         inspected = {
-            post.id: self._inspected[post.id] if self.verify else self._inspect(post)
+            post.id: self._inspected[post.id] if self.verify else self._files.inspect(post)
             for post in self.posts
         }
         groups = _find_duplicates(inspected)
@@ -475,7 +349,7 @@ class PostDataset(Dataset[Sample]):
 
 
 def _find_duplicates(
-    inspected: Mapping[str, Mapping[str, FileInfo | BadFileError]],
+    inspected: Mapping[str, Known],
 ) -> dict[DuplicateKind, list[tuple[str, ...]]]:
     texts, images = (
         {i: info for i, known in inspected.items() if isinstance(info := known[name], FileInfo)}
@@ -487,12 +361,6 @@ def _find_duplicates(
         {i: info.fingerprint for i, info in images.items()},
         len(inspected),
     )
-
-
-def _describe(post: PostRow, modality: str) -> str:
-    """Name one modality of a post in messages: a file by its path, a cell by its row."""
-    cell = getattr(post, modality)
-    return shorten(str(cell)) if isinstance(cell, PurePath) else f"the {modality} of {post.origin}"
 
 
 def _kind(modality: str, error: BadFileError) -> ProblemKind:

@@ -11,7 +11,9 @@ from robustfusion._text import is_missing
 from robustfusion.datasets.cells import image_of
 from robustfusion.datasets.labels import usable_rows
 from robustfusion.datasets.parquet import ParquetCell
-from robustfusion.datasets.post_dataset import EmptyCellError, PostDataset, PostRow, Stock
+from robustfusion.datasets.post_dataset import PostDataset, Stock
+from robustfusion.datasets.post_files import EmptyCellError
+from robustfusion.datasets.post_row import PostRow
 from robustfusion.datasets.splits import ALIASES, Splits
 from robustfusion.datasets.tables import Row, near_equal, read_table
 from robustfusion.datasets.text_gate import MISSING_WORDS
@@ -185,6 +187,7 @@ class _RowReader:
         self.missing_words = {word.strip().casefold() for word in missing_words}
         self.ids: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
+        self.lists = 0  # texts that are lists or mappings
         self.words: Counter[tuple[str, str]] = Counter()  # by column and word
 
     def read(self, number: int, row: Row | str) -> tuple[int, str, PostRow, str | None]:
@@ -195,6 +198,7 @@ class _RowReader:
         labeled = column is not None
         label, text = self.cell(row, column), self.cell(row, self.columns["text"])
         post_id = _text(self.cell(row, "id") if labeled and "id" in row else number)
+        self.lists += isinstance(text, list | Mapping)
         reason = None
         if not post_id or post_id in self.ids:
             reason = "the id occurred before" if post_id else "the id is empty"
@@ -245,6 +249,8 @@ class _RowReader:
             f'missing_words=["{word}"] makes it a missing one'
             for (column, word), n in sorted(self.words.items())
         ]
+        if self.lists:
+            warnings.append(f"{self.lists} texts are lists or mappings, read as they are written")
         for name, values in (("ids", self.ids), ("labels", self.labels)):
             groups = near_equal(values)
             more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""

@@ -165,37 +165,34 @@ def read_cells(
 def _rows(
     reader: "_Reader", names: list[str], start: int, broken: set[int], gate: Gate
 ) -> Iterator[list[str] | str]:
-    width = len(names)
     ambiguous: list[str] = []
     while start < len(reader.lines):
         cells, end, sound = reader.record(start)
-        number, count = start + 1, end - start
-        swallowed = sum(reader.is_row(line, width) for line in reader.lines[start + 1 : end])
-        row: list[str] | str = cells
-        if not any(reader.lines[line].strip("\r\n ") for line in range(start, end)):
-            gate.lines["blank"] += count
+        number = start + 1
+        if not any(line.strip("\r\n ") for line in reader.lines[start:end]):
+            gate.lines["blank"] += end - start
             start = end
             continue
-        if swallowed and (not sound or len(cells) != width):
-            # The quotation mark was a letter: the lines after it are rows of their own.
+        sound = sound and len(cells) == len(names)
+        verdict, count = reader.swallowed(start, end, len(names), sound)
+        row: list[str] | str = cells
+        if verdict == "letter":
             row = f"in line {number} a quotation mark opens a cell that does not end there"
-            end, count = number, 1
-        elif (
-            swallowed > 1 and 2 * swallowed >= count and reader.is_row(reader.lines[start], width)
-        ):
+            end = number
+        elif verdict == "rows":
             row = (
-                f"a quoted cell holds the lines {number} to {end}, {swallowed} of which are rows "
-                "by themselves: is a quotation mark missing?"
+                f"a quoted cell holds the lines {number} to {end}, {count} of which are rows by "
+                "themselves: is a quotation mark missing?"
             )
-        elif broken.intersection(range(number, end + 1)):
-            row = f"line {min(broken.intersection(range(number, end + 1)))} is not UTF-8"
-        elif len(cells) != width:
-            row = f"expected {width} cells, got {len(cells)}"
+        elif unreadable := broken.intersection(range(number, end + 1)):
+            row = f"line {min(unreadable)} is not UTF-8"
+        elif len(cells) != len(names):
+            row = f"expected {len(names)} cells, got {len(cells)}"
         elif cells == names:
             row = "the header occurs again"
-        elif swallowed:
+        elif verdict == "maybe":
             ambiguous.append(f"{number} to {end}")
-        gate.lines["bad rows" if isinstance(row, str) else "rows"] += count
+        gate.lines["bad rows" if isinstance(row, str) else "rows"] += end - start
         yield row
         start = end
     if ambiguous:
@@ -227,6 +224,23 @@ class _Reader:
                 continue
             return cells, start + reader.line_num, strict
         raise AssertionError
+
+    def swallowed(self, start: int, end: int, width: int, sound: bool) -> tuple[str, int]:
+        """Return what the lines of one record are, and how many after the first may be rows.
+
+        "letter": the quotation mark of the first line is a letter. "rows": quotes fit, and still
+        most lines are rows by themselves. "maybe": some are. "" else.
+        """
+        if end - start < 2:
+            return "", 0
+        first, *middle, last = (self.is_row(line, width) for line in self.lines[start:end])
+        count = sum(middle) + last
+        if not sound:
+            return ("letter" if count else ""), count
+        # The last line of a cell of several lines that is the first of its row always fits.
+        if 2 * count >= end - start and (sum(middle) > 2 or (first and sum(middle))):
+            return "rows", count
+        return ("maybe" if any(middle) or (first and last) else ""), count
 
     def is_row(self, line: str, width: int) -> bool:
         """Return whether a line by itself has the right number of cells, quoted or not."""

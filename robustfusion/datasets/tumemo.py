@@ -5,8 +5,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robustfusion.datasets.labels import check_id, find_folder, read_lines, usable_rows
-from robustfusion.datasets.post_dataset import OnBad, PostDataset, PostRow
+from robustfusion.datasets.labels import (
+    check_id,
+    count_lines,
+    find_folder,
+    read_lines,
+    usable_rows,
+)
+from robustfusion.datasets.post_dataset import OnBad, PostDataset
+from robustfusion.datasets.post_row import PostRow
 
 EMOTIONS = ("angry", "bored", "calm", "fear", "happy", "love", "sad")
 LABEL_FILE = "all_data_id_and_label.txt"
@@ -65,10 +72,12 @@ class TumEmo(PostDataset):
             allow_outside=allow_outside,
         )
         self.root, self.path = Path(root), path
+        self._gate = count_lines(path, len(labels), len(problems))
 
 
 def _read_labels(path: Path) -> Iterator[tuple[int, str, str, str | None]]:
-    for position, (number, line) in enumerate(read_lines(path)):
+    lines = [(number, line) for number, line in read_lines(path) if line]
+    for position, (number, line) in enumerate(lines):
         fields = line.replace(",", " ").split() or [line]
         label, reason = fields[-1].lower(), check_id(fields[0])
         if position == 0 and label not in EMOTIONS and not fields[0].isdigit():

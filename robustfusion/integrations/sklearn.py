@@ -1,5 +1,6 @@
 """A scikit-learn classifier over cached features, in which any modality may be missing."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeAlias
@@ -16,8 +17,9 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.preprocessing import StandardScaler
     from sklearn.utils import check_random_state
+    from sklearn.utils.class_weight import compute_sample_weight
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
         'RobustFusionClassifier needs scikit-learn 1.6: pip install "robustfusion[sklearn]"'
@@ -25,7 +27,11 @@ except ImportError as error:
 
 Columns: TypeAlias = slice | Sequence[int] | Sequence[str] | NDArray[Any]
 
-CHECKS: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+CHECKS: dict[str, Any] = {
+    "dtype": np.float64,
+    "ensure_all_finite": "allow-nan",
+    "accept_sparse": "csr",
+}
 # Length of training unless ``epochs`` sets it. Our choice: a head on cached features converges in
 # so many steps, and the bounds on epochs are for very few and very many samples.
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 300, 6, 100
@@ -36,7 +42,9 @@ def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, 
     """Join feature arrays into one, which ``cross_val_score`` and ``Pipeline`` need.
 
     Args:
-        features: Modality to (N, D_m); a row with NaN means that the sample lacks the modality.
+        features: Modality to (N, D_m): an array, a sparse matrix, or N embeddings of D_m numbers,
+            such as a column of a data frame with one embedding a cell. NaN, or a cell without an
+            embedding (``None``, NaN), means that the sample lacks the modality.
 
     Returns:
         The array (N, sum of D_m), and the columns of each modality, for
@@ -52,7 +60,7 @@ def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, 
         >>> X.shape, modalities
         ((5, 5), {'image': slice(0, 3, None), 'text': slice(3, 5, None)})
     """
-    arrays = {name: np.asarray(values) for name, values in features.items()}
+    arrays = {name: _as_array(values, f'features["{name}"]') for name, values in features.items()}
     if not arrays:
         raise ValueError("features must hold at least one modality")
     columns, start, rows = {}, 0, len(next(iter(arrays.values())))
@@ -69,18 +77,24 @@ def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, 
 class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Train a robust head on cached features with ``fit`` and ``predict``.
 
-    ``X`` is a dict from modality to (N, D_m), or one array (N, D) of which ``modalities`` names
-    the columns, as cross-validation and pipelines need it and :func:`join_features` returns it. A
-    sample with NaN in a modality lacks that modality, in ``fit`` as in ``predict``; a sample that
-    lacks all is left out of ``fit``. Features are standardized by the samples that have them.
+    ``X`` is a dict from modality to (N, D_m), a data frame with one embedding a cell and a column
+    for each modality, or one array (N, D) of which ``modalities`` names the columns, as
+    cross-validation and pipelines need it and :func:`join_features` returns it. Arrays may be
+    sparse. A sample with NaN in a modality lacks that modality, in ``fit`` as in ``predict``, and
+    a dict without a modality in ``predict`` lacks it for all samples; a sample that lacks all is
+    left out of ``fit``. Features are standardized by the samples that have them.
     Training is AdamW with a learning rate that falls to zero along a cosine.
 
     Args:
         modalities: For an array or a data frame: modality to a slice, indices or column names.
-            ``None`` if ``X`` is a dict.
+            ``None`` if ``X`` is a dict, or a data frame of embeddings.
         head: Class or function from (dims, number of classes) to a head, such as
             :class:`~robustfusion.DRFHead` (``None``), :class:`~robustfusion.PaperDRFHead` or a
             baseline.
+        dropout: Dropout of the head, the option to tune first; ``None`` is the head's own default.
+        hidden_features: Width of the head's hidden layers; ``None`` is the head's own default.
+        class_weight: Weight of each class in training, a dict from label to weight or "balanced",
+            which gives every class the same total weight.
         epochs: ``None`` trains for about 300 steps, at least 6 and at most 100 epochs.
         batch_size: Number of samples in a step.
         learning_rate: Learning rate at the start.
@@ -119,7 +133,10 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self,
         modalities: Mapping[str, Columns] | None = None,
         *,
-        head: Callable[[dict[str, int], int], nn.Module] | None = None,
+        head: Callable[..., nn.Module] | None = None,
+        dropout: float | None = None,
+        hidden_features: int | None = None,
+        class_weight: Mapping[Any, float] | str | None = None,
         epochs: int | None = None,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
@@ -129,6 +146,9 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     ) -> None:
         self.modalities = modalities
         self.head = head
+        self.dropout = dropout
+        self.hidden_features = hidden_features
+        self.class_weight = class_weight
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -136,25 +156,41 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.device = device
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Train on a dict of (N, D_m), or (N, D), and labels of any kind, (N,)."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on features and labels of any kind, (N,).
+
+        Weights of samples, (N,), and of classes multiply. They enter the head's loss if that takes
+        a ``weight``; for any other head, samples are drawn with probabilities proportional to
+        their weights.
+        """
         if self.epochs is not None:
             check_positive(self.epochs, "epochs")
         check_positive(self.batch_size, "batch_size")
         check_between(self.learning_rate, 0.0, 1.0, "learning_rate")
         X, modalities = self._join(X)
+        _check_labels(y)
         array, y = validate_data(self, X, y, **CHECKS)
+        array = _dense(array)
         self.columns_ = {name: self._resolve(name, c) for name, c in modalities.items()}
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y must hold two classes or more, got {len(self.classes_)} class")
+            raise ValueError(
+                f"y must hold two classes or more, got {len(self.classes_)} class: all {len(y)} "
+                f"samples are '{self.classes_[0]}'"
+            )
+        weight = _check_sample_weight(
+            sample_weight, array, dtype=np.float64, ensure_non_negative=True
+        )
+        weight = weight * compute_sample_weight(self.class_weight, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._scalers: dict[str, StandardScaler] = {}
         inputs, available = self._tensors(array)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head_ = self._train(inputs, available, torch.from_numpy(codes).long())
+            self.head_ = self._train(
+                inputs, available, torch.from_numpy(codes).long(), torch.from_numpy(weight)
+            )
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -179,6 +215,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         return tags
 
     def _join(self, X: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -187,20 +224,34 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             if self.modalities is not None:
                 raise ValueError("modalities names columns of an array, but X is a dict")
             return join_features(X)
+        if embeddings := _embeddings(X, self.modalities):
+            return join_features(embeddings)
         if self.modalities is None:
             raise ValueError(
                 "X is one array: say which columns belong to which modality, "
-                'modalities={"image": slice(0, 512), "text": slice(512, None)}'
+                'modalities={"image": slice(0, 512), "text": slice(512, None)}, or pass a dict '
+                "from modality to features"
             )
         return X, self.modalities
 
     def _join_again(self, X: Any) -> Any:
         """Return one array with the columns seen in ``fit``."""
         if not _is_dict(X):
-            return X
-        if set(X) != set(self.columns_):
-            raise ValueError(f"X must hold {list(self.columns_)}, got {list(X)}")
-        array, columns = self._join({name: X[name] for name in self.columns_})
+            X = _embeddings(X, self.modalities) or X
+            if not _is_dict(X):
+                return X
+        elif self.modalities is not None:
+            raise ValueError("modalities names columns of an array, but X is a dict")
+        if not set(X) <= set(self.columns_) or not X:
+            raise ValueError(f"X must hold some of {list(self.columns_)}, got {list(X)}")
+        X = {name: _as_array(values, f'features["{name}"]') for name, values in X.items()}
+        samples, complete = len(next(iter(X.values()))), {}
+        for name, columns in self.columns_.items():
+            width = len(np.arange(self.n_features_in_)[columns])
+            complete[name] = X.get(name, np.full((samples, 1), np.nan))
+            if complete[name].shape[1:] == (1,) and np.isnan(complete[name]).all():
+                complete[name] = np.full((samples, width), np.nan)
+        array, columns = join_features(complete)
         if columns != self.columns_:
             raise ValueError(f"X must have the columns {self.columns_}, got {columns}")
         return array
@@ -238,15 +289,26 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         return inputs, available
 
     def _train(
-        self, inputs: dict[str, Tensor], available: dict[str, Tensor], labels: Tensor
+        self,
+        inputs: dict[str, Tensor],
+        available: dict[str, Tensor],
+        labels: Tensor,
+        weight: Tensor,
     ) -> nn.Module:
-        inputs = {name: x.float() for name, x in inputs.items()}
         dims = {name: x.shape[1] for name, x in inputs.items()}
-        make_head = self.head or DRFHead
-        head = make_head(dims, len(self.classes_)).to(self.device).train()
-        rows = torch.stack(list(available.values())).any(0).nonzero()[:, 0]
+        chosen = {"dropout": self.dropout, "hidden_features": self.hidden_features}
+        options: dict[str, Any] = {n: value for n, value in chosen.items() if value is not None}
+        head: Any = (self.head or DRFHead)(dims, len(self.classes_), **options)
+        head = head.to(self.device).train()
+        some = torch.stack(list(available.values())).any(0)
+        rows = (some & (weight > 0)).nonzero()[:, 0]
         if not len(rows):
-            raise ValueError("X must hold at least one sample that is not NaN throughout")
+            raise ValueError(
+                "X must hold at least one sample that is not NaN throughout and has a weight"
+            )
+        weight = weight / weight[rows].mean()
+        weighted = bool((weight[rows] != 1).any())
+        in_loss = weighted and "weight" in inspect.signature(head.loss).parameters
         per_epoch = math.ceil(len(rows) / self.batch_size)
         epochs = self.epochs or min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS / per_epoch)))
         optimizer = torch.optim.AdamW(
@@ -254,29 +316,35 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
         for _ in range(epochs):
-            for batch in torch.split(rows[torch.randperm(len(rows))], self.batch_size):
+            if weighted and not in_loss:
+                order = torch.multinomial(weight[rows], len(rows), replacement=True)
+            else:
+                order = torch.randperm(len(rows))
+            for batch in torch.split(rows[order], self.batch_size):
                 output = self._output(head, inputs, available, batch)
-                loss = head.loss(output, labels[batch].to(self.device))  # type: ignore[operator]
+                extra = {"weight": weight[batch].float().to(self.device)} if in_loss else {}
+                loss = head.loss(output, labels[batch].to(self.device), **extra)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        # In float32 a prediction depends on its batch by more than scikit-learn tolerates.
-        return head.double().eval()
+        # In float32 a prediction depends on its batch by more than scikit-learn tolerates; some
+        # other devices have no float64.
+        trained: nn.Module = head.eval()
+        return trained.double() if torch.device(self.device).type == "cpu" else trained
 
     def _output(
         self, head: nn.Module, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor], rows: Any
     ) -> Any:
-        batch, available = (
-            {name: x[rows].to(self.device) for name, x in part.items()} for part in (inputs, masks)
-        )
-        return head(batch, available)
+        dtype = next((p.dtype for p in head.parameters()), torch.float64)
+        batch = {name: x[rows].to(dtype).to(self.device) for name, x in inputs.items()}
+        return head(batch, {name: mask[rows].to(self.device) for name, mask in masks.items()})
 
     @torch.no_grad()
     def _outputs(self, X: Any) -> Iterator[Any]:
         """Yield the head's output for all samples, a batch at a time."""
         check_is_fitted(self)
-        array = validate_data(self, self._join_again(X), reset=False, **CHECKS)
+        array = _dense(validate_data(self, self._join_again(X), reset=False, **CHECKS))
         inputs, masks = self._tensors(array)
         for start in range(0, len(array), PREDICT_BATCH):
             yield self._output(self.head_, inputs, masks, slice(start, start + PREDICT_BATCH))
@@ -285,6 +353,66 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
 def _joined(parts: list[Tensor]) -> NDArray[np.float64]:
     joined: NDArray[np.float64] = torch.cat(parts).detach().cpu().double().numpy()
     return joined
+
+
+def _as_array(values: Any, argument: str) -> NDArray[Any]:
+    """Return features as one array; a cell without an embedding becomes a row of NaN."""
+    values = _dense(values)
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):  # some cells are missing, or differ in length
+        array = np.full(len(values), np.nan)
+    if array.ndim != 1 or not np.isnan(array).all():
+        return array
+    cells = [None if _is_missing(cell) else np.asarray(cell, np.float64) for cell in values]
+    shapes = {cell.shape for cell in cells if cell is not None}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(
+            f"{argument} must hold embeddings of one length, got the shapes {sorted(shapes)[:4]}"
+        )
+    width = next(iter(shapes), (1,))[0]
+    empty = np.full(width, np.nan)
+    return np.stack([empty if cell is None else cell for cell in cells]) if cells else array
+
+
+def _embeddings(X: Any, modalities: Any) -> dict[str, Any]:
+    """Return the columns of a data frame with one embedding a cell by modality, else {}."""
+    if not hasattr(X, "columns") or not len(X):
+        return {}
+    names = {column: column for column in X.columns} if modalities is None else {}
+    for name, columns in (modalities or {}).items():
+        if isinstance(columns, slice):
+            return {}
+        column = columns if isinstance(columns, str) or len(columns) != 1 else columns[0]
+        if not isinstance(column, str) or column not in X.columns:
+            return {}
+        names[name] = column
+    if all(any(np.ndim(cell) == 1 for cell in X[column]) for column in names.values()):
+        return {str(name): list(X[column]) for name, column in names.items()}
+    return {}
+
+
+def _check_labels(y: Any) -> None:
+    """Raise unless every sample has a label."""
+    values = y.ravel() if isinstance(y, np.ndarray) else y if hasattr(y, "__iter__") else ()
+    values = list(values)
+    without = sum(_is_missing(value) for value in values)
+    if without:
+        raise ValueError(
+            f"Input y contains NaN or None for {without} of {len(values)} samples: leave samples "
+            "without a label out of fit"
+        )
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a cell is None, NaN or pandas.NA."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
+def _dense(values: Any) -> Any:
+    return values.toarray() if hasattr(values, "toarray") else values
 
 
 def _is_dict(X: Any) -> bool:

@@ -10,7 +10,7 @@ import robustfusion.datasets.encoding as encoding
 from robustfusion.datasets import MVSA, Encoding, FeatureCache, encode
 from robustfusion.datasets.reading import read_bytes
 from robustfusion.disruption import CachedFeatures, Disruption, ImageCorruption, TextCorruption
-from robustfusion.evaluation.data import RawSamples
+from robustfusion.disruption.raw_samples import RawSamples
 
 CORRUPTIONS: dict[str, Any] = {"text": TextCorruption(), "image": ImageCorruption()}
 
@@ -117,7 +117,7 @@ def test_each_file_is_read_once(three_posts: Path, monkeypatch: pytest.MonkeyPat
         opened.append(path.name)
         return read_bytes(path, *arguments)
 
-    monkeypatch.setattr("robustfusion.datasets.post_dataset.read_bytes", counted)
+    monkeypatch.setattr("robustfusion.datasets.post_files.read_bytes", counted)
     encoders: Any = {"text": Counting(), "image": brightness}
     encode(dataset, encoders, corruptions=CORRUPTIONS, seeds=(0, 1, 2))
     assert sorted(opened) == ["1.jpg", "1.txt", "2.jpg", "2.txt", "3.jpg", "3.txt"]

@@ -11,6 +11,7 @@ import pytest
 from robustfusion._text import clean_text, is_missing, split_words
 from robustfusion.datasets import MVSA, PostTable, TumEmo
 from robustfusion.datasets.text_gate import decode, guess_encoding
+from robustfusion.disruption import collate
 
 
 def texts_of(path: Path, content: str | bytes, **options: Any) -> tuple[list[str], Any]:
@@ -193,6 +194,14 @@ def test_every_kind_of_missing_is_missing(tmp_path: Path) -> None:
     assert not any(map(is_missing, there))
 
 
+def test_collate_takes_the_same_values_for_missing() -> None:
+    pandas: Any = pytest.importorskip("pandas")
+    values: list[Any] = ["hi", pandas.NA, pandas.NaT, float("nan"), [], None, " "]
+    batch = collate([{"inputs": {"text": value}} for value in values])
+    assert batch["available"]["text"].tolist() == [True] + [False] * 6
+    assert batch["inputs"]["text"] == ["hi"] + [""] * 6
+
+
 def test_missing_values_of_pandas_and_parquet(tmp_path: Path) -> None:
     pandas: Any = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
@@ -220,6 +229,7 @@ def test_files_of_texts_go_through_the_gate(three_posts: Path) -> None:
     posts = MVSA(three_posts)
     assert [posts[row]["inputs"]["text"] for row in range(2)] == ["héllo 😀", "so good"]
     assert posts.report().cleaned == {"control characters": 1}
+    assert_counted(posts.report(), 4)
     assert posts.report().lossy_texts == ()
 
 
@@ -231,6 +241,17 @@ def test_a_label_file_of_tumemo_in_utf_16(tmp_path: Path) -> None:
     (tmp_path / "data" / "0.txt").write_text("rain")
     (tmp_path / "all_data_id_and_label.txt").write_bytes("0 Sad\n".encode("utf-16"))
     assert TumEmo(tmp_path).ids == ["0"]
+    (tmp_path / "all_data_id_and_label.txt").write_bytes(b"ID label\n\n0 Sad\n1\n")
+    report = TumEmo(tmp_path).report()
+    assert_counted(report, 4)
+    assert report.lines == {"header": 1, "blank": 1, "rows": 1, "bad rows": 1}
+
+
+def test_texts_that_are_lists_are_told(tmp_path: Path) -> None:
+    row = {"text": ["a day", "a night"], "label": 1}
+    texts, report = texts_of(tmp_path / "a.jsonl", json.dumps(row))
+    assert texts == ["['a day', 'a night']"]
+    assert report.warnings == ("1 texts are lists or mappings, read as they are written",)
 
 
 @pytest.mark.parametrize(

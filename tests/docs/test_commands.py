@@ -184,7 +184,7 @@ def test_commands_are_found() -> None:
     [
         "python examples/gone.py",
         "python examples/drf_mvsa.py --epoch 2",
-        "python benchmarks/import_time.py --quick",
+        "python benchmarks/quality.py --quick",
         "python -m pytest --longest",
         "python -m nosuchmodule",
         "torchrun --nproc-per-nodes 2 examples/train_ddp.py",

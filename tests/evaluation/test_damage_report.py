@@ -15,7 +15,7 @@ import torch
 from reports import FakeHead, make_data
 from torch import Tensor, nn
 
-from robustfusion import DRFClassifier, DRFHead
+from robustfusion import DRFClassifier, DRFHead, calibrate
 from robustfusion.disruption import FEATURE_DAMAGE, CachedFeatures, RawSamples, damage
 from robustfusion.evaluation import DamageReport, damage_report
 
@@ -170,6 +170,17 @@ def test_raw_samples_work_for_a_model_with_encoders() -> None:
     assert {s.kind for s in report.scores} == {"intact", "missing", "black", "white", "truncate"}
     # A text of one letter has one word, and a white image a brightness of one: a tie, class 0.
     assert (report.predictions["Counting", "image", "black", 1.0] == 1).all()
+
+
+def test_calibrate_reads_every_damaged_sample() -> None:
+    torch.manual_seed(0)
+    head = DRFHead({"image": 6, "text": 6}, num_classes=3)
+    data = make_data(names=BOTH, samples=60)
+    kinds = {"image": ("noise", "scale", "mask"), "text": ("noise",)}
+    intact = [{"inputs": data.features, "label": data.labels, "id": list(data.ids)}]
+    report = calibrate(head, intact, damaged=damage(data, kinds, batch_size=16))
+    assert report.trust is not None
+    assert report.trust.samples == 60 * (1 + 3 + 1)
 
 
 def test_only_the_damaged_modality_is_encoded_again() -> None:

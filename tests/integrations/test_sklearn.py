@@ -24,7 +24,12 @@ HALVES = {"first": slice(0, 1), "second": slice(1, None)}
 
 
 @checks.parametrize_with_checks(
-    [RobustFusionClassifier(HALVES, epochs=10, learning_rate=0.01, random_state=0)]
+    [RobustFusionClassifier(HALVES, epochs=10, learning_rate=0.01, random_state=0)],
+    # As for scikit-learn's own networks: batches are drawn at random.
+    expected_failed_checks=lambda _: {
+        f"check_sample_weight_equivalence_on_{kind}_data": "training draws batches at random"
+        for kind in ("dense", "sparse")
+    },
 )  # type: ignore[untyped-decorator]
 def test_estimator_checks(estimator: Any, check: Any) -> None:
     check(estimator)
@@ -155,10 +160,110 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         fast(epochs=0).fit(features, y)
     model = fast().fit(features, y)
-    with pytest.raises(ValueError, match=r"X must hold \['image', 'text'\], got \['image'\]"):
-        model.predict({"image": features["image"]})
+    with pytest.raises(ValueError, match=r"X must hold some of \['image', 'text'\], got .*audio"):
+        model.predict({"image": features["image"], "audio": features["text"]})
     with pytest.raises(ValueError, match="X must have the columns"):
         model.predict({"image": features["text"], "text": features["image"]})
     swapped = {"text": slice(6, 10), "image": slice(0, 6)}  # a dict would be joined in this order
     with pytest.raises(ValueError, match="X is a dict"):
         fast(modalities=swapped).fit(X, y).predict(features)
+
+
+def test_a_modality_that_a_dict_leaves_out_is_missing() -> None:
+    features, y = make()
+    model = fast(random_state=0).fit(features, y)
+    without = {**features, "text": np.full_like(features["text"], np.nan)}
+    expected = model.predict_proba(without)
+    assert (model.predict_proba({"image": features["image"]}) == expected).all()
+
+
+def test_one_embedding_a_cell() -> None:
+    pandas = pytest.importorskip("pandas")
+    features, y = make()
+    expected = fast(random_state=0).fit(features, y).predict_proba(features)
+    cells = {
+        name: [None if np.isnan(row).any() else row for row in rows]
+        for name, rows in features.items()
+    }
+    frame = pandas.DataFrame(cells)
+    lists = {name: [v if v is None else v.tolist() for v in rows] for name, rows in cells.items()}
+    for X in (cells, frame, lists, {name: frame[name].to_numpy() for name in frame}):
+        assert (fast(random_state=0).fit(X, y).predict_proba(X) == expected).all()
+    frame = frame.assign(id=range(len(frame)))
+    for columns in ({"image": "image", "text": "text"}, {"image": ["image"], "text": ["text"]}):
+        model = fast(modalities=columns, random_state=0).fit(frame, y)
+        assert (model.predict_proba(frame) == expected).all()
+    lengths = {"image": [np.ones(3), np.ones(4)], "text": [np.ones(2)] * 2}
+    with pytest.raises(
+        ValueError, match=r'features\["image"\] must hold embeddings of one length'
+    ):
+        fast().fit(lengths, ["a", "b"])
+    missing = {**lists, "text": [None] * len(y)}
+    gone = {"image": lists["image"], "text": np.full((len(y), 4), np.nan)}
+    model = fast(random_state=0).fit(features, y)
+    assert (model.predict_proba(missing) == model.predict_proba(gone)).all()
+    assert fast().fit(missing, y).score(missing, y) > 0.6
+
+
+def test_sparse_features() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    features, y = make()
+    features = {name: np.nan_to_num(rows) for name, rows in features.items()}
+    expected = fast(random_state=0).fit(features, y).predict_proba(features)
+    mixed = {"image": features["image"], "text": sparse.csr_matrix(features["text"])}
+    assert (fast(random_state=0).fit(mixed, y).predict_proba(mixed) == expected).all()
+    X, columns = join_features(mixed)
+    model = fast(modalities=columns, random_state=0).fit(sparse.csr_array(X), y)
+    assert (model.predict_proba(sparse.coo_array(X)) == expected).all()
+
+
+def test_options_of_the_head_are_parameters() -> None:
+    features, y = make()
+    model = fast(dropout=0.1, hidden_features=16).fit(features, y)
+    assert model.head_.dropout.p == 0.1
+    assert model.head_.hidden_features == 16
+    search = selection.GridSearchCV(
+        fast(modalities=join_features(features)[1]), {"dropout": [0.1, 0.5]}, cv=2
+    )
+    assert search.fit(join_features(features)[0], y).best_score_ > 0.8
+
+
+class Weighted(ConcatenationHead):
+    """A head whose loss takes weights."""
+
+    def loss(self, output: Any, labels: Any, *, weight: Any = None) -> Any:
+        losses = torch.nn.functional.cross_entropy(output.logits, labels, reduction="none")
+        return (losses if weight is None else losses * weight).mean()
+
+
+@pytest.mark.parametrize("head", [None, Weighted, ConcatenationHead])
+def test_weights_of_samples_and_classes(head: Any) -> None:
+    rng = np.random.default_rng(0)
+    y = np.repeat(["common", "rare"], [380, 20])
+    features = {m: rng.normal(size=(400, 3)) + (y == "rare")[:, None] for m in ("image", "text")}
+
+    def recall(**options: Any) -> float:
+        weight = options.pop("sample_weight", None)
+        model = fast(head=head, random_state=0, **options).fit(features, y, sample_weight=weight)
+        return float((model.predict(features)[y == "rare"] == "rare").mean())
+
+    plain, balanced = recall(), recall(class_weight="balanced")
+    assert balanced > plain + 0.1
+    by_sample = recall(sample_weight=np.where(y == "rare", 19.0, 1.0))
+    assert by_sample > plain + 0.1
+    assert recall(class_weight={"rare": 0.0, "common": 1.0}) == 0.0
+    with pytest.raises(ValueError, match=r"at least one non-zero|has a weight"):
+        recall(sample_weight=np.zeros(400))
+
+
+def test_labels_that_are_missing_or_all_alike_are_counted() -> None:
+    features, y = make()
+    for gap in (None, float("nan")):
+        with pytest.raises(ValueError, match="contains NaN or None for 2 of 240 samples"):
+            fast().fit(features, [gap, gap, *y[2:]])
+    with pytest.raises(ValueError, match="1 class: all 240 samples are 'bad'"):
+        fast().fit(features, np.repeat("bad", 240))
+    numbers = np.unique(y, return_inverse=True)[1] + 10.0
+    assert set(fast().fit(features, numbers).predict(features)) <= {10.0, 11.0, 12.0}
+    with pytest.raises(ValueError, match="continuous"):
+        fast().fit(features, np.linspace(0, 1, 240))
