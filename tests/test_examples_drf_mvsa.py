@@ -401,7 +401,7 @@ def invoke(example: Any, arguments: list[str]) -> Any:
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--data", "."], "folder 'data'.*for a table name the file"),
         (["--data", __file__], "cannot be read as a table: path must end in one of .csv"),
-        (["--freeze"], "do not freeze"),
+        (["--freeze"], "cannot be frozen"),
         (["--device", "warp"], "--device warp"),
         (["--resume"], "no run to resume"),
         (["--resume", "nowhere"], "nowhere is not the folder of a run"),
@@ -601,7 +601,7 @@ def test_models_of_transformers_from_folders(
     assert predictor.frozen == tuple(record["settings"]["frozen"])
     if paper:  # the scale that the densities (9) need
         scales = [predictor.model.encoders[name][-1] for name in ("image", "text")]
-        assert {(s.covariance_type, s.spread) for s in scales} == {("spherical", 0.4)}
+        assert {(s.covariance_type, s.target_std) for s in scales} == {("spherical", 0.4)}
     output = predictor([None, None], ["a word", None])
     assert output.logits.isfinite().all()
     p_value = predictor.p_values(output)["text"][0]
