@@ -330,7 +330,7 @@ class DRFHead(nn.Module):
             if self.gather_distributed:
                 rows, mask = gather_rows(rows, mask)
             estimator.store(rows, mask)
-        return torch.full((1, len(self.dims)), _TYPICAL_LOG_QUALITY, device=rows.device)
+        return estimator.score_stats.new_full((1, len(self.dims)), _TYPICAL_LOG_QUALITY)
 
     def _early(
         self, z: Mapping[str, Tensor], stand_in: Tensor, mask: Tensor, share: Tensor
@@ -367,8 +367,8 @@ class DRFHead(nn.Module):
         """
         modalities = len(self.dims)
         if modalities < 3:
-            return torch.zeros_like(used, dtype=torch.float32)
-        log_prob = candidate_logits.float().log_softmax(-1)
+            return self.trust.bias.new_zeros(used.shape)
+        log_prob = at_least_float32(candidate_logits).log_softmax(-1)
         single = log_prob[:, -modalities:]
         # Candidates without one modality are ordered by what they contain: the last one lacks the
         # first modality.
