@@ -539,6 +539,7 @@ def test_a_run_folder_is_read_with_distrust(
         "device": "cpu",
         "threads": 1,
         "allow_outside": False,
+        "damage": "all",
     }
     if isinstance(content, dict):
         content = json.dumps({**settings, **content})
