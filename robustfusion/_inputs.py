@@ -25,8 +25,7 @@ def make_safe(
     device = next(iter(features.values())).device
     masks = check_available(available, dims, batch, device)
     norms = [torch.linalg.vector_norm(features[m].detach(), torch.inf, dim=-1) for m in dims]
-    dtype = max((x.dtype for x in norms), key=lambda dtype: dtype.itemsize)
-    finite = torch.stack([x.to(dtype) for x in norms], dim=1) < largest
+    finite = torch.stack([x.float() for x in norms], dim=1) < largest
     observed = torch.stack([masks[m] for m in dims], dim=1) & finite
     hidden = (~observed)[..., None].unbind(1)
     x = {m: features[m].masked_fill(mask, 0) for m, mask in zip(dims, hidden, strict=True)}

@@ -106,7 +106,7 @@ class TrustProblem:
 
     def numbers(self, vector: Tensor) -> Numbers:
         """Name the parts of a vector."""
-        *directions, bias, slope, offset, late, scale = vector.split(self.sizes)
+        *directions, bias, slope, offset, late, scale = torch.split(vector, self.sizes)
         return Numbers(tuple(directions), bias, slope.exp(), offset, late.sigmoid(), scale.exp())
 
     def fit(self) -> tuple[TrustFit, Numbers]:
@@ -184,7 +184,7 @@ class TrustProblem:
         nll = torch.zeros_like(self.weight)
         for (_, test, part), vector in zip(parts, vectors, strict=True):
             nll[test] = self._nll(vector, part)
-        index = self.samples.group.unique(return_inverse=True)[1]
+        index = torch.unique(self.samples.group, return_inverse=True)[1]
         total = torch.zeros(int(index.max()) + 1).to(nll)
         return total.index_add_(0, index, nll * self.weight)
 
@@ -229,7 +229,7 @@ def fit_harm(samples: HeldOut, name: str, candidate: int) -> HarmFit | None:
     used = intact | damaged
     rows, harm, damaged = rows[used], harm.where(damaged, 0.0)[used], damaged[used]
     weight = _weights(samples.kind[used])
-    fold = samples.group.unique(return_inverse=True)[1][used] % _FOLDS
+    fold = torch.unique(samples.group, return_inverse=True)[1][used] % _FOLDS
     predicted = torch.zeros_like(harm)
     for number in range(_FOLDS):
         train, test = fold != number, fold == number
@@ -254,13 +254,14 @@ def _ridge(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 def _weights(kind: Tensor) -> Tensor:
     """Weight all kinds of damage equally, and intact samples as much as all damage together."""
-    index, counts = kind.unique(return_inverse=True, return_counts=True)[1:]
+    _, index, counts = torch.unique(kind, return_inverse=True, return_counts=True)
     weight = 1 / counts[index].float()
     intact = kind == 0
     if bool(intact.any()) and not bool(intact.all()):
         number = len(counts) - 1
         weight = torch.where(intact, _INTACT_SHARE * weight, (1 - _INTACT_SHARE) * weight / number)
-    return weight / weight.sum()
+    total: Tensor = weight / weight.sum()
+    return total
 
 
 def folds(samples: HeldOut) -> list[tuple[Tensor, Tensor]]:
@@ -269,8 +270,8 @@ def folds(samples: HeldOut) -> list[tuple[Tensor, Tensor]]:
     A fold leaves out a part of the samples with all their copies and, of the rest, a part of the
     kinds of damage, so that what is chosen suits samples and kinds that the fit did not see.
     """
-    group = samples.group.unique(return_inverse=True)[1]
-    several = len(samples.kind.unique()) > 2 * _FOLDS
+    group = torch.unique(samples.group, return_inverse=True)[1]
+    several = len(torch.unique(samples.kind)) > 2 * _FOLDS
     parts = []
     for fold in range(_FOLDS):
         test = group % _FOLDS == fold

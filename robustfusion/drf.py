@@ -238,7 +238,8 @@ class DRFHead(nn.Module):
         late_logits = self._late(z, share)
         half_logits = torch.stack([self.classifier(hidden), late_logits], dim=2)
         late_share = self.trust.late_share.to(half_logits.dtype)
-        candidate_logits = torch.lerp(*half_logits.unbind(2), late_share)
+        early_logits, late_logits = half_logits.unbind(2)
+        candidate_logits = torch.lerp(early_logits, late_logits, late_share)
         evidence = self._evidence(z, log_quality)
         agreement = self._agreement(half_logits.detach().mean(2), used)
         log_weights = self.trust.log_weights(evidence + agreement, trusted)
@@ -330,7 +331,7 @@ class DRFHead(nn.Module):
             if self.gather_distributed:
                 rows, mask = gather_rows(rows, mask)
             estimator.store(rows, mask)
-        return torch.full((1, len(self.dims)), _TYPICAL_LOG_QUALITY, device=rows.device)
+        return estimator.score_stats.new_full((1, len(self.dims)), _TYPICAL_LOG_QUALITY)
 
     def _early(
         self, z: Mapping[str, Tensor], stand_in: Tensor, mask: Tensor, share: Tensor
@@ -367,8 +368,8 @@ class DRFHead(nn.Module):
         """
         modalities = len(self.dims)
         if modalities < 3:
-            return torch.zeros_like(used, dtype=torch.float32)
-        log_prob = candidate_logits.float().log_softmax(-1)
+            return self.trust.bias.new_zeros(used.shape)
+        log_prob = at_least_float32(candidate_logits).log_softmax(-1)
         single = log_prob[:, -modalities:]
         # Candidates without one modality are ordered by what they contain: the last one lacks the
         # first modality.

@@ -171,13 +171,11 @@ class NeighborVoteHead(nn.Module):
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             rows = at_least_float32(queue.storage)
             cosine = self._direction(name, features).to(rows.dtype) @ rows.T
-            nearest = cosine.where(queue.valid, -torch.inf)
-            nearest = nearest.topk(min(self.neighbors, self.capacity))
-            share = masked_softmax(
-                _INVERSE_TEMPERATURE * nearest.values, nearest.values > -torch.inf
-            )
+            count = min(self.neighbors, self.capacity)
+            values, index = cosine.where(queue.valid, -torch.inf).topk(count)
+            share = masked_softmax(_INVERSE_TEMPERATURE * values, values > -torch.inf)
             vote = share.new_zeros(len(share), self.num_classes)
-            vote = vote.scatter_add(1, labels[nearest.indices], share)
+            vote = vote.scatter_add(1, labels[index], share)
             return (_VOTE_SHARE * vote + (1 - _VOTE_SHARE) * self.class_prior).log()
 
     extra_repr = arguments_of

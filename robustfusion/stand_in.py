@@ -229,7 +229,7 @@ def off_diagonal(pairs: Tensor) -> Tensor:
             [3, 5],
             [6, 7]])
     """
-    size = pairs.shape[-1]
+    *batch, size, _ = pairs.shape
     # Without its first entry, each row of M + 1 entries ends in an entry of the diagonal.
-    rows = pairs.flatten(-2)[..., 1:].unflatten(-1, (size - 1, size + 1))
-    return rows[..., :-1].flatten(-2).unflatten(-1, (size, size - 1))
+    rows = pairs.flatten(-2)[..., 1:].reshape(*batch, size - 1, size + 1)
+    return rows[..., :-1].reshape(*batch, size, size - 1)

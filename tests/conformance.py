@@ -29,7 +29,6 @@ from torch import Tensor, nn
 import robustfusion as rf
 from robustfusion import baselines
 from robustfusion.functional import Gaussian
-from robustfusion.paper import CrossModalRecovery
 
 Inputs = dict[str, Any]  # keyword arguments of forward
 CLASSES = 3
@@ -217,9 +216,12 @@ PARTS = {
     "QualityWeightedFusion-paper": part(
         partial(rf.QualityWeightedFusion, normalize=False, temperature=2.0), fusion_inputs
     ),
-    "CrossModalRecovery": part(
-        lambda: CrossModalRecovery(DIMS[3], detach=False),
-        lambda batch: {"features": head_inputs(DIMS[3], batch)["features"]},
+    "LearnedTrust": part(
+        lambda: rf.LearnedTrust(DIMS[3]),
+        lambda batch: {
+            "features": head_inputs(DIMS[3], batch)["features"],
+            "log_quality": -torch.rand(batch, 3),
+        },
         masked=False,
     ),
 }
@@ -247,7 +249,7 @@ COMBINATIONS = {
             "hidden_features": 16,
         },
         compiled=TRAIN if (quality, stand_in, size) == ("full", "tokens", 2) else (),
-        own_evaluation=size > 3,
+        own_evaluation=True,  # training scores nothing
     )
     for quality in QUALITIES
     for stand_in in STAND_INS
@@ -260,7 +262,7 @@ DRF = {
             rf.DRFHead,
             dims,
             compiled=BOTH if size == 3 else (),
-            own_evaluation=size > 3,  # training drops modalities
+            own_evaluation=True,  # training scores nothing, and hides modalities
         )
         for size, dims in DIMS.items()
     },
@@ -293,6 +295,7 @@ DRF = {
         head=True,
         drf=True,
         writes="forward",
+        own_evaluation=True,
         compiled=TRAIN,
     ),
     "DRFClassifier-paper": Case(

@@ -22,7 +22,8 @@ DEVICE = torch.device("mps:0")
 class OnDevice(Tensor):
     """A tensor of the pretended device."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # the mode does everything
+    # The mode does everything.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class PretendDevice(TorchFunctionMode):

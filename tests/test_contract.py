@@ -135,7 +135,7 @@ def test_copies(name: str, how: str) -> None:
 
 @each
 def test_eval_writes_nothing(name: str) -> None:
-    module = built(name)
+    module = built(name).eval()  # the switch itself scores what training stored
     before = copy.deepcopy(list(module.state_dict().values()))
     after = run(name, CASES[name].inputs(5), training=False, module=module).state
     assert_same(after, before, "state")
@@ -261,14 +261,13 @@ def test_compiles_as_one_graph_and_equals_eager(name: str, training: bool) -> No
     # In float64, where a difference is a mistake and not another order of summation.
     inputs = cast(CASES[name].inputs(16), torch.float64)
     torch._dynamo.reset()
-    eager, module = (no_dropout(built(name)).double() for _ in range(2))
+    eager, module = (no_dropout(built(name)).double().train(training) for _ in range(2))
     before = copy.deepcopy(list(eager.state_dict().values()))
     expected = run(name, inputs, training=training, module=eager)
     # A step that writes nothing would not show a gradient taken after the write.
     pairs = zip(before, expected.state, strict=True)
     writes = training and CASES[name].writes is not None
     assert any(not torch.equal(x, y) for x, y in pairs) == writes
-    module.train(training)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.manual_seed(2)
     output = compiled(**with_grad(inputs))

@@ -45,11 +45,12 @@ def compiled(module: nn.Module) -> nn.Module:
     return torch.compile(module, backend="eager")  # type: ignore[return-value]
 
 
+EMA: Any = get_ema_multi_avg_fn
+
+
 def averaged(buffers: bool) -> Callable[[nn.Module], nn.Module]:
     def change(module: nn.Module) -> nn.Module:
-        average = AveragedModel(
-            module, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=buffers
-        )
+        average = AveragedModel(module, multi_avg_fn=EMA(0.9), use_buffers=buffers)
         for _ in range(20):
             average.update_parameters(module)
         return average.module

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustfusion import DRFHead, NeighborQualityEstimator
 from robustfusion.functional import nearest_similarity
@@ -168,3 +168,30 @@ def test_errors_name_the_argument() -> None:
         NeighborQualityEstimator(4, capacity=0)
     with pytest.raises(ValueError, match=r"features must have shape \(B, 4\), got \(3, 5\)"):
         NeighborQualityEstimator(4)(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_training_predicts_as_if_every_feature_were_typical(modalities: int) -> None:
+    torch.manual_seed(0)
+    dims = dict(list({"a": 4, "b": 3, "c": 5}.items())[:modalities])
+    head = DRFHead(dims, 3, dropout=0.0)
+    x = {name: torch.randn(40, dim) for name, dim in dims.items()}
+    head(x)  # the second call stores the same rows, so the moments stay as they are
+    out = head(x)
+    for log_quality in out.log_quality.values():
+        torch.testing.assert_close(log_quality, torch.full((40,), 0.5).log())
+    head.eval()
+    for name, estimator in list(head.estimators.items()):
+        head.estimators.add_module(name, Typical(estimator))
+    torch.testing.assert_close(head(x).logits, out.logits, rtol=1e-4, atol=1e-4)
+
+
+class Typical(nn.Module):
+    """An estimator by which every feature is typical."""
+
+    def __init__(self, estimator: nn.Module) -> None:
+        super().__init__()
+        self.moments = estimator.moments
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.full((len(features),), 0.5).log()

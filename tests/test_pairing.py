@@ -1,6 +1,7 @@
 """The pairing score of the gallery against slow oracles, on pairs and on strangers."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ for _name in ("sklearn", "matplotlib"):
     pytest.importorskip(_name)
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "gallery"))
 
-from pairing import PairingScore as _PairingScore  # noqa: E402, after the path
-
-PairingScore: Any = _PairingScore
+PairingScore: Any = import_module("pairing").PairingScore
 
 
 def pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

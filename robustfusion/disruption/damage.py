@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustfusion._optional import is_pillow
+from robustfusion._text import is_missing
 from robustfusion._tree import map_tensors
 from robustfusion._validation import check_keys, check_positive
 from robustfusion.disruption._draws import SampleId, Severity, check_severity, sample_generator
 from robustfusion.disruption.cached_features import CachedFeatures
-from robustfusion.disruption.data import is_missing, is_there
+from robustfusion.disruption.data import is_there
 from robustfusion.disruption.features import FeatureCorruption, FeatureKind
 from robustfusion.disruption.images import ImageCorruption, ImageKind
 from robustfusion.disruption.raw_samples import RawSamples

@@ -220,7 +220,8 @@ def test_sparse_features() -> None:
 def test_options_of_the_head_are_parameters() -> None:
     features, y = make()
     model = fast(dropout=0.1, hidden_features=16).fit(features, y)
-    assert model.head_.dropout.p == 0.1
+    dropout: Any = model.head_.dropout
+    assert dropout.p == 0.1
     assert model.head_.hidden_features == 16
     search = selection.GridSearchCV(
         fast(modalities=join_features(features)[1]), {"dropout": [0.1, 0.5]}, cv=2
