@@ -1,4 +1,4 @@
-"""The measured tables of three guides: drift monitor, pooling of tokens, few labels."""
+"""The measured tables of the guides: drift monitor, pooling of tokens, few labels, damage."""
 
 from __future__ import annotations
 
@@ -91,3 +91,53 @@ def few_labels() -> dict[str, list[str]]:
     )
     head = ["labeled posts", "labeled posts only", "and the rest without labels", "difference"]
     return {"measured": [*table(head, body, left=()), "", source(record)]}
+
+
+def damage() -> dict[str, list[str]]:
+    """Alarms and accuracy of the main job under each kind of damage, the most alarms first."""
+    record = read_record("hero")
+    results = record["results"]
+    cells = {(c["modality"], c["kind"], c["severity"]): c for c in results["kinds"]}
+    lines = []
+    for modality in ("image", "text"):
+        intact = cells[modality, "intact", 0.0]
+        missing = cells[modality, "missing", 1.0]
+        kinds = [k for m, k, s in cells if m == modality and s == 1.0 and k != "missing"]
+        kinds.sort(key=lambda k: -sum(cells[modality, k, s]["alarms"] for s in (0.6, 1.0)))
+        body = [[f"*intact {modality}*", *_pairs(intact, intact)]]
+        for kind in kinds:
+            pair = (cells[modality, kind, severity] for severity in (0.6, 1.0))
+            body.append([kind.replace("_", " "), *_pairs(*pair)])
+        lines += [
+            *table(
+                [
+                    f"damage of the {modality}",
+                    "alarms (%) at 0.6",
+                    "at 1",
+                    "accuracy (%) of DRF, concatenation at 0.6",
+                    "at 1",
+                ],
+                body,
+            ),
+            "",
+            f"With the {modality} declared missing: DRF {missing['drf']:.1f} %, concatenation "
+            f"{missing['concatenation']:.1f} %.",
+            "",
+        ]
+    return {
+        "damage": [
+            *lines,
+            f"The most frequent class has {results['majority']:.1f} %. "
+            f"{results['test_posts']} generated test posts, severities 0.6 and 1, one draw of the "
+            f"damage: `python examples/drf_mvsa.py` at commit `{results['commit_of_run'][:7]}`.",
+        ]
+    }
+
+
+def _pairs(half: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{half['alarms']:.0f}",
+        f"{full['alarms']:.0f}",
+        f"{half['drf']:.1f}, {half['concatenation']:.1f}",
+        f"{full['drf']:.1f}, {full['concatenation']:.1f}",
+    ]

@@ -118,6 +118,7 @@ PAGES: dict[str, Callable[[], Blocks]] = {
     "results/end-to-end.md": _render_runs.blocks,
     "results/quality.md": _render_quality.blocks,
     "results/speed.md": speed,
+    "guides/damaged-inputs.md": _render_guides.damage,
     "guides/monitoring.md": _render_guides.monitor,
     "guides/more-inputs.md": _render_guides.pooling,
     "guides/missing-modalities.md": _render_guides.few_labels,

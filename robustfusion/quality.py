@@ -170,7 +170,7 @@ class QualityEstimator(nn.Module, ABC):
 
     @property
     def ready(self) -> bool:
-        """Whether there are references, so that p-values are not NaN."""
+        """Return whether there are references, so that p-values are not NaN."""
         return bool(self.reference_count > 0) or len(self.recent_scores) > 0
 
     def standardize(self, features: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from robustfusion.baselines import ConcatenationHead
 
 TEST_SEEDS = (0, 1, 2)
 VAL_SEED = 1000
-SEVERITIES = (0.2, 0.6, 1.0)  # of damaged test posts; report.py measures more
+SEVERITIES = (0.2, 0.6, 1.0)  # how severely test posts are damaged
 NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
 
 
