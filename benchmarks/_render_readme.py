@@ -37,6 +37,7 @@ def picture() -> list[str]:
         f"({ours['accuracy'][level]:.0f} and {theirs['accuracy'][level]:.0f}).",
         f"> The weak place is near 90 % ({ours['accuracy'][weak]:.0f}). With the image *declared* "
         f"missing concatenation has {theirs['missing']:.0f}, `DRFHead` {ours['missing']:.0f}.",
+        "> `DRFHead` had learned trust from damaged validation posts, black pixels among them.",
     ]
 
 
@@ -54,8 +55,8 @@ def number() -> list[str]:
         f"> image are masked, `DRFHead` has {masked[0]} % accuracy, the best tuned baseline "
         f"{masked[1]}, concatenation {masked[2]}.",
         f"> With intact inputs they are level ({', '.join(intact)}); the most frequent class has "
-        f"{data['majority']:.1f}. (Measured at commit `{record['commit']}`, before trust was "
-        "learned.)",
+        f"{data['majority']:.1f}.",
+        f"> Measured at commit `{record['commit']}`, before trust was learned from damage.",
     ]
 
 
