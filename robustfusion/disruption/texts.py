@@ -66,8 +66,8 @@ class TextCorruption:
     - `swapped`: the end of the text is replaced by the end of another text.
 
     White space separates words and is kept. In a script that is written without blanks, such as
-    Chinese, Japanese, Thai or Khmer, a word is a character with its marks. The number of damaged words or characters is rounded
-    to the nearest, and is at least one. A text without words is returned unchanged.
+    Chinese, Japanese, Thai or Khmer, a word is a character with its marks. The number of damaged
+    words or characters is rounded to the nearest, and is at least one. A text without words is returned unchanged.
 
     Args:
         kind: The damage.
