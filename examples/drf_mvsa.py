@@ -206,6 +206,9 @@ def main(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Also open images outside of that folder.")
     ] = False,
+    encoding: Annotated[
+        str, typer.Option(help="Encoding of a table that is not UTF-8, such as cp1252.")
+    ] = "",
     image_encoder: Annotated[
         str, typer.Option(help="small, efficientnet-lite0, or a transformers model or folder.")
     ] = "small",
@@ -253,6 +256,7 @@ def main(
                 label_column=label_column,
                 image_root=None if image_root is None else str(image_root.resolve()),
                 allow_outside=allow_outside,
+                encoding=encoding,
                 image_encoder=image_encoder,
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],

@@ -623,3 +623,47 @@ def test_padding_does_not_change_a_text(example: Any, tiny_models: dict[str, Pat
     plain = encoder.network(input_ids=ids[None, :5]).last_hidden_state.mean(1)
     assert int(short["attention_mask"].sum()) == 5
     assert torch.allclose(alone, plain, atol=1e-5)
+
+
+def test_small_text_encoder_takes_characters_of_scripts_without_blanks(example: Any) -> None:
+    encoder = example("main_job.encoders").SmallTextEncoder(8, words=4096)
+    assert torch.equal(encoder.prepare("今天天气"), encoder.prepare("今 天 天 气"))
+    assert int((encoder.prepare("今天天气") > 0).sum()) == 4
+    latin = encoder.prepare("It's [MASK] so-so, café!")  # It ' s [MASK] so - so , café !
+    assert int((latin > 0).sum()) == 10
+    assert latin[3] == 1
+
+
+def test_encoding_of_a_table(example: Any, tmp_path: Path) -> None:
+    reading, parts = example("main_job.reading"), example("main_job.settings")
+    rows = [f"{number},déjà vu {number},{'ab'[number % 2]}" for number in range(60)]
+    path = tmp_path / "posts.csv"
+    path.write_text(
+        "\n".join(["image,text,label", *(f",{row[row.index(',') + 1 :]}" for row in rows)]),
+        encoding="cp1252",
+    )
+    names = {
+        "image_column": "image",
+        "text_column": "text",
+        "label_column": "label",
+        "image_root": None,
+        "image_encoder": "small",
+        "text_encoder": "small",
+        "frozen": [],
+        "recipe": "default",
+        "epochs": 1,
+        "batch_size": None,
+        "limit": None,
+        "seed": 0,
+        "device": "cpu",
+        "threads": 1,
+    }
+    encoders = {"image": example("main_job.encoders").SmallImageEncoder(size=32)}
+    for encoding in ("", "cp1252"):
+        settings = parts.Settings(data=str(path), encoding=encoding, **names)
+        if not encoding:
+            with pytest.raises(Exception, match="cp1252"):
+                reading.open_data(path, settings, encoders)
+        else:
+            dataset, _ = reading.open_data(path, settings, encoders)
+            assert dataset.read(0)[0]["text"] == "déjà vu 0"

@@ -78,6 +78,7 @@ def open_data(
                 root=settings.image_root,
                 allow_outside=settings.allow_outside,
                 image_transform=resize,
+                encoding=settings.encoding or None,
             )
             splits = table.splits
         else:

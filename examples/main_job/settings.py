@@ -53,6 +53,7 @@ class Settings:
     threads: int
     allow_outside: bool = False
     damage: str = "all"
+    encoding: str = ""  # of the table, if it is not UTF-8
 
 
 def recipe_of(settings: Settings) -> Recipe:

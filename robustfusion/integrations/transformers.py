@@ -281,11 +281,11 @@ class TransformersCollate:
     ) -> Any:
         lone = tokenizer.mask_token or tokenizer.unk_token or tokenizer.eos_token or "."
         # Half an emoji stops many tokenizers, and control characters mean nothing to them.
+        cleaned = [
+            clean_text(text) if seen else lone for text, seen in zip(texts, present, strict=True)
+        ]
         return tokenizer(
-            [
-                clean_text(text) if seen else lone
-                for text, seen in zip(texts, present, strict=True)
-            ],
+            cleaned,
             padding=padding,
             truncation=True,
             max_length=min(self.max_length, tokenizer.model_max_length),

@@ -150,3 +150,21 @@ def test_wrong_kind_and_severity_are_named(corruption: Any) -> None:
     for bad in (-0.1, 1.1, (0.8, 0.4), (0.1, 0.2, 0.3), "0.5", float("nan"), True, None):
         with pytest.raises(ValueError, match="severity must be a number in"):
             corruption(severity=bad)
+
+
+@pytest.mark.parametrize(
+    "text", ["今天天气很好我很高兴", "今日はとてもいい天気", "สวัสดีชาวโลกทุกคน", "សួស្តីពិភពលោក"]
+)
+@pytest.mark.parametrize("kind", ["mask", "repeat", "blank", "mojibake", "swapped"])
+def test_scripts_without_blanks_lose_only_a_share(text: str, kind: Any) -> None:
+    damaged = TextCorruption(kind=kind, severity=0.4)(text, generator(1), "我不喜欢这个")
+    assert damaged != text
+    assert len(set(text) & set(damaged)) >= 0.3 * len(set(text))
+    if kind == "swapped":
+        assert " " not in damaged
+
+
+def test_mask_of_a_text_with_and_without_blanks() -> None:
+    mask = TextCorruption(kind="mask", severity=0.5)
+    assert mask("so happy 今天", generator(0)).count("[MASK]") == 2
+    assert mask("今天  天气\n", generator(0)).count("[MASK]") == 2

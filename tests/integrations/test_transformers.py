@@ -428,3 +428,10 @@ def test_another_encoder_is_refused_by_name() -> None:
     mean.load_state_dict(TransformersEncoder(make_bert(), pooling="mean").state_dict())
     with pytest.raises(ValueError, match='its pooling is "cls", that of this one is "mean"'):
         mean.load_state_dict(cls.state_dict())
+
+
+def test_half_an_emoji_reaches_no_tokenizer(tokenizer: Any) -> None:
+    posts = [{"inputs": {"text": text}} for text in ("a \ud83d b", "a \ufffd b", "a\x00 b", "a b")]
+    ids = TransformersCollate({"text": tokenizer})(posts)["inputs"]["text"]["input_ids"]
+    assert torch.equal(ids[0], ids[1])
+    assert torch.equal(ids[2], ids[3])
