@@ -144,7 +144,7 @@ class DRFHead(nn.Module):
 
         Training supervises both halves of every candidate, not the fused prediction. From four
         modalities on it hides some of them at random, because not every subset is a candidate. A
-        row with NaN, inf or a value beyond 1e15 counts as missing. A sample without any modality
+        row with NaN, inf or a value beyond 1e13 counts as missing. A sample without any modality
         gets logits of 0, that is, equal probabilities.
 
     Reference:

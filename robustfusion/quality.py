@@ -47,7 +47,7 @@ class QualityEstimator(nn.Module, ABC):
     log-qualities so low that fusion gives the modality no weight. :attr:`ready` tells.
 
     A feature with NaN or inf has log-quality −inf and the smallest p-value. A feature with a value
-    beyond 1e15 is never learned from.
+    beyond 1e13 is never learned from.
 
     To write your own estimator, implement :meth:`distance`, and :meth:`update` if some state has
     to follow the queue.

@@ -173,7 +173,7 @@ def check_outputs(run: Path) -> None:
     assert record["settings"]["seed"] == 0
     seconds = json.loads((run / "seconds.json").read_text())
     assert record["total_seconds"] == pytest.approx(sum(seconds.values()), abs=0.1)
-    assert set(seconds) == {"posts", "drf", "concatenation", "reports"}
+    assert set(seconds) == {"posts", "drf", "concatenation", "reports", "damage"}
     assert len(record["history"]["drf"]) == 2
     config = read_config(run / "models" / "drf")
     assert config["class_names"] == ["positive", "neutral", "negative"]
@@ -539,6 +539,7 @@ def test_a_run_folder_is_read_with_distrust(
         "device": "cpu",
         "threads": 1,
         "allow_outside": False,
+        "damage": "all",
     }
     if isinstance(content, dict):
         content = json.dumps({**settings, **content})

@@ -14,7 +14,7 @@ import torch
 from robustfusion import DRFHead
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-TRAINING, EVALUATION = (575, 220), (180, 65)  # two modalities, each further one
+TRAINING, EVALUATION = (330, 108), (175, 60)  # two modalities, each further one
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def test_rows_that_are_not_finite_have_quality_zero_and_teach_nothing(kind: str)
     estimator, spared = (ESTIMATORS[kind](DIM) for _ in range(2))
     x = world.draw(40)
     broken = x.clone()
-    for place, value in enumerate((torch.nan, torch.inf, -torch.inf, 1e15, -3e38)):
+    for place, value in enumerate((torch.nan, torch.inf, -torch.inf, 1e13, -3e38)):
         broken[place, place] = value
     for each_estimator in (estimator, spared):
         each_estimator.fit(world.draw(50) if each_estimator is estimator else torch.zeros(0, DIM))

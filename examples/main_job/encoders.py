@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from robustfusion._text import split_words
 from robustfusion.datasets import Encoding
 
 
@@ -101,7 +102,9 @@ class SmallTextEncoder(nn.Module):
 
     def prepare(self, text: str) -> Tensor:
         """Return word ids (length,), where 0 is padding and 1 the mask token."""
-        words = re.findall(r"\[MASK\]|\w+|[^\w\s]", text)[: self.length] or [self.mask_token]
+        # Characters are words where a script has no blanks, as in Chinese, Japanese or Thai.
+        parts = (re.findall(r"\[MASK\]|\w+|[^\w\s]", part) for part in split_words(text))
+        words = [word for part in parts for word in part][: self.length] or [self.mask_token]
         ids = [1 if word == self.mask_token else self._hash(word.lower()) for word in words]
         return torch.tensor(ids + [0] * (self.length - len(ids)))
 

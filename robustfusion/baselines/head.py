@@ -39,7 +39,7 @@ class BaselineHead(nn.Module, ABC):
 
     ``forward`` checks its inputs, sets missing features to zero and only then calls ``fuse``, the
     one method that a subclass must define, so that no head can see what a mask hides. Features
-    with NaN, infinity or a value beyond 1e15 count as missing. The docstring of a head says what
+    with NaN, infinity or a value beyond 1e13 count as missing. The docstring of a head says what
     it keeps of its source, replaces, could not verify, and does with missing modalities. Where a
     head takes them, ``hidden_features`` is the width F of the hidden layers and ``dropout``
     follows each of them. These and ``modality_dropout`` have defaults of ours: tune them on your

@@ -1,19 +1,18 @@
 """Corruption of texts as strings."""
 
-import re
 import string
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from robustfusion._text import split_words, word_spans
 from robustfusion.disruption._draws import Severity, check_options, choose, count_of, draw_severity
 
 TextKind: TypeAlias = Literal[
     "mask", "characters", "mojibake", "truncate", "repeat", "blank", "swapped"
 ]
 
-_WORD = re.compile(r"\S+")
 _FILLERS = (".", "-", "...", "?", "_")
 
 
@@ -24,6 +23,16 @@ def _misread(word: str) -> str:
     # Code pages that extend ASCII read an ASCII word correctly; UTF-16 does not.
     data = word.encode("ascii")
     return (data + b" " * (len(data) % 2)).decode("utf-16-le")
+
+
+def _spaced_words(text: str) -> list[str]:
+    """Return the words of a text, each after a blank unless it follows the last one directly."""
+    spans = word_spans(text)
+    ends = [-1, *(end for _, end in spans)]
+    return [
+        (" " if start > before else "") + text[start:end]
+        for (start, end), before in zip(spans, ends, strict=False)
+    ]
 
 
 def _characters(text: str, severity: float, generator: np.random.Generator) -> str:
@@ -56,8 +65,10 @@ class TextCorruption:
     - `blank`: words are replaced by punctuation, until the text holds nothing else;
     - `swapped`: the end of the text is replaced by the end of another text.
 
-    White space separates words and is kept. The number of damaged words or characters is rounded
-    to the nearest, and is at least one. A text without words is returned unchanged.
+    White space separates words and is kept. In a script that is written without blanks, such as
+    Chinese, Japanese, Thai or Khmer, a word is a character with its marks. The number of damaged
+    words or characters is rounded to the nearest, and is at least one. A text without words is
+    returned unchanged.
 
     Args:
         kind: The damage.
@@ -101,23 +112,30 @@ class TextCorruption:
             return _characters(text, severity, generator)
         if self.kind == "truncate":
             return text[: len(text) - min(count_of(severity, len(text)), max(len(text) - 1, 0))]
-        words = _WORD.findall(text)
-        if self.kind == "swapped" and words and severity > 0:
-            others = (other or "").split()
-            own = words[: len(words) - count_of(severity, len(words))]
-            return " ".join([*own, *others[len(others) - count_of(severity, len(others)) :]])
-        chosen = iter(choose(len(words), count_of(severity, len(words)), generator))
+        words = split_words(text)
+        if self.kind == "swapped":
+            if not words or severity == 0:
+                return text
+            own, others = _spaced_words(text), _spaced_words(other or "")
+            own = own[: len(own) - count_of(severity, len(own))]
+            return "".join(
+                [*own, *others[len(others) - count_of(severity, len(others)) :]]
+            ).strip()
+        chosen = choose(len(words), count_of(severity, len(words)), generator)
         repeated = (
             words[int(generator.integers(len(words)))] if self.kind == "repeat" and words else ""
         )
 
-        def replace(match: re.Match[str]) -> str:
-            if not next(chosen):
-                return match[0]
+        def replace(word: str) -> str:
             if self.kind == "mojibake":
-                return _misread(match[0])
+                return _misread(word)
             if self.kind == "blank":
                 return _FILLERS[int(generator.integers(len(_FILLERS)))]
             return repeated if self.kind == "repeat" else self.mask_token
 
-        return text if self.kind == "swapped" else _WORD.sub(replace, text)
+        parts, last = [], 0
+        for (start, end), hit in zip(word_spans(text), chosen, strict=True):
+            word = text[start:end]
+            parts += [text[last:start], replace(word) if hit else word]
+            last = end
+        return "".join([*parts, text[last:]])

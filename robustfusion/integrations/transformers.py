@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustfusion._identity import register_identity
 from robustfusion._optional import import_pillow, is_pillow
+from robustfusion._text import clean_text
 from robustfusion._validation import check_keys, check_positive
 from robustfusion.datasets.pictures import to_rgb
 from robustfusion.disruption import collate
@@ -279,8 +280,12 @@ class TransformersCollate:
         self, tokenizer: Any, texts: list[Any], present: list[bool], padding: Padding
     ) -> Any:
         lone = tokenizer.mask_token or tokenizer.unk_token or tokenizer.eos_token or "."
+        # Half an emoji stops many tokenizers, and control characters mean nothing to them.
         return tokenizer(
-            [text if seen else lone for text, seen in zip(texts, present, strict=True)],
+            [
+                clean_text(text) if seen else lone
+                for text, seen in zip(texts, present, strict=True)
+            ],
             padding=padding,
             truncation=True,
             max_length=min(self.max_length, tokenizer.model_max_length),
