@@ -225,45 +225,26 @@ class DRFHead(nn.Module):
         x, observed = make_safe(features, available, self.dims)
         used = self._hide_modalities(observed) if self.training else observed
         trusted, usable = self.candidates.restrict(used)
-
-        scales = {
-            name: estimator.moments.gaussian() for name, estimator in self.estimators.items()
-        }
-        z = self._standardize(x, scales)
+        scales, z = self._standardize(x)
         log_quality = self._log_quality(x, observed).where(observed, -torch.inf)
         stand_in = self.stand_in(z, observed, self.embed)
-        mask = trusted.to(z[next(iter(z))].dtype)
-        share = mask / mask.sum(-1, keepdim=True).clamp_min(1)  # equal for all that are trusted
+        mask = trusted.to(self.classifier.weight.dtype)
+        share = mask / mask.sum(-1, keepdim=True).clamp_min(1)  # averages over trusted modalities
         hidden = self._early(z, stand_in.hidden, mask, share)
-        late_logits = self._late(z, share)
-        half_logits = torch.stack([self.classifier(hidden), late_logits], dim=2)
-        late_share = self.trust.late_share.to(half_logits.dtype)
-        early_logits, late_logits = half_logits.unbind(2)
-        candidate_logits = torch.lerp(early_logits, late_logits, late_share)
-        evidence = self._evidence(z, log_quality)
+        half_logits = torch.stack([self.classifier(hidden), self._late(z, share)], dim=2)
+        candidate_logits = self._mix_halves(half_logits)
         agreement = self._agreement(half_logits.detach().mean(2), used)
-        log_weights = self.trust.log_weights(evidence + agreement, trusted)
+        log_weights = self.trust.log_weights(self._evidence(z, log_quality) + agreement, trusted)
         weights = self.fusion.weights(log_weights, usable)
-        weight = weights.to(hidden.dtype)
-        logits = einsum(weight, candidate_logits, "b k, b k c -> b c")
+        logits = einsum(weights.to(hidden.dtype), candidate_logits, "b k, b k c -> b c")
         if not self.training:
             logits = logits / self.temperature[self.candidates.pattern(observed), None]
-        return DRFOutput(
-            logits=logits,
-            fused=einsum(weight, hidden, "b k, b k f -> b f"),
-            aux_loss=stand_in.loss,
-            features=x,
-            candidate_logits=candidate_logits,
-            weights=weights,
-            trust=self._by_name(einsum(weight, share, "b k, b k m -> b m")),
-            log_quality=self._by_name(log_quality),
-            recovered=self._in_feature_units(stand_in.recovered, scales),
-            extras={
-                "half_logits": half_logits,
-                "usable": usable,
-                "agreement": agreement,
-            },
-        )
+        fused = einsum(weights.to(hidden.dtype), hidden, "b k, b k f -> b f")
+        trust = self._by_name(einsum(weights.to(mask.dtype), share, "b k, b k m -> b m"))
+        recovered = self._in_feature_units(stand_in.recovered, scales)
+        extras = {"half_logits": half_logits, "usable": usable, "agreement": agreement}
+        shared = (logits, fused, stand_in.loss, x, candidate_logits, weights, trust)
+        return DRFOutput(*shared, self._by_name(log_quality), recovered, extras)
 
     def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
         """Return the training objective.
@@ -310,14 +291,16 @@ class DRFHead(nn.Module):
 
     def standardize(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return features as the head's layers see them: standardized and clipped at 3."""
-        scales = {name: part.moments.gaussian() for name, part in self.estimators.items()}
-        return self._standardize(features, scales)
+        return self._standardize(features)[1]
 
     def _standardize(
-        self, x: Mapping[str, Tensor], scales: Mapping[str, Gaussian]
-    ) -> dict[str, Tensor]:
+        self, x: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Gaussian], dict[str, Tensor]]:
+        """Return mean and standard deviation of each modality, and standardized features."""
         dtype, bound = self.classifier.weight.dtype, _MAX_COORDINATE
-        return {m: standardize(x[m], scales[m]).clamp(-bound, bound).to(dtype) for m in self.dims}
+        scales = {name: part.moments.gaussian() for name, part in self.estimators.items()}
+        z = {m: standardize(x[m], scales[m]).clamp(-bound, bound).to(dtype) for m in self.dims}
+        return scales, z
 
     def _log_quality(self, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
         """Return the log-quality of each feature, (B or 1, M); in training, store the rows."""
@@ -352,6 +335,11 @@ class DRFHead(nn.Module):
         branches = torch.stack([layer(z[m]) for m, layer in self.branch_in.items()])
         logits: Tensor = self.branches(branches)
         return share.to(logits.dtype) @ rearrange(logits, "m b c -> b m c")
+
+    def _mix_halves(self, half_logits: Tensor) -> Tensor:
+        """Mix early and late fusion by the learned share, (B, K, 2, C) -> (B, K, C)."""
+        early, late = half_logits.unbind(2)
+        return torch.lerp(early, late, self.trust.late_share.to(early.dtype))
 
     def _evidence(self, z: Mapping[str, Tensor], log_quality: Tensor) -> Tensor:
         """Return the evidence for trusting each modality, (B, M)."""
