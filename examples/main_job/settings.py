@@ -21,7 +21,7 @@ from robustfusion.baselines import ConcatenationHead
 
 TEST_SEEDS = (0, 1, 2)
 VAL_SEED = 1000
-SEVERITIES = (0.2, 0.6, 1.0)  # of damaged test posts; report.py measures more
+SEVERITIES = (0.2, 0.6, 1.0)  # Test posts are damaged as much; report.py measures more
 NAMES = {"drf": "DRF", "concatenation": "concatenation + modality dropout"}
 
 
@@ -53,7 +53,7 @@ class Settings:
     threads: int
     allow_outside: bool = False
     damage: str = "all"
-    encoding: str = ""  # of the table, if it is not UTF-8
+    encoding: str = ""  # Encoding of a table that is not UTF-8.
 
 
 def recipe_of(settings: Settings) -> Recipe:

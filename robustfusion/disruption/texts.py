@@ -67,7 +67,8 @@ class TextCorruption:
 
     White space separates words and is kept. In a script that is written without blanks, such as
     Chinese, Japanese, Thai or Khmer, a word is a character with its marks. The number of damaged
-    words or characters is rounded to the nearest, and is at least one. A text without words is returned unchanged.
+    words or characters is rounded to the nearest, and is at least one. A text without words is
+    returned unchanged.
 
     Args:
         kind: The damage.
@@ -117,9 +118,8 @@ class TextCorruption:
                 return text
             own, others = _spaced_words(text), _spaced_words(other or "")
             own = own[: len(own) - count_of(severity, len(own))]
-            return "".join(
-                [*own, *others[len(others) - count_of(severity, len(others)) :]]
-            ).strip()
+            end = others[len(others) - count_of(severity, len(others)) :]
+            return "".join([*own, *end]).strip()
         chosen = choose(len(words), count_of(severity, len(words)), generator)
         repeated = (
             words[int(generator.integers(len(words)))] if self.kind == "repeat" and words else ""
