@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 pytest.importorskip("typer")
@@ -636,34 +637,33 @@ def test_small_text_encoder_takes_characters_of_scripts_without_blanks(example: 
 
 def test_encoding_of_a_table(example: Any, tmp_path: Path) -> None:
     reading, parts = example("main_job.reading"), example("main_job.settings")
-    rows = [f"{number},déjà vu {number},{'ab'[number % 2]}" for number in range(60)]
+    lines = ["image,text,label"]
+    for number in range(60):
+        color = (4 * number, 255 - 4 * number, number)
+        Image.new("RGB", (32, 32), color).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,déjà vu {number},{'ab'[number % 2]},{split_of(number)}")
+    lines[0] += ",split"
     path = tmp_path / "posts.csv"
-    path.write_text(
-        "\n".join(["image,text,label", *(f",{row[row.index(',') + 1 :]}" for row in rows)]),
-        encoding="cp1252",
-    )
-    names = {
-        "image_column": "image",
-        "text_column": "text",
-        "label_column": "label",
-        "image_root": None,
+    path.write_text("\n".join(lines), encoding="cp1252")
+    options: dict[str, Any] = {
+        **dict.fromkeys(("image_root", "epochs", "batch_size", "limit")),
+        **{f"{name}_column": name for name in ("image", "text", "label")},
         "image_encoder": "small",
         "text_encoder": "small",
         "frozen": [],
         "recipe": "default",
-        "epochs": 1,
-        "batch_size": None,
-        "limit": None,
+        "data": str(path),
         "seed": 0,
         "device": "cpu",
         "threads": 1,
     }
     encoders = {"image": example("main_job.encoders").SmallImageEncoder(size=32)}
-    for encoding in ("", "cp1252"):
-        settings = parts.Settings(data=str(path), encoding=encoding, **names)
-        if not encoding:
-            with pytest.raises(Exception, match="cp1252"):
-                reading.open_data(path, settings, encoders)
-        else:
-            dataset, _ = reading.open_data(path, settings, encoders)
-            assert dataset.read(0)[0]["text"] == "déjà vu 0"
+    with pytest.raises(Exception, match="cp1252"):
+        reading.open_data(path, parts.Settings(**options), encoders)
+    settings = parts.Settings(**options, encoding="cp1252")
+    dataset, _ = reading.open_data(path, settings, encoders)
+    assert dataset[0]["inputs"]["text"] == "déjà vu 0"
+
+
+def split_of(number: int) -> str:
+    return "test" if number % 5 == 0 else "val" if number % 5 == 1 else "train"
