@@ -132,7 +132,8 @@ class TextCorruption:
                 return _FILLERS[int(generator.integers(len(_FILLERS)))]
             return repeated if self.kind == "repeat" else self.mask_token
 
-        parts, last = [], 0
+        parts: list[str] = []
+        last = 0
         for (start, end), hit in zip(word_spans(text), chosen, strict=True):
             word = text[start:end]
             parts += [text[last:start], replace(word) if hit else word]
