@@ -118,8 +118,8 @@ class TextCorruption:
                 return text
             own, others = _spaced_words(text), _spaced_words(other or "")
             own = own[: len(own) - count_of(severity, len(own))]
-            end = others[len(others) - count_of(severity, len(others)) :]
-            return "".join([*own, *end]).strip()
+            tail = others[len(others) - count_of(severity, len(others)) :]
+            return "".join([*own, *tail]).strip()
         chosen = choose(len(words), count_of(severity, len(words)), generator)
         repeated = (
             words[int(generator.integers(len(words)))] if self.kind == "repeat" and words else ""
