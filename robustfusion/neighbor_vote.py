@@ -133,7 +133,9 @@ class NeighborVoteHead(nn.Module):
             rows = observed[:, number].nonzero().squeeze(1)
             index = torch.linspace(0, len(rows) - 1, min(len(rows), self.capacity))
             chosen = rows[index.round().long()]
-            self.scales[name].fit(x[name], observed[:, number])
+            self.scales[name].reset()
+            if len(rows):
+                self.scales[name].fit(x[name], observed[:, number])
             queue.reset()
             queue.enqueue(self._direction(name, x[name][chosen]))
             self.labels[number, : len(chosen)] = labels[chosen].to(self.labels.device)

@@ -18,8 +18,10 @@ class Standardize(nn.Module):
     "diag" gives each coordinate the standard deviation :math:`s`. "spherical" multiplies all
     coordinates by one number, so that the root mean square distance from the mean, the paper's σ
     (2), becomes :math:`s`. There are no parameters. For frozen encoders, ``fit`` it to the
-    training features. Otherwise it follows the features in training mode, over about the last
-    ``window`` rows; features that come before any update pass unchanged.
+    training
+    features: then it stays as it is in every mode. Without ``fit`` it follows the features in
+    training mode, over about the last ``window`` rows; features that come before any update pass
+    unchanged.
 
     Args:
         dim: Width D of one feature vector.
@@ -52,6 +54,8 @@ class Standardize(nn.Module):
         Equations (2) and (9) of https://arxiv.org/abs/2511.18751.
     """
 
+    fitted: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -73,14 +77,29 @@ class Standardize(nn.Module):
         self.target_std = target_std
         self.window = window
         self.moments = RunningMoments(dim, window)
+        self.register_buffer("fitted", torch.zeros(()))  # 1 after `fit`
 
     @torch.no_grad()
     def fit(self, features: Tensor, available: Tensor | None = None) -> Self:
-        """Take the moments of the available features and forget earlier ones."""
-        mask = self._mask(features, available)
+        """Take the moments of the available features, forget earlier ones, and keep these.
+
+        A row with NaN or inf counts as missing.
+
+        Raises:
+            ValueError: If no row is available.
+        """
+        mask = self._mask(features, available) & features.isfinite().all(-1)
+        if not bool(mask.any()):
+            raise ValueError("features must have at least one available row without NaN, got none")
         self.moments.reset()
         self.moments.observe(features.detach(), mask)
+        self.fitted.fill_(1)
         return self
+
+    def reset(self) -> None:
+        """Forget everything, so that it follows the features in training mode again."""
+        self.moments.reset()
+        self.fitted.zero_()
 
     def transform(self, features: Tensor, available: Tensor | None = None) -> Tensor:
         """Shift and scale by the moments as they are, in every mode."""
@@ -89,9 +108,10 @@ class Standardize(nn.Module):
         return standardize(keep_rows(features, mask), gaussian, target_std=self.target_std)
 
     def forward(self, features: Tensor, available: Tensor | None = None) -> Tensor:
-        """Shift and scale; in training mode, first update the moments with the available rows."""
+        """Shift and scale; before ``fit``, training mode first updates the moments."""
         if self.training and not inside_backward():
-            self.moments.observe(features.detach(), self._mask(features, available))
+            mask = self._mask(features, available) & (self.fitted == 0)
+            self.moments.observe(features.detach(), mask)
         return self.transform(features, available)
 
     def _mask(self, features: Tensor, available: Tensor | None) -> Tensor:

@@ -118,3 +118,31 @@ def test_errors_name_the_argument() -> None:
         Standardize(5).fit(torch.ones(3, 5), torch.ones(3))
     with pytest.raises(ValueError, match=r"available must have shape \(3,\), got \(2,\)"):
         Standardize(5)(torch.ones(3, 5), torch.ones(2, dtype=torch.bool))
+
+
+def test_what_was_fitted_stays_in_training_mode() -> None:
+    torch.manual_seed(0)
+    x = 14 + 3 * torch.randn(500, 6)
+    scale = Standardize(6, covariance_type="spherical", target_std=0.4).fit(x).train()
+    expected = scale(x)
+    for _ in range(20):  # placeholders of missing rows, which its caller does not mask
+        scale(torch.where(torch.rand(500, 1) < 0.3, 0.0, x))
+    torch.testing.assert_close(scale(x), expected)
+    again = Standardize(6, covariance_type="spherical", target_std=0.4)
+    again.load_state_dict(scale.state_dict())
+    again(torch.zeros(500, 6))
+    torch.testing.assert_close(again(x), expected)
+    scale.reset()
+    scale(x + 100)
+    torch.testing.assert_close(scale(x + 100).mean(0), torch.zeros(6), atol=1e-3, rtol=0)
+
+
+def test_rows_of_nan_are_missing_in_a_fit() -> None:
+    x = torch.randn(50, 4)
+    x[::5] = torch.nan
+    kept = ~x.isnan().any(1)
+    torch.testing.assert_close(
+        Standardize(4).fit(x)(x[kept]), Standardize(4).fit(x[kept])(x[kept])
+    )
+    with pytest.raises(ValueError, match="at least one available row without NaN, got none"):
+        Standardize(4).fit(torch.full((3, 4), torch.nan))

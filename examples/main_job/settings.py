@@ -53,7 +53,7 @@ class Settings:
     threads: int
     allow_outside: bool = False
     damage: str = "all"
-    encoding: str = ""  # of the table, if it is not UTF-8
+    encoding: str = ""  # encoding of the table; UTF-8 if empty
 
 
 def recipe_of(settings: Settings) -> Recipe:
