@@ -541,6 +541,7 @@ def test_a_run_folder_is_read_with_distrust(
         "threads": 1,
         "allow_outside": False,
         "damage": "all",
+        "encoding": "",
     }
     if isinstance(content, dict):
         content = json.dumps({**settings, **content})
