@@ -163,9 +163,7 @@ class NeighborVoteHead(nn.Module):
         return output._replace(logits=logits / temperature)
 
     def _direction(self, name: str, features: Tensor) -> Tensor:
-        # `Standardize` follows its input in training mode, so its moments are read instead.
-        scale: Standardize = self.scales[name]
-        return F.normalize(scale.transform(features), dim=1)
+        return F.normalize(self.scales[name](features), dim=1)
 
     def _vote(self, name: str, features: Tensor, labels: Tensor) -> Tensor:
         """Return the log of the share of each class among the nearest rows, (B, D) -> (B, C)."""

@@ -101,18 +101,13 @@ class Standardize(nn.Module):
         self.moments.reset()
         self.fitted.zero_()
 
-    def transform(self, features: Tensor, available: Tensor | None = None) -> Tensor:
-        """Shift and scale by the moments as they are, in every mode."""
-        mask = self._mask(features, available)
-        gaussian = self.moments.gaussian(self.covariance_type)
-        return standardize(keep_rows(features, mask), gaussian, target_std=self.target_std)
-
     def forward(self, features: Tensor, available: Tensor | None = None) -> Tensor:
         """Shift and scale; before ``fit``, training mode first updates the moments."""
+        mask = self._mask(features, available)
         if self.training and not inside_backward():
-            mask = self._mask(features, available) & (self.fitted == 0)
-            self.moments.observe(features.detach(), mask)
-        return self.transform(features, available)
+            self.moments.observe(features.detach(), mask & (self.fitted == 0))
+        gaussian = self.moments.gaussian(self.covariance_type)
+        return standardize(keep_rows(features, mask), gaussian, target_std=self.target_std)
 
     def _mask(self, features: Tensor, available: Tensor | None) -> Tensor:
         check_vectors(features, self.dim, "features", batched=True)
