@@ -11,6 +11,7 @@ from robustfusion.datasets.post_table import PostTable
 from robustfusion.datasets.reading import read_image
 from robustfusion.datasets.report import DatasetReport, Duplicates, Problem
 from robustfusion.datasets.splits import Splits, load_splits, stratified_split
+from robustfusion.datasets.table_columns import TableColumns
 from robustfusion.datasets.tumemo import TumEmo
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Problem",
     "Sample",
     "Splits",
+    "TableColumns",
     "TumEmo",
     "encode",
     "load_splits",

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from robustfusion._optional import import_pillow
 from robustfusion.datasets.duplicates import connect, find_duplicates, normalize_text
 from robustfusion.datasets.pictures import BadFileError
-from robustfusion.datasets.post_files import MODALITIES, Known, PostFiles
+from robustfusion.datasets.post_files import MODALITIES, EmptyCellError, Known, PostFiles
 from robustfusion.datasets.post_row import PostRow, Sample
 from robustfusion.datasets.reading import FileInfo, digest
 from robustfusion.datasets.report import (
@@ -25,7 +25,10 @@ from robustfusion.datasets.report import (
     ProblemKind,
 )
 from robustfusion.datasets.splits import Splits
+from robustfusion.datasets.table_columns import TableColumns
+from robustfusion.datasets.targets import bins, rarest
 from robustfusion.datasets.text_gate import Gate
+from robustfusion.tasks import Task
 
 OnBad = Literal["skip", "raise", "missing"]
 Stock = Literal["keep", "missing"]
@@ -54,6 +57,8 @@ class PostDataset(Dataset[Sample]):
             whether files exist; a bad file then raises, or counts as missing, when its post is
             asked for.
         allow_outside: also follow paths and links to files outside of ``root``.
+        table_columns: columns of the rows' ``cells`` that make the modality "table"; fit them to
+            the training rows before a post is asked for.
         stock: ``"missing"`` takes an image or a text under many posts that differ otherwise, such
             as a "no picture" image, for a missing one; ``"keep"`` only reports it.
 
@@ -61,6 +66,9 @@ class PostDataset(Dataset[Sample]):
         posts: the rows behind the samples.
         class_names: names of the classes; empty where no post has a label.
         name: name of the data set in reports.
+        modalities: names of the inputs: "image" and "text", and "table" in a table with columns.
+        task: what the targets are, as in :mod:`robustfusion.tasks`; "multiclass" unless a table
+            says otherwise.
         path: the label file, None where there is none.
 
     Raises:
@@ -88,6 +96,7 @@ class PostDataset(Dataset[Sample]):
     class_names: tuple[str, ...]
     posts: list[PostRow]
     path: Path | None = None
+    task: Task = "multiclass"
 
     def __init__(
         self,
@@ -100,6 +109,7 @@ class PostDataset(Dataset[Sample]):
         verify: bool = True,
         allow_outside: bool = False,
         stock: Stock = "keep",
+        table_columns: TableColumns | None = None,
     ) -> None:
         if stock not in ("keep", "missing") or (stock == "missing" and not verify):
             raise ValueError(f'stock must be "keep", or "missing" with verify=True, got {stock!r}')
@@ -114,13 +124,18 @@ class PostDataset(Dataset[Sample]):
         self.allow_outside = allow_outside
         if not self.folder.is_dir():
             raise FileNotFoundError(f"root must be a folder, got {self.folder}")
+        self.table_columns = table_columns
+        self.modalities = MODALITIES if table_columns is None else (*MODALITIES, "table")
         self._files = PostFiles(self.folder, allow_outside=allow_outside)
         rows = list(rows)
         posts = [row for row in rows if isinstance(row, PostRow)]
         self._row_count = len(rows)
-        self.class_names = _order_classes(posts, class_names)
+        classes = [post for post in posts if post.target is None]
+        self.class_names = _order_classes(classes, class_names)
         inspect = self._files.inspect_all if verify else self._files.find_absent
         self._inspected = inspect({post.id: post for post in posts})
+        for post in posts:
+            self._inspected[post.id] |= self._inspect_cells(post)
         if len(self._inspected) < len(posts):
             raise ValueError(f"ids must be unique, {len(posts)} rows have {len(self._inspected)}")
         if stock == "missing":
@@ -136,19 +151,40 @@ class PostDataset(Dataset[Sample]):
         return [post.id for post in self.posts]
 
     @property
-    def labels(self) -> list[int]:
-        """The labels: positions in ``class_names``; ``ValueError`` where a post has none."""
+    def labels(self) -> list[int] | list[list[float]]:
+        """The labels: positions in ``class_names``; ``ValueError`` where a post has none.
+
+        With several labels, or numbers, those of each post in a list, NaN where not known.
+        """
+        if self.task != "multiclass":
+            return [list(post.target or ()) for post in self.posts]
         names = [post.label_name for post in self.posts]
         if None in names:
             raise ValueError(f"{names.count(None)} of {len(names)} posts have no label")
         return [self.class_names.index(name) for name in names if name is not None]
 
     @property
+    def strata(self) -> list[int]:
+        """The groups that a split balances: the class, or the rarest label of a post.
+
+        For numbers, the fifth of all posts in which the first number of the post lies.
+        """
+        if self.task == "multiclass":
+            return cast("list[int]", self.labels)
+        targets = [post.target or () for post in self.posts]
+        return rarest(targets) if self.task == "multilabel" else bins(targets)
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each post in the training loss, 1 without a column of weights."""
+        return [post.weight for post in self.posts]
+
+    @property
     def available(self) -> dict[str, Tensor]:
         """Availability of each modality, bool (N,); without ``verify`` as far as it is known."""
         return {
             modality: torch.tensor([not self._is_bad(i, modality) for i in self.ids]).bool()
-            for modality in MODALITIES
+            for modality in self.modalities
         }
 
     def __len__(self) -> int:
@@ -162,16 +198,22 @@ class PostDataset(Dataset[Sample]):
                 raise BadFileError(
                     f"post {post.id!r}: {error}; verify=True finds such posts at the start"
                 ) from error
-        if len(errors) == len(MODALITIES):
+        if len(errors) == len(self.modalities):
             raise BadFileError(f"post {post.id!r}: neither image nor text can be read")
         black = import_pillow().new("RGB", (PLACEHOLDER_SIDE, PLACEHOLDER_SIDE))
         inputs = {"image": values.get("image", black), "text": values.get("text", "")}
+        if self.table_columns is not None:
+            blank = torch.zeros(self.table_columns.dim)
+            inputs["table"] = values.get("table", blank)
         if self.image_transform is not None:
             inputs["image"] = self.image_transform(inputs["image"])
-        available = {name: name not in errors for name in MODALITIES}
+        available = {name: name not in errors for name in self.modalities}
         sample = Sample(id=post.id, inputs=inputs, available=available)
-        if post.label_name is not None:
+        if post.target is not None:
+            sample["label"] = torch.tensor(post.target)
+        elif post.label_name is not None:
             sample["label"] = self.class_names.index(post.label_name)
+        if post.label_name is not None:
             sample["label_name"] = post.label_name
         return sample
 
@@ -186,12 +228,15 @@ class PostDataset(Dataset[Sample]):
 
     def _read(self, post: PostRow) -> tuple[dict[str, Any], dict[str, BadFileError]]:
         values, errors = {}, {}
-        for name in MODALITIES:
+        for name in self.modalities:
             known = self._inspected[post.id].get(name)
             try:
                 if isinstance(known, BadFileError):
                     raise known
-                values[name] = self._files.load(post, name)
+                if name == "table" and self.table_columns is not None:
+                    values[name] = self.table_columns(post.cells)
+                else:
+                    values[name] = self._files.load(post, name)
             except BadFileError as error:
                 errors[name] = error
         return values, errors
@@ -220,7 +265,7 @@ class PostDataset(Dataset[Sample]):
         Without ``verify`` a file is read and not decoded, so that a broken one has a digest too.
         """
         post = self.posts[index]
-        if self.verify:
+        if self.verify or modality == "table":
             info = self._inspected[post.id][modality]
             return info.digest if isinstance(info, FileInfo) else None
         try:
@@ -244,6 +289,8 @@ class PostDataset(Dataset[Sample]):
         With ``splits`` it also has their sizes and the duplicates across them.
         """
         names = Counter(post.label_name for post in self.posts)
+        if self.task != "multiclass":
+            names = self._count_targets()
         sizes = Counter(splits.split_of(i) or "none" for i in self.ids if splits)
         texts = {i: self._inspected[i].get("text") for i in self.ids}
         split_ids = splits.ids if splits else ()
@@ -272,6 +319,24 @@ class PostDataset(Dataset[Sample]):
         part = ", a selection" if self._selected else ""
         return f"{self.name}, on_bad={self.on_bad!r}: {len(self)} posts{part}"
 
+    def _count_targets(self) -> Counter[str | None]:
+        """Return how many posts have each label, or a known number."""
+        counts: Counter[str | None] = Counter()
+        for post in self.posts:
+            for name, value in zip(self.class_names, post.target or (), strict=True):
+                counts[name] += value > 0.5 if self.task == "multilabel" else value == value
+        return counts
+
+    def _inspect_cells(self, post: PostRow) -> Known:
+        """Look at the columns that are a modality."""
+        columns = self.table_columns
+        if columns is None:
+            return {}
+        if not columns.has_value(post.cells):
+            return {"table": EmptyCellError(f"{post.describe('table')} is empty", "missing")}
+        cells = "\0".join(str(post.cells.get(name)) for name in columns.names)
+        return {"table": FileInfo(digest(cells.encode("utf-8", "replace")))}
+
     def _drop_stock(self) -> None:
         """Take stock images and texts as missing."""
         groups = _find_duplicates(self._inspected)
@@ -294,11 +359,12 @@ class PostDataset(Dataset[Sample]):
             if isinstance(row, Problem):
                 continue
             inspected = self._inspected[row.id].items()
-            errors = {m: e for m, e in inspected if isinstance(e, BadFileError)}
-            missing = self.on_bad == "missing" and len(errors) < 2
+            bad = {m: e for m, e in inspected if isinstance(e, BadFileError)}
+            errors = {m: bad[m] for m in self.modalities if m in bad}
+            missing = self.on_bad == "missing" and len(errors) < len(self.modalities)
             action: Any = "missing modality" if missing else "skipped"
-            if len(errors) == len(MODALITIES):
-                reason = f"neither image nor text: {errors['image']}; {errors['text']}"
+            if len(errors) == len(self.modalities):
+                reason = f"neither image nor text: {'; '.join(map(str, errors.values()))}"
                 problems.append(Problem(row.id, "no modality", reason, action))
             else:
                 problems += [

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
+from torch import Tensor
+
 from robustfusion.datasets.cells import shorten
 
 
@@ -28,6 +30,8 @@ class PostRow(NamedTuple):
     image_label: str = ""
     origin: str = "post"  #: name of the row in messages, such as "row 3"
     cells: Mapping[str, Any] = {}  #: all columns of the row
+    target: tuple[float, ...] | None = None  #: labels or numbers (C,), in the place of a class
+    weight: float = 1.0  #: of the post in the training loss
 
     @classmethod
     def of_files(cls, post_id: str, label_name: str) -> "PostRow":
@@ -44,21 +48,23 @@ class PostRow(NamedTuple):
 
     def describe(self, modality: str) -> str:
         """Name one modality in messages: a file by its path, a cell by its row."""
+        if modality == "table":
+            return f"the table of {self.origin}"
         cell = getattr(self, modality)
         is_file = isinstance(cell, PurePath)
         return shorten(str(cell)) if is_file else f"the {modality} of {self.origin}"
 
 
 class Sample(TypedDict):
-    """One post: ``inputs`` and ``available`` have the keys "image" and "text".
+    """One post: ``inputs`` and ``available`` have the keys "image" and "text", maybe "table".
 
     ``posts[0]`` of a :class:`PostDataset` is a sample, see the example there;
     :func:`robustfusion.disruption.collate` makes a batch of several. A post without a label has
-    neither ``label`` nor ``label_name``.
+    neither ``label`` nor ``label_name``. Several labels, or numbers, are a float tensor (C,).
     """
 
     id: str
     inputs: dict[str, Any]
     available: dict[str, bool]
-    label: NotRequired[int]
+    label: NotRequired[int | Tensor]
     label_name: NotRequired[str]

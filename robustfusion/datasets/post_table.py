@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from robustfusion.datasets.post_dataset import PostDataset, Stock
 from robustfusion.datasets.post_files import EmptyCellError
 from robustfusion.datasets.post_row import PostRow
 from robustfusion.datasets.splits import ALIASES, Splits
+from robustfusion.datasets.table_columns import TableColumns, as_number, holds_numbers
 from robustfusion.datasets.tables import Row, near_equal, read_table
+from robustfusion.datasets.targets import TargetReader
 from robustfusion.datasets.text_gate import MISSING_WORDS
+from robustfusion.tasks import Task
 
 
 class PostTable(PostDataset):
@@ -36,6 +39,16 @@ class PostTable(PostDataset):
         text_column: texts, at most 1 MB each. None for none.
         label_column: classes of any type. None reads a table without labels, to predict them:
             posts then are named by the numbers of their rows, so that no repeated id is left out.
+        task: ``"multilabel"`` reads several labels: from one column, where ``label_sep`` stands
+            between them or a cell is a list (a cell with nothing but the separator, or an empty
+            list, has none), or from a list of columns with 0, 1 or a probability, where an empty
+            cell or −1 is a label that is not known. ``"regression"`` reads numbers from one or
+            several columns; an empty cell is not known. A row of which nothing is known is left
+            out.
+        label_sep: what stands between the labels of a cell.
+        weight_column: weights of the posts in the training loss, 0 or more.
+        table_columns: columns of numbers or words that are a third modality, "table"; see
+            :class:`TableColumns`.
         root: folder of the pictures, by default that of the table.
         allow_outside: also open pictures outside of ``root``. Tables that others wrote may name
             any file of your machine.
@@ -49,7 +62,7 @@ class PostTable(PostDataset):
 
     Attributes:
         class_names: names of the classes, sorted, numbers by value; a subclass may set another
-            order as a class attribute.
+            order as a class attribute. With ``task="regression"`` names of the numbers.
         columns: names of all columns.
 
     Raises:
@@ -83,7 +96,11 @@ class PostTable(PostDataset):
         *,
         image_column: str | None = "image",
         text_column: str | None = "text",
-        label_column: str | None = "label",
+        label_column: str | Sequence[str] | None = "label",
+        task: Task = "multiclass",
+        label_sep: str = "",
+        weight_column: str | None = None,
+        table_columns: TableColumns | None = None,
         root: str | os.PathLike[str] | None = None,
         allow_outside: bool = False,
         image_transform: Callable[[Any], Any] | None = None,
@@ -95,26 +112,46 @@ class PostTable(PostDataset):
         self.path = Path(path)
         table = read_table(self.path, encoding)
         self.columns = table.columns
-        columns = {"image": image_column, "text": text_column, "label": label_column}
-        for argument, name in columns.items():
+        names = [label_column] if isinstance(label_column, str) else [*(label_column or ())]
+        columns: dict[str, str | None] = {"image": image_column, "text": text_column}
+        columns |= {"label": names[0] if names else None, "weight": weight_column}
+        used = [*columns.items(), *(("label", name) for name in names[1:])]
+        for argument, name in used:
             if self.columns and name is not None and name not in self.columns:
                 raise ValueError(
                     f"{argument}_column must be in {self.path.name}, which has the columns "
                     f"{list(self.columns)}, got {name!r}"
                 )
-        reader = _RowReader(columns, missing_words)
+        for name in table_columns.names if table_columns is not None else ():
+            if name not in self.columns or name in (value for _, value in used):
+                raise ValueError(
+                    f"table_columns must be columns of {self.path.name} without another use, "
+                    f"{list(self.columns)}, got {name!r}"
+                )
+        targets = TargetReader(names, task, label_sep) if names else None
+        self.task = task if names else "multiclass"
+        several = targets if task != "multiclass" else None
+        reader = _RowReader(columns, missing_words, several)
         read = map(reader.read, count(1), table.rows)
         posts, problems = usable_rows(self.path, read, "row", reader.advice)
+        class_names = getattr(type(self), "class_names", None)
+        if several is not None:
+            class_names, rows = several.finish([reader.targets[post_id] for post_id in posts])
+            pairs = zip(posts.items(), rows, strict=True)
+            posts = {post_id: post._replace(target=target) for (post_id, post), target in pairs}
         super().__init__(
             [*posts.values(), *problems],
             self.path.parent if root is None else root,
-            class_names=getattr(type(self), "class_names", None),
+            class_names=class_names,
             on_bad="missing",
             image_transform=image_transform,
             verify=verify,
             allow_outside=allow_outside,
             stock=stock,
+            table_columns=table_columns,
         )
+        self._used = {name for _, name in used if name is not None} | {"id", "split"}
+        self._used |= set(() if table_columns is None else table_columns.names)
         self.name = f"PostTable {self.path.name}"
         self._table = [(row, posts.get(str(number))) for number, row in enumerate(table.rows, 1)]
         self._gate = table.gate
@@ -127,6 +164,15 @@ class PostTable(PostDataset):
         A binary cell of a Parquet file is an object whose ``read()`` returns the bytes.
         """
         return [post.cells for post in self.posts]
+
+    @property
+    def unused_numbers(self) -> list[str]:
+        """The columns that hold numbers and are used for nothing."""
+        return [
+            name
+            for name in self.columns
+            if name not in self._used and holds_numbers(row.get(name) for row in self.rows)
+        ]
 
     @property
     def row_count(self) -> int:
@@ -182,8 +228,15 @@ class PostTable(PostDataset):
 class _RowReader:
     """Makes posts of rows, one after the other, and notes what may be a mistake in them."""
 
-    def __init__(self, columns: Mapping[str, str | None], missing_words: Collection[str]) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, str | None],
+        missing_words: Collection[str],
+        target: TargetReader | None,
+    ) -> None:
         self.columns = columns
+        self.target = target  # None where the label is a class
+        self.targets: dict[str, Any] = {}  # by id
         self.missing_words = {word.strip().casefold() for word in missing_words}
         self.ids: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
@@ -196,35 +249,55 @@ class _RowReader:
             return number, str(number), PostRow(str(number), None, None, None), row
         column = self.columns["label"]
         labeled = column is not None
-        label, text = self.cell(row, column), self.cell(row, self.columns["text"])
+        several = self.target is not None
+        label = None if several else self.cell(row, column)
+        text = self.cell(row, self.columns["text"])
+        target, refused = ((), "") if self.target is None else self.target.read(row)
+        weight, heavy = self.weight(row)
         post_id = _text(self.cell(row, "id") if labeled and "id" in row else number)
         self.lists += isinstance(text, list | Mapping)
         reason = None
         if not post_id or post_id in self.ids:
             reason = "the id occurred before" if post_id else "the id is empty"
-        elif labeled and label is None:
+        elif refused or heavy:
+            reason = refused or heavy
+        elif labeled and not several and label is None:
             reason = f"there is no label (column {column!r})"
         elif isinstance(label, Mapping | list):
             kind = "a list" if isinstance(label, list) else "a mapping"
             reason = f"the column {column!r} holds {kind}, {str(label)[:40]}"
         else:
             self.ids[post_id] += 1
-            self.labels[_text(label)] += labeled
+            self.targets[post_id] = target
+            names = [_text(label)] if self.target is None else target if self.target.lists else ()
+            for name in names:
+                self.labels[name] += labeled
         post = PostRow(
             post_id,
-            _text(label) if labeled else None,
+            _text(label) if labeled and not several else None,
             image_of(self.cell(row, self.columns["image"])),
             None if text is None else str(text),
             origin=f"row {number}",
             cells=row,
+            weight=weight,
         )
         return number, post_id, post, reason
 
     def advice(self, reason: str) -> str:
         """Return what to do where no row can be used for a reason."""
         if "holds a" in reason:
-            return ": one class a row is read, make a column of one of them"
+            return ": one class a row is read, task='multilabel' reads several"
         return ": label_column=None reads posts without labels" if "no label" in reason else ""
+
+    def weight(self, row: Row) -> tuple[float, str]:
+        """Return the weight of a row, and why it cannot be used."""
+        column = self.columns["weight"]
+        if column is None:
+            return 1.0, ""
+        weight = as_number(row.get(column))
+        if weight >= 0:
+            return weight, ""
+        return 1.0, f"the column {column!r} holds no weight: {str(row.get(column))[:40]!r}"
 
     def cell(self, row: Row, column: str | None) -> Any:
         """Return a cell, None where it is missing."""

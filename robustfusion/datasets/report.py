@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 ProblemKind = Literal[
     "label row", "label rule", "missing text", "missing image", "empty text", "unreadable text",
-    "unreadable image", "no modality", "stock text", "stock image",
+    "unreadable image", "missing table", "no modality", "stock text", "stock image",
 ]  # fmt: skip
 Action = Literal["skipped", "excluded", "missing modality"]
 DuplicateKind = Literal["text", "image", "near image", "stock text", "stock image"]
@@ -104,7 +104,7 @@ class DatasetReport:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.posts} posts of {self.rows} rows in the label file"]
-        lines.append("  labels: " + _counts(self.class_counts))
+        lines.append("  labels: " + _counts(self.class_counts, self.posts))
         if self.lines:
             parts = ", ".join(f"{count} {name}" for name, count in self.lines.items() if count)
             lines.append(f"  lines of the file: {sum(self.lines.values())} ({parts})")
@@ -147,8 +147,8 @@ class DatasetReport:
         return line
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    total = max(sum(counts.values()), 1)
+def _counts(counts: Mapping[str, int], total: int = 0) -> str:
+    total = max(total or sum(counts.values()), 1)
     return ", ".join(f"{name} {n} ({100 * n / total:.1f} %)" for name, n in counts.items())
 
 

@@ -24,7 +24,7 @@ class CachedFeatures:
     Args:
         features: Clean features by modality, each `(N, ..., D)` or a mapping of such tensors; two
             modalities or more.
-        labels: Classes, integer `(N,)`.
+        labels: Classes, integer `(N,)`; or several labels, or numbers, floating `(N, C)`.
         ids: Names of the samples, unique; 0 .. N-1 if None. Disruption draws depend on them.
         corrupted: For each modality that may be corrupted, the features of the corrupted inputs,
             `(N, ..., D)`, a mapping from disruption seed to such features, R independent draws
@@ -65,12 +65,12 @@ class CachedFeatures:
             raise ValueError(f"features must hold two modalities or more, got {self.modalities}")
         if not isinstance(labels, Tensor):
             raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-        if labels.ndim != 1 or labels.is_floating_point():
+        if labels.ndim != 1 + labels.is_floating_point():
             raise ValueError(
-                f"labels must be integers of shape (N,), got {labels.dtype} of shape "
-                f"{tuple(labels.shape)}"
+                f"labels must be integers of shape (N,) or floats of shape (N, C), got "
+                f"{labels.dtype} of shape {tuple(labels.shape)}"
             )
-        self.labels = labels.long()
+        self.labels = labels if labels.is_floating_point() else labels.long()
         self.ids = unique_ids(range(len(labels)) if ids is None else ids, len(labels))
         self.corrupted, self.available = dict(corrupted or {}), dict(available or {})
         for argument, values in (("corrupted", self.corrupted), ("available", self.available)):

@@ -75,7 +75,7 @@ def collate(
     Returns:
         A dict: `inputs[name]`, a stacked tensor (B, ...), a dict of them, or a list where inputs
         are not tensors; `available[name]`, bool (B,); `corrupted[name]`, bool (B,), if the samples
-        have it; `label`, long (B,); `id`, a list.
+        have it; `label`, long (B,), or floats (B, C) if the labels are tensors (C,); `id`, a list.
 
     Raises:
         ValueError: If there are no samples, they differ in what they hold, tensors of one
@@ -122,7 +122,9 @@ def collate(
             for name in names
         }
     if "label" in samples[0]:
-        batch["label"] = torch.tensor([_label(sample["label"]) for sample in samples])
+        labels = [_label(sample["label"]) for sample in samples]
+        tensors = isinstance(labels[0], Tensor)
+        batch["label"] = torch.stack(labels) if tensors else torch.tensor(labels)
     if "id" in samples[0]:
         batch["id"] = [sample["id"] for sample in samples]
     return batch
@@ -141,7 +143,9 @@ def ids_of(dataset: Any, ids: Sequence[SampleId] | None) -> Sequence[SampleId]:
     return range(len(dataset)) if ids is None else ids
 
 
-def _label(value: Any) -> int:
+def _label(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.ndim:  # several labels, or numbers
+        return value
     try:
         return operator.index(value)  # not int(), which would make a class 0 of 0.7
     except TypeError:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robustfusion.datasets import PostTable, encode, stratified_split
+from robustfusion.datasets import PostTable, TableColumns, encode, stratified_split
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "image": "1.png", "text": "sunny", "label": "good", "user": "ann"},
@@ -328,3 +328,115 @@ def test_folds_of_duplicates(folder: Path) -> None:
     assert sorted(tested) == list(range(60))
     one = stratified_split(posts.labels, seed=0, ids=posts.ids, groups=list(groups))
     assert not {texts[int(i) - 1] for i in one.train} & {texts[int(i) - 1] for i in one.val}
+
+
+TAGS = [
+    {"text": "boats", "tags": "sea|sun", "sea": 1, "sun": "yes", "price": "10.5", "kg": 2},
+    {"text": "waves", "tags": "sea", "sea": "1", "sun": "", "price": "", "kg": 1},
+    {"text": "heat", "tags": " sun | heat", "sea": 0, "sun": 0.5, "price": 7, "kg": ""},
+    {"text": "fog", "tags": "|", "sea": -1, "sun": 0, "price": "-1e3", "kg": 0},
+]
+
+
+def read(path: Path, **options: Any) -> PostTable:
+    return PostTable(path, image_column=None, **options)
+
+
+def test_several_labels_in_one_column(folder: Path) -> None:
+    path = write(folder / "posts.csv", TAGS)
+    posts = read(path, label_column="tags", task="multilabel", label_sep="|")
+    assert posts.class_names == ("heat", "sea", "sun")
+    assert posts.labels == [[0, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0]]
+    assert posts.strata == [1, 1, 0, -1]  # the rarest label, the first of equally rare ones
+    assert posts.report().class_counts == {"heat": 1, "sea": 2, "sun": 2}
+    assert "heat 1 (25.0 %)" in str(posts.report())
+    assert posts[0]["label"].tolist() == [0, 1, 1]
+    lists = [{"text": "a", "tags": ["sea", "sun"]}, {"text": "b", "tags": []}]
+    path = write(folder / "lists.jsonl", lists)
+    assert read(path, label_column="tags", task="multilabel").labels == [[1, 1], [0, 0]]
+
+
+def test_a_column_for_each_label(folder: Path) -> None:
+    posts = read(write(folder / "posts.csv", TAGS), label_column=["sea", "sun"], task="multilabel")
+    assert posts.class_names == ("sea", "sun")
+    assert str(posts.labels) == "[[1.0, 1.0], [1.0, nan], [0.0, 0.5], [nan, 0.0]]"
+
+
+def test_numbers(folder: Path) -> None:
+    path = write(folder / "posts.csv", TAGS)
+    posts = read(path, label_column="price", task="regression", weight_column=None)
+    assert posts.labels == [[10.5], [7.0], [-1000.0]]
+    assert [p.reason for p in posts.report().problems if p.kind == "label row"] == [
+        "row 2: there is no number (column 'price')"
+    ]
+    both = read(path, label_column=["price", "sea"], task="regression")
+    assert str(both.labels[1]) == "[nan, 1.0]"
+    assert both.report().class_counts == {"price": 3, "sea": 4}
+    assert len(set(both.strata)) == 4
+
+
+def test_weights_and_columns_that_are_not_used(folder: Path) -> None:
+    path = write(folder / "posts.csv", TAGS)
+    posts = read(path, label_column="sea")
+    assert posts.unused_numbers == ["price", "kg"]
+    posts = read(path, label_column="sea", weight_column="kg")
+    assert posts.weights == [2, 1, 0]
+    assert posts.unused_numbers == ["price"]
+    reasons = [p.reason for p in posts.report().problems if p.kind == "label row"]
+    assert reasons == ["row 3: the column 'kg' holds no weight: ''"]
+
+
+def test_columns_as_a_modality(folder: Path) -> None:
+    rows = [
+        {"image": "1.png", "text": "a", "label": n % 2, "price": p, "shop": s}
+        for n, (p, s) in enumerate([(1, "x"), ("3", "y"), (None, None), ("", "new")])
+    ]
+    columns = TableColumns(["price", "shop"])
+    posts = PostTable(write(folder / "posts.csv", rows), table_columns=columns)
+    assert posts.modalities == ("image", "text", "table")
+    assert posts.available["table"].tolist() == [True, True, False, True]
+    with pytest.raises(ValueError, match="must be fitted"):
+        posts[0]
+    columns.fit(posts.select(["1", "2"]).rows)
+    assert columns.entries == ("price", "price missing", "shop x", "shop y", "shop missing")
+    assert [posts[n]["inputs"]["table"].tolist() for n in range(4)] == [
+        [-1, 0, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0],  # a missing modality
+        [0, 1, 0, 0, 0],  # a missing number and an unknown word
+    ]
+    assert posts[2]["available"] == {"image": True, "text": True, "table": False}
+    lengths = {"text": lambda texts: torch.ones(len(texts), 2), "table": torch.stack}
+    data = encode(posts, {**lengths, "image": lambda x: torch.ones(len(x), 3)})
+    assert data.features["table"].shape == (4, 5)
+    assert data.available["table"].tolist() == [True, True, False, True]
+    assert "missing table" in {p.kind for p in posts.report().problems}
+    with pytest.raises(ValueError, match=r"without another use.* got 'text'"):
+        PostTable(folder / "posts.csv", table_columns=TableColumns(["text"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_column": ["sea", "sun"]}, "names 2 columns.*'multilabel' or 'regression'"),
+        ({"label_column": "tags", "label_sep": "|"}, "label_sep is for task='multilabel'"),
+        ({"label_column": "tags", "task": "multilabel"}, "no cell.*label_sep.*'multiclass'"),
+        (
+            {"label_column": ["sea", "sun"], "task": "multilabel", "label_sep": "|"},
+            "label_sep takes one column of labels, got 2",
+        ),
+        (
+            {"label_column": "tags", "task": "regression"},
+            r"'tags' holds no number: 'sea\|sun' \(task='multiclass'\?\)",
+        ),
+        (
+            {"label_column": ["price", "kg"], "task": "multilabel"},
+            r"'price' holds '10.5', not 0, 1 or a probability \(task='regression'\?\)",
+        ),
+        ({"label_column": "tags", "task": "other"}, "task must be one of"),
+    ],
+)
+def test_targets_of_another_kind(folder: Path, options: dict[str, Any], message: str) -> None:
+    path = write(folder / "posts.csv", TAGS[:1] * 3)
+    with pytest.raises(ValueError, match=message):
+        read(path, **options)
