@@ -39,6 +39,7 @@ TOOLS = [
     "diagnostics",
     "disruption",
     "evaluation",
+    "explanation",
     "integrations",
     "monitor",
     "testing",

@@ -72,6 +72,7 @@ _LAZY = (
     "disruption",
     "distributed",
     "evaluation",
+    "explanation",
     "integrations",
     "monitor",
     "testing",

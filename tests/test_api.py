@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import robustfusion as rf
-from robustfusion import baselines, datasets, disruption, evaluation, monitor
+from robustfusion import baselines, datasets, disruption, evaluation, explanation, monitor
 
 PACKAGE = Path(rf.__file__).parent
 sys.path.insert(0, str(PACKAGE.parent / "docs"))
@@ -58,7 +58,8 @@ def test_public_names() -> None:
 
 def test_dir_shows_the_public_names_and_what_is_imported_on_demand() -> None:
     subpackages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    on_demand = {*subpackages, "checkpoint", "diagnostics", "distributed", "monitor", "testing"}
+    modules = {"checkpoint", "diagnostics", "distributed", "explanation", "monitor", "testing"}
+    on_demand = {*subpackages, *modules}
     assert set(dir(rf)) == {*NAMES, *on_demand, "__version__"}
     assert all(inspect.ismodule(getattr(rf, name)) for name in on_demand)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -73,9 +74,10 @@ def test_every_public_name_has_a_docstring_with_an_example() -> None:
             assert ">>>" in value.__doc__, name
 
 
+TOOLS = (baselines, datasets, disruption, evaluation, explanation, monitor)
 PASTED = {
     value.__name__: value
-    for package in (rf, rf.functional, baselines, datasets, disruption, evaluation, monitor)
+    for package in (rf, rf.functional, *TOOLS)
     for value in (getattr(package, name) for name in dir(package) if name[0] != "_")
     if not inspect.ismodule(value) and ">>>" in (value.__doc__ or "")
 }
