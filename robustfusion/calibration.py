@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from robustfusion.quality import QualityEstimator
 
 # With this number of samples, the log of a pattern's temperature is halved.
 _SHRINKAGE_SAMPLES = 50
+_FEW_ROWS = 50  # with fewer rows the report remarks that a temperature is uncertain
 _LOG_TEMPERATURES = torch.linspace(-3, 3, 301)  # temperatures from 1/20 to 20 in steps of 2 %
 # Largest factor by which a stand-in may gain weight. In sketches a larger factor gained little on
 # intact posts and lost macro-F1 where the other modality was damaged.
@@ -50,7 +51,7 @@ class CalibrationReport(NamedTuple):
 
     Attributes:
         patterns: One :class:`PatternCalibration` for each of the head's candidates; empty for a
-            head without temperatures.
+            head without temperatures, and without labels.
         alarms: For each modality the share of one half of the held-out rows that raises an alarm
             at 5 %, with the other half as references: near 0.05 if the halves are alike. NaN with
             fewer than 40 rows.
@@ -80,6 +81,14 @@ class CalibrationReport(NamedTuple):
             for name, rate in self.alarms.items()
         )
         lines = [*(lines if self.patterns else []), "", f"Alarms at 5 %: {alarms}."]
+        few = [
+            f"{' + '.join(p.modalities)} ({p.rows})" for p in self.patterns if p.rows < _FEW_ROWS
+        ]
+        if few:
+            lines += ["", f"Fewer than {_FEW_ROWS} rows, uncertain temperature: {', '.join(few)}."]
+        rises = [" + ".join(p.modalities) for p in self.patterns if p.ece[1] > p.ece[0] + 0.005]
+        if rises:
+            lines += ["", f"ECE rises: {', '.join(rises)}. A temperature minimizes the NLL."]
         if self.trust_thresholds:
             below = ", ".join(f"{value:.2f} ({m})" for m, value in self.trust_thresholds.items())
             lines += ["", f"Below a quality of {below} the head prefers its stand-in."]
@@ -107,6 +116,9 @@ def calibrate(
     as well gets less weight. Last, each availability pattern gets a temperature :math:`T`. All
     results are in buffers and are saved with the model.
 
+    Batches without labels give references for qualities and p-values; trust and temperatures stay
+    as they were.
+
     The samples must be intact and must not have been trained on, for example the validation
     samples. Call it again after further training.
 
@@ -114,8 +126,8 @@ def calibrate(
         model: :class:`~robustfusion.DRFClassifier`, :class:`~robustfusion.DRFHead` or any model
             that returns a :class:`~robustfusion.DRFOutput` and contains such a head, also inside a
             :class:`~robustfusion.NeighborVoteHead` that was fitted.
-        batches: Dicts of ``inputs``, ``available`` (optional), ``label`` (B,) and ``id``
-            (optional), the name of each sample.
+        batches: Dicts of ``inputs``, ``available`` (optional), ``label`` (B,) (in all batches or
+            in none) and ``id`` (optional), the name of each sample.
         damaged: Batches of the same samples, damaged, as
             :func:`~robustfusion.disruption.damage` makes them: like ``batches``, with ``kind`` and
             ``modality``, which name the damage. No label says what is damaged: the head learns
@@ -170,8 +182,12 @@ def calibrate(
         copies = None
         if damaged is not None:
             copies = encode_batches(model, damaged, "damaged")
+            if labels is None or copies.labels is None:
+                raise ValueError("damaged needs a label in all batches, got batches without one")
             _check_damaged(intact, copies)
-        before = [] if head is None else _by_pattern(head, features, available, labels)
+        before = []
+        if head is not None and labels is not None:
+            before = _by_pattern(head, features, available, labels)
         alarms = {}
         for name, estimator in scoring.estimators.items():
             rows = features[name][available[name]]
@@ -179,6 +195,9 @@ def calibrate(
             if len(rows) > 1:
                 estimator.calibrate(rows)
         thresholds, trust = {}, None
+        if labels is None:
+            alarms |= _take_harm_references(scoring, intact)
+            return CalibrationReport((), alarms, {})
         if copies is not None:
             trust = scoring.trust.fit_held_out(_held_out(scoring, intact, copies))
             counts = scoring.trust.reference_count.tolist()
@@ -208,14 +227,14 @@ class EncodedBatches(NamedTuple):
     Attributes:
         features: (N, D_m) for each modality.
         available: (N,) bool for each modality.
-        labels: (N,).
+        labels: (N,), ``None`` if no batch has labels.
         ids: The name of each sample; its number where the batches have no ``id``.
         kinds: (modality, kind) of the damage of each sample; empty strings where it is intact.
     """
 
     features: dict[str, Tensor]
     available: dict[str, Tensor]
-    labels: Tensor
+    labels: Tensor | None
     ids: list[Any]
     kinds: list[tuple[str, str]]
 
@@ -227,7 +246,7 @@ def encode_batches(
     """Return the features that reach the head, with masks and labels, of all batches.
 
     Raises:
-        ValueError: If there is no batch, or one lacks ``inputs`` or ``label``.
+        ValueError: If there is no batch, or one lacks ``inputs``, or some have no ``label``.
         TypeError: If labels are not integers.
     """
     features: dict[str, list[Tensor]] = {}
@@ -236,27 +255,30 @@ def encode_batches(
     ids: list[Any] = []
     kinds: list[tuple[str, str]] = []
     for batch in batches:
-        if not isinstance(batch, Mapping) or not {"inputs", "label"} <= batch.keys():
+        fits = isinstance(batch, Mapping) and "inputs" in batch
+        if not fits or (features and ("label" in batch) != bool(labels)):
             got = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
             raise ValueError(
-                f'{argument} must be dicts of "inputs", "label" and, where something is missing, '
-                f'"available"; got {got}'
+                f'{argument} must be dicts of "inputs", "label" (in all batches or in none) and, '
+                f'where something is missing, "available"; got {got}'
             )
         out = model(batch["inputs"], batch.get("available"))
         for name, rows in read_output(out, "features").items():
             features.setdefault(name, []).append(rows)
             available.setdefault(name, []).append(out.log_quality[name] > -torch.inf)
-        label = torch.as_tensor(batch["label"])
-        check_labels(label, *out.logits.shape)
-        labels.append(label.to(out.logits.device))
-        ids += batch.get("id", range(len(ids), len(ids) + len(label)))
-        kinds += [(batch.get("modality", ""), batch.get("kind", ""))] * len(label)
-    if not labels:
+        count = len(out.logits)
+        if "label" in batch:
+            label = torch.as_tensor(batch["label"])
+            check_labels(label, *out.logits.shape)
+            labels.append(label.to(out.logits.device))
+        ids += batch.get("id", range(len(ids), len(ids) + count))
+        kinds += [(batch.get("modality", ""), batch.get("kind", ""))] * count
+    if not features:
         raise ValueError(f"{argument} must hold at least one batch, got none")
     return EncodedBatches(
         {name: torch.cat(rows) for name, rows in features.items()},
         {name: torch.cat(masks) for name, masks in available.items()},
-        torch.cat(labels),
+        torch.cat(labels) if labels else None,
         ids,
         kinds,
     )
@@ -264,10 +286,7 @@ def encode_batches(
 
 def _check_damaged(intact: EncodedBatches, copies: EncodedBatches) -> None:
     """Raise if damaged samples cannot teach anything."""
-    same = all(
-        len(x) == len(intact.labels) and torch.equal(x, intact.features[name])
-        for name, x in copies.features.items()
-    )
+    same = all(torch.equal(x, intact.features[name]) for name, x in copies.features.items())
     if same:
         raise ValueError("damaged must hold damaged copies of the samples, got the same features")
     for name, mask in copies.available.items():
@@ -278,6 +297,25 @@ def _check_damaged(intact: EncodedBatches, copies: EncodedBatches) -> None:
             )
 
 
+def _take_harm_references(head: Any, intact: EncodedBatches) -> dict[str, float]:
+    """Let a trust that was learned take the harm of intact samples; return the alarm rates."""
+    trust, alarms = getattr(head, "trust", None), {}
+    if trust is None or not bool(trust.reference_count.any()):
+        return {}
+    out = head(intact.features, intact.available)
+    log_quality = torch.stack(list(out.log_quality.values()), dim=1)
+    harm = trust.harm(head.standardize(intact.features), log_quality)
+    for index, name in enumerate(trust.dims):
+        rows = harm[intact.available[name], index]
+        if not trust.reference_count[index] or len(rows) < 2:
+            continue
+        alarms[name] = _alarm_rate(rows)
+        chosen = torch.linspace(0, len(rows) - 1, min(len(rows), trust.references.shape[1]))
+        trust.references[index, : len(chosen)] = rows[chosen.round().long()]
+        trust.reference_count[index] = len(chosen)
+    return alarms
+
+
 def _held_out(head: Any, intact: EncodedBatches, copies: EncodedBatches) -> HeldOut:
     """Return intact samples and their damaged copies as the head sees them."""
     kinds = {kind: number for number, kind in enumerate(dict.fromkeys(copies.kinds), 1)}
@@ -286,6 +324,7 @@ def _held_out(head: Any, intact: EncodedBatches, copies: EncodedBatches) -> Held
     parts = []
     for part, numbers in ((intact, {}), (copies, kinds)):
         out = head(part.features, part.available)
+        labels = cast("Tensor", part.labels)
         parts.append(
             HeldOut(
                 head.standardize(part.features),
@@ -293,9 +332,9 @@ def _held_out(head: Any, intact: EncodedBatches, copies: EncodedBatches) -> Held
                 torch.stack(list(out.log_quality.values()), dim=1),
                 out.extras["agreement"],
                 out.extras["half_logits"],
-                part.labels,
-                torch.tensor([numbers.get(kind, 0) for kind in part.kinds]).to(part.labels),
-                torch.tensor([groups[sample] for sample in part.ids]).to(part.labels),
+                labels,
+                torch.tensor([numbers.get(kind, 0) for kind in part.kinds]).to(labels),
+                torch.tensor([groups[sample] for sample in part.ids]).to(labels),
             )
         )
     first, second = parts

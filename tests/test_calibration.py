@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustfusion import DRFHead, LearnedTokens, NeighborVoteHead, PaperDRFHead, calibrate
+from robustfusion.calibration import CalibrationReport, PatternCalibration
 
 DIMS = {"image": 6, "text": 4}
 BORN = math.log(0.1)
@@ -105,7 +106,8 @@ GOOD = draw(50, image_tells=True)
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ({"inputs": GOOD["inputs"]}, ValueError, r"got \['inputs'\]"),
+        ({"inputs": GOOD["inputs"]}, ValueError, r"in all batches or in none.*got \['inputs'\]"),
+        ({"label": GOOD["label"]}, ValueError, r"got \['label'\]"),
         ((GOOD["inputs"], GOOD["label"]), ValueError, "got tuple"),
         ({**GOOD, "label": GOOD["label"][:3]}, ValueError, r"shape \(50,\), got \(3,\)"),
         ({**GOOD, "label": GOOD["label"] + 1}, ValueError, r"in \[0, 3\), got 1 to 3"),
@@ -120,3 +122,55 @@ def test_what_does_not_fit_is_told_before_anything_changes(
     with pytest.raises(error, match=message):
         calibrate(head, [GOOD, bad])
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_without_labels_there_are_references_and_nothing_else_changes() -> None:
+    torch.manual_seed(0)
+    head = trained(draw(200, image_tells=True))
+    learned = {n: v.clone() for n, v in head.state_dict().items() if "estimators" not in n}
+    held_out = draw(300, image_tells=True)
+    report = calibrate(head, [{"inputs": held_out["inputs"]}])
+    assert report.patterns == () and report.trust_thresholds == {} and report.trust is None
+    assert all(torch.equal(head.state_dict()[name], value) for name, value in learned.items())
+    assert all(int(estimator.reference_count) == 300 for estimator in head.estimators.values())
+    assert report.to_markdown().startswith("\nAlarms at 5 %: image ")
+    with torch.no_grad():
+        p_value = head.p_values(head.eval()(draw(2000, image_tells=True)["inputs"]))["image"]
+    assert float((p_value <= 0.05).float().mean()) < 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+
+
+def test_without_labels_learned_harm_takes_new_references() -> None:
+    torch.manual_seed(0)
+    head = trained(draw(200, image_tells=True))
+    held_out = draw(300, image_tells=True)
+    noise = {**held_out["inputs"], "image": 4 * torch.randn(300, 6)}
+    damaged = {"inputs": noise, "label": held_out["label"], "modality": "image", "kind": "noise"}
+    calibrate(head, [held_out], [damaged])
+    assert head.trust.reference_count.tolist() == [300, 0]
+    direction = head.trust.harm_direction.clone()
+    new = draw(500, image_tells=True)
+    calibrate(head, [{"inputs": new["inputs"]}])
+    assert head.trust.reference_count.tolist() == [500, 0]
+    assert torch.equal(head.trust.harm_direction, direction)
+    with torch.no_grad():
+        p_value = head.p_values(head.eval()(new["inputs"]))["image"]
+    assert 0.03 < float((p_value <= 0.05).float().mean()) <= 0.05
+
+
+def test_damaged_copies_need_labels_and_labels_are_in_all_batches() -> None:
+    head = DRFHead(DIMS, 3)
+    bare = {"inputs": GOOD["inputs"]}
+    with pytest.raises(ValueError, match="damaged needs a label in all batches"):
+        calibrate(head, [bare], [bare])
+    with pytest.raises(ValueError, match="in all batches or in none"):
+        calibrate(head, [bare, GOOD])
+
+
+def test_few_rows_and_a_rising_error_are_said() -> None:
+    few = PatternCalibration(("image", "text"), 12, 1.4, (0.137, 0.161), (1.0, 0.9))
+    many = PatternCalibration(("text",), 120, 1.4, (0.2, 0.1), (1.0, 0.9))
+    told = CalibrationReport((few, many), {"image": 0.05}, {}).to_markdown()
+    assert "Fewer than 50 rows, uncertain temperature: image + text (12)." in told
+    assert "ECE rises: image + text. A temperature minimizes the NLL." in told
+    quiet = CalibrationReport((many,), {"image": 0.05}, {}).to_markdown()
+    assert "Fewer" not in quiet and "rises" not in quiet
