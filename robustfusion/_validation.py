@@ -162,6 +162,6 @@ def check_labels(labels: Tensor, batch: int, num_classes: int) -> None:
     # Reading values would make a device wait and break a compiled graph; torch itself reports a
     # bad class index there.
     if labels.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
-        low, high = int(labels.min()), int(labels.max())
+        low, high = (int(value) for value in labels.aminmax())
         if low < 0 or high >= num_classes:
             raise ValueError(f"labels must be in [0, {num_classes}), got {low} to {high}")

@@ -61,8 +61,8 @@ class Candidates(nn.Module):
         trusted = (self.mask > 0) & available[:, None]
         same = (trusted[:, :, None] == trusted[:, None]).all(-1)
         # Candidates are ordered by decreasing size; of equal ones the last is kept.
-        later = same.new_ones(same.shape[1:]).triu(1)
-        return trusted, trusted.any(-1) & ~(same & later).any(-1)
+        index = torch.arange(len(self.subsets), device=same.device)
+        return trusted, trusted.any(-1) & ((same * index).amax(-1) == index)
 
     def pattern(self, available: Tensor) -> Tensor:
         """Return the candidate that trusts exactly what is available, (B, M) -> (B,).

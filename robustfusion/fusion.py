@@ -59,7 +59,7 @@ class QualityWeightedFusion(nn.Module):
         check_vectors(log_quality, log_quality.shape[-1], "log_quality", batched=True)
         if available is not None:
             check_mask(available, tuple(log_quality.shape), "available")
-        scores = log_quality / self.temperature
+        scores = log_quality if self.temperature == 1 else log_quality / self.temperature
         if self.normalize:
             return masked_softmax(scores, available)
         # Masked before exp: the gradient of exp at a masked NaN would be NaN.

@@ -21,11 +21,11 @@ class RunningMoments(nn.Module):
     r"""Track mean and variance of about the last ``window`` rows.
 
     A batch of n rows moves each moment by the share :math:`a = n / \min(t, N)` towards its own,
-    with t rows seen in all and the window N:
+    with t rows seen in all and the window N. The variance follows the mean to its new place:
 
-    .. math:: \mu \leftarrow \mu + a\,\delta, \qquad
-              \sigma^2 \leftarrow (1-a)\,\sigma^2 + a\,\sigma_b^2 + a(1-a)\,\delta^2, \qquad
-              \delta = \mu_b - \mu
+    .. math:: \mu' = \mu + \delta, \qquad
+              \delta = a\,(\mu_b - \mu), \qquad
+              \sigma'^2 = (1-a)\,(\sigma^2 + \delta^2) + \frac{a}{n} \sum_i (x_i - \mu')^2
 
     Up to N rows these are exactly the moments of all rows; beyond, old rows fade. Each moment is
     taken about the mean, so features far from zero lose no digits, and rounding errors fade like
@@ -80,18 +80,24 @@ class RunningMoments(nn.Module):
         """Update the moments with the available rows of (B, D); other rows may hold anything."""
         if available is None:
             available = torch.ones(rows.shape[0], dtype=torch.bool, device=rows.device)
+        self.observe_finite(keep_rows(rows, available), available)
+
+    @torch.no_grad()
+    def observe_finite(self, rows: Tensor, available: Tensor) -> None:
+        """Update the moments as ``observe`` does, if unavailable rows are finite as well."""
         with torch.autocast(rows.device.type, enabled=False):
-            number = available.sum()
+            x, number = at_least_float32(rows).to(self.moments.dtype), available.sum()
             self.count.add_(number).clamp_max_(self.window)
-            x = keep_rows(at_least_float32(rows), available).to(self.moments.dtype)
-            share = (number / self.count.clamp_min(1)).clamp_max(1).to(x.dtype)
-            weight = (available / number.clamp_min(1)).to(x.dtype)[None]
-            batch_mean = (weight @ x)[0]
-            batch_variance = (weight @ (x - batch_mean).square())[0]
+            total = self.count.clamp_min(1)
+            if rows.shape[0] > self.window:  # such a batch replaces everything
+                total = torch.maximum(total, number)
+            weight = (available / total).to(x.dtype)[None]
             mean, variance = self.moments
-            shift = batch_mean - mean
-            variance.lerp_(batch_variance, share).addcmul_(shift.square(), share * (1 - share))
-            mean.addcmul_(shift, share)
+            step = (weight @ (x - mean))[0]
+            mean.add_(step)
+            variance.addcmul_(step, step)
+            variance.addcmul_(variance, (number / total).to(x.dtype), value=-1)
+            variance[None].addmm_(weight, (x - mean).square())
             std = variance.sqrt()
             std = torch.add(std, std.mean(), alpha=_SHARED_STD).clamp_min_(_MIN_STD)
             self.diagonal[0].copy_(mean)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Self, cast
 
 import torch
@@ -117,7 +117,7 @@ class QualityEstimator(nn.Module, ABC):
         # Scores of features that were never observed.
         self.register_buffer("references", torch.zeros(_REFERENCES))
         self.register_buffer("reference_count", torch.zeros((), dtype=torch.long))
-        # Number of rows stored since scores were last computed from the queue.
+        # 1 if rows were stored since scores were last computed from the queue.
         self.register_buffer("unscored", torch.zeros((), dtype=torch.long))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -192,8 +192,8 @@ class QualityEstimator(nn.Module, ABC):
         The references of :meth:`calibrate` are dropped, because they belong to earlier features.
         """
         self.queue.enqueue(features, available)
-        self.moments.observe(features, available)
-        self.unscored.add_(available.sum())
+        self.moments.observe_finite(features, available)
+        self.unscored.fill_(1)
         self.reference_count.zero_()
 
     @torch.no_grad()
@@ -210,7 +210,7 @@ class QualityEstimator(nn.Module, ABC):
         log_quality = self._log_quality(score)
         known = available & (self.queue.count > 1)  # an empty queue makes every row unusual
         slots = self.queue.enqueue(features, available)
-        self.moments.observe(features, available)
+        self.moments.observe_finite(features, available)
         self.update(features, available, slots)
         self.recent_scores.enqueue(torch.cat([statistics, score[:, None]], dim=1), known)
         self._update_stats()
@@ -290,15 +290,11 @@ class QualityEstimator(nn.Module, ABC):
 
     def _score(self, statistics: Tensor) -> Tensor:
         """Return the outlier score, (B, 3) -> (B,)."""
-        mean, std = self._score_stats()[:, :3]
-        deviation = (statistics - mean) / std
-        return torch.maximum(deviation[:, 0], deviation[:, 1:].abs().amax(1) - _LENGTH_TOLERANCE)
+        return _outlier_score(statistics, self._score_stats())
 
     def _log_quality(self, score: Tensor) -> Tensor:
-        """Return the log of the upper tail of a logistic curve fitted to intact scores."""
-        mean, std = self._score_stats()[:, 3]
-        # In ONNX Runtime, logsigmoid is -inf below -16; softplus is not.
-        return -_LOGISTIC_SLOPE * F.softplus((score - mean) / std, beta=_LOGISTIC_SLOPE)
+        """Return the log-quality of outlier scores."""
+        return _log_tail(score, self._score_stats())
 
     def _score_stats(self) -> Tensor:
         """Return the score statistics, as a copy where a backward pass may read them."""
@@ -321,3 +317,36 @@ class QualityEstimator(nn.Module, ABC):
         check_mask(available, (features.shape[0],), "available")
         available = available & (features.abs().amax(-1) < MAX_ABS_FEATURE)
         return keep_rows(features.detach(), available), available
+
+
+def log_qualities(
+    estimators: Iterable[QualityEstimator], features: Iterable[Tensor]
+) -> Tensor:
+    """Return the log-qualities of M modalities, (B, M): those of each estimator, made at once.
+
+    >>> from robustfusion import NeighborQualityEstimator
+    >>> estimator, features = NeighborQualityEstimator(8).fit(torch.randn(99, 8)), torch.randn(5, 8)
+    >>> both = log_qualities([estimator, estimator], [features, 9 * features])
+    >>> torch.equal(both[:, 0], estimator(features))
+    True
+    """
+    parts = list(estimators)
+    statistics = [part._statistics(x, part.distance(x)) for part, x in zip(parts, features, strict=True)]
+    stats = torch.stack([part._score_stats() for part in parts], dim=1)
+    score = _outlier_score(torch.stack(statistics, dim=1), stats)
+    return _log_tail(score.nan_to_num(nan=torch.inf), stats)
+
+
+def _outlier_score(statistics: Tensor, stats: Tensor) -> Tensor:
+    """Return the outlier score, (..., 3) -> (...), by score statistics (2, ..., 4)."""
+    mean, std = stats[..., :3]
+    deviation = (statistics - mean) / std
+    lengths = torch.linalg.vector_norm(deviation[..., 1:], torch.inf, dim=-1)
+    return torch.maximum(deviation[..., 0], lengths - _LENGTH_TOLERANCE)
+
+
+def _log_tail(score: Tensor, stats: Tensor) -> Tensor:
+    """Return the log of the upper tail of a logistic curve fitted to intact scores."""
+    mean, std = stats[..., 3]
+    # In ONNX Runtime, logsigmoid is -inf below -16; softplus is not.
+    return -_LOGISTIC_SLOPE * F.softplus((score - mean) / std, beta=_LOGISTIC_SLOPE)

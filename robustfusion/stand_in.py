@@ -200,8 +200,7 @@ class RecoveredFeatures(LearnedTokens):
             distance = torch.stack(
                 [torch.linalg.vector_norm(rows, dim=-1) for rows in difference.values()], dim=1
             )
-            distance = distance.masked_fill(~paired, 0)
-            total = distance.sum((0, 2)) / paired.sum((0, 2)).clamp_min(1)
+            total = (distance * paired).sum((0, 2)) / paired.sum((0, 2)).clamp_min(1)
             if self.distribution_weight:
                 total = total + self.distribution_weight * self._moment_gaps(recovered, z, paired)
             return total @ self.loss_scale.to(total.dtype)
