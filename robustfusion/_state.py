@@ -1,6 +1,6 @@
 """Copy state that a training step reads and then overwrites, and keep it precise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,12 @@ def snapshot(state: Tensor, *, training: bool) -> Tensor:
     if not training:
         return state
     return _opaque_copy(state) if torch.compiler.is_compiling() else state.clone()
+
+
+def joined(states: Sequence[Tensor], *, training: bool) -> Tensor:
+    """Concatenate buffers along their last dimension, as a copy like that of :func:`snapshot`."""
+    copy = torch.cat(list(states), dim=-1)
+    return _opaque_copy(copy) if training and torch.compiler.is_compiling() else copy
 
 
 @torch.library.custom_op("robustfusion::copy", mutates_args=())

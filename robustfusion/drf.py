@@ -31,9 +31,10 @@ from robustfusion.functional import (
     standardize,
 )
 from robustfusion.fusion import QualityWeightedFusion
+from robustfusion.moments import gaussian_of_all
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput
-from robustfusion.quality import QualityEstimator
+from robustfusion.quality import QualityEstimator, log_qualities
 from robustfusion.stand_in import RecoveredFeatures, StandIn, off_diagonal
 from robustfusion.trust import LearnedTrust
 
@@ -297,16 +298,20 @@ class DRFHead(nn.Module):
         self, x: Mapping[str, Tensor]
     ) -> tuple[dict[str, Gaussian], dict[str, Tensor]]:
         """Return mean and standard deviation of each modality, and standardized features."""
-        dtype, bound = self.classifier.weight.dtype, _MAX_COORDINATE
-        scales = {name: part.moments.gaussian() for name, part in self.estimators.items()}
-        z = {m: standardize(x[m], scales[m]).clamp(-bound, bound).to(dtype) for m in self.dims}
-        return scales, z
+        dtype, bound, dims = self.classifier.weight.dtype, _MAX_COORDINATE, self.dims
+        # All modalities side by side are standardized at once.
+        scales = gaussian_of_all([part.moments for part in self.estimators.values()])
+        rows = standardize(torch.cat([x[m] for m in dims], dim=1), scales)
+        rows = rows.clamp(-bound, bound).to(dtype)
+        widths = list(dims.values())
+        mean, std, z = (torch.split(part, widths, dim=-1) for part in (*scales, rows))
+        by_modality = map(Gaussian, mean, std)
+        return dict(zip(dims, by_modality, strict=True)), dict(zip(dims, z, strict=True))
 
     def _log_quality(self, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
         """Return the log-quality of each feature, (B or 1, M); in training, store the rows."""
         if not self.training:
-            scores = [estimator(x[name]) for name, estimator in self.estimators.items()]
-            return torch.stack(scores, dim=1)
+            return log_qualities(self.estimators.values(), [x[name] for name in self.estimators])
         for (name, estimator), mask in zip(
             self.estimators.items(), observed.unbind(1), strict=True
         ):
@@ -320,13 +325,14 @@ class DRFHead(nn.Module):
         self, z: Mapping[str, Tensor], stand_in: Tensor, mask: Tensor, share: Tensor
     ) -> Tensor:
         """Return the hidden units of each candidate, (B, K, F)."""
-        own = torch.stack([embed(z[m]) for m, embed in self.embed.items()], dim=1)
+        own = [embed(z[m])[:, None] for m, embed in self.embed.items()]
         # The stand-in of a target is averaged over the sources that the candidate trusts.
         replaced = einsum(1 - mask, share, "b k t, b k s -> b k t s")
-        # Two matrix products serve all candidates at once.
         replaced = rearrange(off_diagonal(replaced), "b k t s -> b k (t s)")
-        stand_in = rearrange(stand_in, "b t s f -> b (t s) f").to(own.dtype)
-        hidden = self.dropout(F.relu(mask @ own + replaced @ stand_in))
+        stand_in = rearrange(stand_in, "b t s f -> b (t s) f").to(own[0].dtype)
+        # One matrix product sums what all candidates trust and what stands in for the rest.
+        parts = torch.cat([*own, stand_in.expand(mask.shape[0], -1, -1)], dim=1)
+        hidden = self.dropout(F.relu(torch.cat([mask, replaced], dim=2) @ parts))
         hidden = self.trunk(hidden)
         return cast("Tensor", self.dropout(F.relu(hidden)))
 

@@ -1,13 +1,13 @@
 """Mean and variance of a stream of rows, at a cost that does not grow with its length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import arguments_of, keep_rows
-from robustfusion._state import keep_float32, snapshot
+from robustfusion._state import joined, keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.functional import CovarianceType, Gaussian, at_least_float32
 
@@ -129,3 +129,15 @@ class RunningMoments(nn.Module):
         self.count.zero_()
 
     extra_repr = arguments_of
+
+
+def gaussian_of_all(parts: Sequence[RunningMoments]) -> Gaussian:
+    """Return the diagonal Gaussian of several modalities side by side.
+
+    >>> gaussian_of_all([RunningMoments(dim=2, window=9), RunningMoments(dim=1, window=9)])
+    Gaussian(mean=tensor([0., 0., 0.]), scale=tensor([1., 1., 1.]))
+    """
+    training = any(part.training for part in parts)
+    return Gaussian(
+        *at_least_float32(joined([part.diagonal for part in parts], training=training))
+    )

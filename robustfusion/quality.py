@@ -319,19 +319,22 @@ class QualityEstimator(nn.Module, ABC):
         return keep_rows(features.detach(), available), available
 
 
-def log_qualities(
-    estimators: Iterable[QualityEstimator], features: Iterable[Tensor]
-) -> Tensor:
+def log_qualities(estimators: Iterable[QualityEstimator], features: Iterable[Tensor]) -> Tensor:
     """Return the log-qualities of M modalities, (B, M): those of each estimator, made at once.
 
     >>> from robustfusion import NeighborQualityEstimator
-    >>> estimator, features = NeighborQualityEstimator(8).fit(torch.randn(99, 8)), torch.randn(5, 8)
+    >>> estimator, features = (
+    ...     NeighborQualityEstimator(8).fit(torch.randn(99, 8)),
+    ...     torch.randn(5, 8),
+    ... )
     >>> both = log_qualities([estimator, estimator], [features, 9 * features])
     >>> torch.equal(both[:, 0], estimator(features))
     True
     """
     parts = list(estimators)
-    statistics = [part._statistics(x, part.distance(x)) for part, x in zip(parts, features, strict=True)]
+    statistics = [
+        part._statistics(x, part.distance(x)) for part, x in zip(parts, features, strict=True)
+    ]
     stats = torch.stack([part._score_stats() for part in parts], dim=1)
     score = _outlier_score(torch.stack(statistics, dim=1), stats)
     return _log_tail(score.nan_to_num(nan=torch.inf), stats)
