@@ -62,7 +62,7 @@ def train(
     torch.manual_seed(seed)
     head = to_train(make_head())
     optimizer = torch.optim.AdamW(
-        head.parameters(), lr=training.lr, weight_decay=training.weight_decay
+        head.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
     )
     size = min(training.batch_size, len(split))
     steps = training.epochs * (len(split) // size)

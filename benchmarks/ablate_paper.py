@@ -96,7 +96,7 @@ def recovery(
         torch.manual_seed(seed)
         convert = ModalityConverter(train[source].shape[1], train[target].shape[1])
         criterion, reference = DistributionRecoveryLoss(), fit_gaussian(train[target])
-        optimizer = torch.optim.AdamW(convert.parameters(), lr=3e-4)
+        optimizer = torch.optim.AdamW(convert.parameters(), lr=3e-4, fused=True)
         order = torch.Generator().manual_seed(seed)
         for _ in range(EPOCHS["converter"]):
             for rows in batches(len(train[source]), 64, order):
@@ -135,7 +135,7 @@ def gradients(seed: int) -> dict[str, dict[str, list[float]]]:
         recover = CrossModalRecovery(dict.fromkeys(train.dims, 32), detach=bool(detach))
         classify, criterion = nn.Linear(64, train.num_classes), DistributionRecoveryLoss()
         optimizer = torch.optim.AdamW(
-            nn.ModuleList([encoders, recover, classify]).parameters(), lr=2e-3
+            nn.ModuleList([encoders, recover, classify]).parameters(), lr=2e-3, fused=True
         )
         order = torch.Generator().manual_seed(seed)
         curve: dict[str, list[float]] = {"spread": [], "accuracy": []}

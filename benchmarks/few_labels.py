@@ -38,7 +38,7 @@ def train(labeled: Split, unlabeled: Split | None, seed: int) -> DRFHead:
     """A head after as many steps, with or without unlabeled posts."""
     torch.manual_seed(seed)
     head = DRFHead(labeled.dims, labeled.num_classes)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=5e-4, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=5e-4, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     generator = torch.Generator().manual_seed(seed)
     known = endless(labeled, generator)

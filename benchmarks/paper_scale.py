@@ -71,7 +71,7 @@ def fit(scale: str, splits: dict[str, Split], seed: int, epochs: int) -> dict[st
     split, begun = splits["train"], time.process_time()
     torch.manual_seed(seed)
     model = scaled(scale, split)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[0])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES[0], fused=True)
     steps = epochs * (len(split) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=RATES[1])
     order = torch.Generator().manual_seed(seed)

@@ -133,7 +133,9 @@ def fit(
     query = [p for name, p in model.named_parameters() if name.endswith("query")]
     others = [p for name, p in model.named_parameters() if not name.endswith("query")]
     groups = [{"params": others}, {"params": query, "lr": rate * RATE, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(
+        [g for g in groups if g["params"]], RATE, weight_decay=DECAY, fused=True
+    )
     steps = EPOCHS * (len(rows) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)

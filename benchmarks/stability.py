@@ -97,7 +97,7 @@ def steps(count: int) -> dict[str, Any]:
     dims = {"image": 8, "text": 6}
     quality = partial(NeighborQualityEstimator, capacity=64, neighbors=5)
     head = DRFHead(dims, 3, hidden_features=16, quality=quality)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
     moments = {m: estimator.moments for m, estimator in head.estimators.items()}
     exact = {m: RunningMoments(dims[m], 64).double() for m in dims}
     centers = {name: torch.randn(3, dim) for name, dim in dims.items()}

@@ -77,7 +77,7 @@ def main(steps: int = 40) -> None:
     """Train on synthetic features, a third of them with one modality missing."""
     torch.manual_seed(0)
     model, centers = ImageTextDRF(16, 12, num_classes=3), 0.2 * torch.randn(3, 28)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for step in range(1, steps + 1):
         labels = torch.randint(3, (32,))
         image, text = (centers[labels] + 0.1 * torch.randn(32, 28)).split([16, 12], dim=1)

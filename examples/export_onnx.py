@@ -73,7 +73,7 @@ def main(steps: int = 200, output_dir: Path = Path("runs/export_onnx")) -> None:
             sys.exit(f"No module named {name!r}. {NEEDS}")
     torch.manual_seed(0)
     model = make_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     train: Sample = torch.utils.data.default_collate(list(HalfDigits("train")))
     for _ in range(steps):
         rows = torch.randint(len(train["labels"]), (32,))

@@ -38,7 +38,7 @@ def main(epochs: int = 20, output_dir: Path = Path("runs/train_ddp"), cpu: bool 
     accelerator = Accelerator(cpu=cpu)
     set_seed(0)  # every rank starts from the same weights
     model = make_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     loader = DataLoader(HalfDigits("train"), batch_size=32, shuffle=True)
     # DDP and the head need the same number of steps on every rank; accelerate ensures that.
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -66,7 +66,7 @@ def main(
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     torch.manual_seed(0)  # every rank starts from the same weights
     model = shard(make_model().to(device), device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     start = load(output_dir, model, optimizer) if resume else 0
     data = HalfDigits("train")
     sampler = DistributedSampler(data)  # the head needs as many batches on every rank

@@ -51,7 +51,7 @@ class HalfDigitsModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW for encoders and head."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, fused=True)
 
 
 def main(

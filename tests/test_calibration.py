@@ -130,7 +130,9 @@ def test_without_labels_there_are_references_and_nothing_else_changes() -> None:
     learned = {n: v.clone() for n, v in head.state_dict().items() if "estimators" not in n}
     held_out = draw(300, image_tells=True)
     report = calibrate(head, [{"inputs": held_out["inputs"]}])
-    assert report.patterns == () and report.trust_thresholds == {} and report.trust is None
+    assert report.patterns == ()
+    assert report.trust_thresholds == {}
+    assert report.trust is None
     assert all(torch.equal(head.state_dict()[name], value) for name, value in learned.items())
     assert all(int(estimator.reference_count) == 300 for estimator in head.estimators.values())
     assert report.to_markdown().startswith("\nAlarms at 5 %: image ")
@@ -173,4 +175,5 @@ def test_few_rows_and_a_rising_error_are_said() -> None:
     assert "Fewer than 50 rows, uncertain temperature: image + text (12)." in told
     assert "ECE rises: image + text. A temperature minimizes the NLL." in told
     quiet = CalibrationReport((many,), {"image": 0.05}, {}).to_markdown()
-    assert "Fewer" not in quiet and "rises" not in quiet
+    assert "Fewer" not in quiet
+    assert "rises" not in quiet

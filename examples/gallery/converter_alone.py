@@ -27,7 +27,7 @@ def train(
     torch.manual_seed(0)
     converter = ModalityConverter(32, 32, hidden_features=128)
     criterion = DistributionRecoveryLoss(distribution_weight=weight)
-    optimizer = torch.optim.AdamW(converter.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(converter.parameters(), lr=2e-3, fused=True)
     for _ in range(steps):
         rows = torch.randint(len(upper), (256,))
         recovered, target = converter(upper[rows]), lower[rows]

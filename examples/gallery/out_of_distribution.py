@@ -27,7 +27,7 @@ def train_encoder(x: Tensor, y: Tensor, steps: int) -> nn.Module:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
     model = nn.Sequential(encoder, nn.Linear(32, 7))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     for _ in range(steps):
         rows = torch.randint(len(x), (128,))
         loss = nn.functional.cross_entropy(model(x[rows]), y[rows])

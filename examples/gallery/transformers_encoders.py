@@ -57,7 +57,7 @@ def main(
     model = DRFClassifier(encoders, DRFHead(dims, len(posts.class_names)))
     collate = TransformersCollate(processors, max_length=64)
     loader = torch.utils.data.DataLoader(samples, 16, shuffle=True, collate_fn=collate)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     losses = []
     for _ in range(epochs):
         for batch in loader:

@@ -83,7 +83,9 @@ def train(
         for name, encoder in model.encoders.items()
     ]
     groups.append({"params": list(model.head.parameters()), "base_lr": recipe.lr})
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+    )
     per_epoch = math.ceil(len(posts.ids) / recipe.batch_size)
     total = recipe.epochs * per_epoch
     last, best = directory / "checkpoint.safetensors", directory / "best.safetensors"

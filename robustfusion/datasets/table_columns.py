@@ -1,4 +1,4 @@
-"""Number and word columns of a table as one vector a row, a modality in addition to image and text."""
+"""Number and word columns of a table as one vector a row: one more modality."""
 
 import math
 from collections import Counter
