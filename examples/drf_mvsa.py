@@ -14,6 +14,8 @@ cell is a missing modality:
 
     python examples/drf_mvsa.py --data posts.csv --image-column photo --text-column caption
 
+``--table-columns price,shop`` makes columns of numbers and words a third input.
+
 If the table has a column ``split`` with train, val and test, it decides the split. Needs
 ``robustfusion[examples]``.
 """
@@ -32,6 +34,7 @@ try:
     from main_job.encoders import SetupError
     from main_job.reading import (
         EncodedSamples,
+        check_folder,
         chosen_ids,
         damage_kinds,
         generate_posts,
@@ -55,10 +58,12 @@ try:
         TEST_SEEDS,
         VAL_SEED,
         RecipeName,
+        Score,
         Settings,
         make_encoders,
         make_model,
         recipe_of,
+        split_names,
     )
     from main_job.side_by_side import console, write_results
     from main_job.training import (
@@ -68,11 +73,12 @@ try:
         train,
         validation_score,
     )
+    from main_job.weighting import loss_weights, score
     from tqdm.auto import tqdm
 
     from robustfusion import calibrate
     from robustfusion.checkpoint import save_model
-    from robustfusion.datasets import FeatureCache, PostDataset, Splits
+    from robustfusion.datasets import FeatureCache, PostDataset, PostTable, Splits
     from robustfusion.disruption import damage
     from robustfusion.evaluation import damage_report, robustness_report
 except ImportError as error:
@@ -94,6 +100,9 @@ def run(
     print(f"{len(dataset)} posts ({source}), classes {', '.join(dataset.class_names)}: {sizes}")
     if dataset.report().problems:
         print(dataset.report())
+    if isinstance(dataset, PostTable) and (unused := dataset.unused_numbers):
+        names = ",".join(unused)
+        print(f"numbers that nothing uses: {names} (--table-columns {names} makes them an input)")
     prepare = partial(
         prepare_split,
         dataset,
@@ -110,12 +119,21 @@ def run(
         print(f"--limit uses {used[0]} train, {used[1]} val and {used[2]} test posts of them")
 
     recipe, device = recipe_of(settings), settings.device
-    kinds = damage_kinds(settings.damage)
-    validate = partial(validation_score, posts=val_posts, seed=VAL_SEED, device=device)
+    kinds = damage_kinds(settings.damage, table=bool(settings.table_columns))
+    validate = partial(
+        validation_score,
+        posts=val_posts,
+        seed=VAL_SEED,
+        device=device,
+        score=partial(score, settings=settings),
+    )
+    train_rows = dataset.select(chosen_ids(dataset, splits.train, settings))
+    weights, columns = loss_weights(train_rows, settings), dataset.table_columns
     reports, histories, models = [], {}, {}
     watch.tick("posts")
     for kind, title in NAMES.items():
-        model = make_model(kind, make_encoders(settings), len(dataset.class_names), settings)
+        own = make_encoders(settings, columns)
+        model = make_model(kind, own, len(dataset.class_names), settings)
         for name in settings.frozen:
             model.encoders[name].fit(train_posts.features[name], train_posts.available[name])
         histories[kind] = train(
@@ -129,12 +147,14 @@ def run(
             save_every=save_every,
             title=title.split(" + ")[0],  # the progress bar has one line
             on_save=partial(watch.tick, kind),
+            loss=weights.loss,
         )
         config = {
             "head": type(model.head).__name__,
             "dims": dict(model.head.dims),
             "class_names": list(dataset.class_names),
             "settings": asdict(settings),
+            "table": None if columns is None else columns.state,
         }
         if kind == "drf":
             # Posts that were not trained on, intact and damaged, teach how much to trust an input.
@@ -200,6 +220,10 @@ def main(
     label_column: Annotated[
         str, typer.Option(help="Column of the classes, any number of them.")
     ] = "label",
+    table_columns: Annotated[
+        str, typer.Option(help="Columns of numbers or words as a third input, with commas.")
+    ] = "",
+    select: Annotated[Score, typer.Option(help="Score that chooses the epoch.")] = Score.accuracy,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder of the image paths; by default that of the table.")
     ] = None,
@@ -257,6 +281,8 @@ def main(
                 image_root=None if image_root is None else str(image_root.resolve()),
                 allow_outside=allow_outside,
                 encoding=encoding,
+                table_columns=split_names(table_columns),
+                select=select.value,
                 image_encoder=image_encoder,
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],
@@ -273,11 +299,15 @@ def main(
         torch.set_num_threads(settings.threads)
         # Check device, encoders and data before anything is written.
         check_device(settings.device)
-        damage_kinds(settings.damage)
+        damage_kinds(settings.damage, table=bool(settings.table_columns))
+        if settings.data is None:
+            check_folder(settings)
         encoders = make_encoders(settings)
         parent = folder.parent if folder else output_dir
         root = Path(settings.data) if settings.data else generate_posts(settings, parent)
         dataset, splits = open_data(root, settings, encoders)
+        if dataset.table_columns is not None:
+            encoders = make_encoders(settings, dataset.table_columns)
         folder = folder or new_run(output_dir, asdict(settings))
         run(settings, encoders, dataset, splits, folder, save_every)
     except SetupError as error:

@@ -5,7 +5,9 @@
 writes ``model.onnx`` into the folder of the run. Its inputs, for any batch size, are ``image``,
 ``text`` and the masks ``has_image`` and ``has_text``. ``image`` and ``text`` are pixels and word
 ids, as ``main_job/encoders.py`` prepares them; of a frozen encoder, which stays outside of the
-file, they are its features. The outputs are ``probabilities``, in the order of ``class_names`` in
+file, they are its features. With ``--table-columns`` there are ``table``, the vectors that
+``TableColumns`` makes, ``has_table`` and ``table_p``; what it needs is in the metadata of the file
+as ``table_columns``. The outputs are ``probabilities``, in the order of ``class_names`` in
 the metadata of the file, and the p-values ``image_p`` and ``text_p``. A p-value of at most 0.05 is
 an alarm; it is NaN where the modality is missing. Needs ``robustfusion[examples,onnx]``.
 """
@@ -29,9 +31,6 @@ try:
 except ImportError as error:
     sys.exit(f"{error}. {NEEDS}")
 
-INPUTS = ("image", "text", "has_image", "has_text")
-OUTPUTS = ("probabilities", "image_p", "text_p")
-
 
 class Served(nn.Module):
     """The model with plain tensors as inputs and outputs, as ONNX needs it."""
@@ -39,13 +38,13 @@ class Served(nn.Module):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.model, self.p_values = predictor.model, predictor.p_values
+        self.names = predictor.modalities
 
-    def forward(
-        self, image: Tensor, text: Tensor, has_image: Tensor, has_text: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Return probabilities (B, C) and p-values (B,) of both modalities."""
-        available = {"image": has_image, "text": has_text}
-        out = self.model({"image": image, "text": text}, available)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return probabilities (B, C) and p-values (B,) from the inputs and their masks."""
+        count = len(self.names)
+        available = dict(zip(self.names, tensors[count:], strict=True))
+        out = self.model(dict(zip(self.names, tensors[:count], strict=True)), available)
         p = self.p_values(out)
         masked = [p[name].where(available[name], torch.nan) for name in available]
         return (out.logits.softmax(1), *masked)
@@ -56,7 +55,10 @@ def example(predictor: Predictor) -> tuple[Tensor, ...]:
     noise = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8).numpy()
     pictures = [Image.fromarray(pixels) for pixels in noise]
     texts = ["a first text", "another", None, "without an image"]
-    inputs, available = predictor.prepare([*pictures, None], texts)
+    rows: list[Tensor | None] | None = None
+    if predictor.columns is not None:
+        rows = [*torch.randn(3, predictor.columns.dim), None]
+    inputs, available = predictor.prepare([*pictures, None], texts, rows)
     if not isinstance(inputs["text"], Tensor):
         raise SetupError("the run trained a text encoder of transformers: export it with optimum")
     return (*inputs.values(), *available.values())
@@ -85,6 +87,9 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     served = Served(predictor).eval()
+    modalities = predictor.modalities
+    names = [*modalities, *(f"has_{name}" for name in modalities)]
+    outputs = ["probabilities", *(f"{name}_p" for name in modalities)]
     # The exporter warns that torchvision is missing, which is not needed here.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -92,23 +97,25 @@ def main(
         program = torch.onnx.export(
             served,
             arguments,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            dynamic_shapes=({0: torch.export.Dim("batch")},) * len(INPUTS),
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=(({0: torch.export.Dim("batch")},) * len(names),),
             dynamo=True,
             verbose=False,
         )
     program.model.metadata_props["class_names"] = json.dumps(predictor.class_names)
+    if predictor.columns is not None:
+        program.model.metadata_props["table_columns"] = json.dumps(predictor.columns.state)
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     more = [torch.cat([x, x]) for x in arguments]  # another batch size than that of the export
-    feed = {name: x.numpy() for name, x in zip(INPUTS, more, strict=True)}
-    exported = [torch.from_numpy(x) for x in session.run(OUTPUTS, feed)]
+    feed = {name: x.numpy() for name, x in zip(names, more, strict=True)}
+    exported = [torch.from_numpy(x) for x in session.run(outputs, feed)]
     with torch.no_grad():
         expected = served(*more)
     print(path)
-    for name, a, b in zip(OUTPUTS, exported, expected, strict=True):
+    for name, a, b in zip(outputs, exported, expected, strict=True):
         gap = (a.nan_to_num(-1) - b.nan_to_num(-1)).abs().max()
         print(f"  {name}: largest difference from PyTorch {gap:.1e}")
     for entry in session.get_inputs():

@@ -12,7 +12,8 @@ for each row of the table, with all its columns and these:
   ``--abstain 0.1`` no label for posts less certain than the least certain tenth of the run's
   validation posts;
 - ``image_quality``, ``text_quality``: the quality of each modality, between 0 and 1 (a density
-  with ``--recipe paper``);
+  with ``--recipe paper``), and ``table_quality`` of a run with ``--table-columns``, which must be
+  in this table, too;
 - ``image_p``, ``text_p``: the p-value, the share of intact posts that are at least as unusual;
 - ``alarm``: the modalities with a p-value of at most ``--alarm-rate``; about that share of intact
   ones alarm by chance;
@@ -40,11 +41,10 @@ try:
     from main_job.training import catch_interrupt
     from tqdm.auto import tqdm
 
-    from robustfusion.datasets import PostTable
+    from robustfusion.datasets import PostTable, TableColumns
 except ImportError as error:
     sys.exit(f'{error}. The examples need: pip install -e ".[examples]"')
 
-MODALITIES = ("image", "text")
 GENERATED = "This model was trained on generated posts, so it flags real posts as unusual."
 MAX_LISTED = 20  # bad rows that are listed one by one
 
@@ -57,7 +57,12 @@ class Rule(NamedTuple):
 
 
 def open_table(
-    path: Path, columns: dict[str, str], root: Path, allow_outside: bool, encoding: str
+    path: Path,
+    columns: dict[str, str],
+    root: Path,
+    allow_outside: bool,
+    encoding: str,
+    table_columns: TableColumns | None = None,
 ) -> PostTable:
     """Open a table of posts without labels; its pictures are read later, batch by batch."""
     try:
@@ -70,6 +75,7 @@ def open_table(
             allow_outside=allow_outside,
             verify=False,
             encoding=encoding or None,
+            table_columns=table_columns,
         )
     except (OSError, ValueError, ImportError) as error:
         reason, argument = str(error).splitlines()[0], str(error).partition("_column must be")
@@ -101,23 +107,24 @@ def predict_rows(
     predictor: Predictor, posts: Sequence[dict[str, Any]], rule: Rule, label: str
 ) -> list[dict[str, Any]]:
     """Predict a batch of posts, each a mapping of the modalities that it has."""
-    output = predictor(*([post.get(name) for post in posts] for name in MODALITIES))
+    names = predictor.modalities
+    output = predictor(*([post.get(name) for post in posts] for name in names))
     probabilities = [[round(p, 6) for p in row] for row in output.logits.softmax(1).tolist()]
     quality = {name: q.exp().tolist() for name, q in output.log_quality.items()}
     p_value = {name: p.tolist() for name, p in predictor.p_values(output).items()}
     results = []
     for index, post in enumerate(posts):
-        missing = [name for name in MODALITIES if name not in post]
+        missing = [name for name in names if name not in post]
         best = max(range(len(predictor.class_names)), key=probabilities[index].__getitem__)
         certain = bool(post) and probabilities[index][best] >= rule.certainty
         result: dict[str, Any] = {label: predictor.class_names[best] if certain else None}
         for name, p in zip(predictor.class_names, probabilities[index], strict=True):
             result[f"probability_{name}"] = p if post else None
         for kind, values in (("quality", quality), ("p", p_value)):
-            for name in MODALITIES:
+            for name in names:
                 value = round(values[name][index], 6) if name in post else None
                 result[f"{name}_{kind}"] = value
-        unusual = [n for n in MODALITIES if n in post and p_value[n][index] <= rule.alarm_rate]
+        unusual = [n for n in names if n in post and p_value[n][index] <= rule.alarm_rate]
         recovered = [name for name in missing if post and name in output.recovered]
         words = {"alarm": unusual, "missing": missing, "recovered": recovered}
         results.append({**result, **{column: " ".join(names) for column, names in words.items()}})
@@ -196,7 +203,8 @@ def main(
             print(
                 f"pictures are read from {image_root}, as in the run; --image-root names another"
             )
-        posts = open_table(table, columns, image_root or table.parent, allow_outside, encoding)
+        root = image_root or table.parent
+        posts = open_table(table, columns, root, allow_outside, encoding, predictor.columns)
         rule = make_rule(predictor, alarm_rate, abstain)
         label = settings.label_column
         # All columns of the table are copied; a new one of the same name is called predicted_*.
@@ -233,7 +241,7 @@ def main(
     if problems:
         print(report(problems, total), file=sys.stderr)
     print(", ".join(f"{count} {name}" for name, count in counts.most_common()))
-    listed = ", ".join(f"{alarms[name]} for the {name}" for name in MODALITIES)
+    listed = ", ".join(f"{alarms[name]} for the {name}" for name in predictor.modalities)
     print(f"Alarms: {listed} (about {alarm_rate:.0%} of intact posts alarm, too)")
     if predictor.generated:
         print(GENERATED)

@@ -64,7 +64,7 @@ try:
     from main_job.side_by_side import console, table
 
     from robustfusion.checkpoint import load_model, read_config
-    from robustfusion.datasets import FeatureCache
+    from robustfusion.datasets import FeatureCache, TableColumns
     from robustfusion.evaluation import (
         RobustnessReport,
         plot_rate_curves,
@@ -117,10 +117,13 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
     if not root.exists():
         raise SetupError(f"the posts of the run are not in {root}: name their folder with --data")
     torch.set_num_threads(settings.threads)
-    encoders = make_encoders(settings)
+    state = configs["drf"].get("table")
+    columns = None if state is None else TableColumns.from_state(state)
+    encoders = make_encoders(settings, columns)
     models = {}
     for kind, config in configs.items():
-        model = make_model(kind, make_encoders(settings), len(config["class_names"]), settings)
+        own = make_encoders(settings, columns)
+        model = make_model(kind, own, len(config["class_names"]), settings)
         try:
             load_model(model, folder / "models" / kind)
         except (OSError, ValueError) as error:
@@ -129,6 +132,8 @@ def load_run(run: Path, data: Path | None, device: str) -> tuple[dict[str, Any],
     dataset, splits = open_data(root, settings, encoders)
     if list(dataset.class_names) != configs["drf"]["class_names"]:
         raise SetupError(f"{root} has other classes than the run: {dataset.class_names}")
+    if columns is not None:
+        dataset.table_columns.state = columns.state  # as in the run
     posts = prepare_split(
         dataset,
         splits.open_test("report of a finished run"),

@@ -325,11 +325,13 @@ def _held_out(head: Any, intact: EncodedBatches, copies: EncodedBatches) -> Held
     for part, numbers in ((intact, {}), (copies, kinds)):
         out = head(part.features, part.available)
         labels = cast("Tensor", part.labels)
+        available = torch.stack(list(part.available.values()), dim=1)
+        log_quality = torch.stack(list(out.log_quality.values()), dim=1)
         parts.append(
             HeldOut(
                 head.standardize(part.features),
-                torch.stack(list(part.available.values()), dim=1),
-                torch.stack(list(out.log_quality.values()), dim=1),
+                available,
+                log_quality.masked_fill(~available, 0.0),  # a missing input has none, −inf
                 out.extras["agreement"],
                 out.extras["half_logits"],
                 labels,

@@ -187,12 +187,12 @@ def table(tmp_path: Path, posts: Path) -> Path:
     path.parent.mkdir()
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("mood", "photo", "caption", "author"))
+        writer.writerow(("mood", "photo", "caption", "author", "age", "town"))
         for n in range(1, 49):
             text = (posts / "data" / f"{n}.txt").read_text().strip()
             photo = {3: "", 4: "nowhere.jpg", 5: "/etc/passwd"}.get(n, f"{n}.jpg")
-            label = "" if n == 7 else moods[n % 4]
-            writer.writerow((label, photo, "" if n == 6 else text, "ann"))
+            label, age = "" if n == 7 else moods[n % 4], "" if n == 9 else n
+            writer.writerow((label, photo, "" if n == 6 else text, "ann", age, "AB"[n % 2]))
     return path
 
 
@@ -201,8 +201,11 @@ def test_a_table_of_ones_own(
 ) -> None:
     columns = ["--image-column", "photo", "--text-column", "caption", "--label-column", "mood"]
     options = [*columns, "--image-root", str(posts / "data"), "--output-dir", str(tmp_path)]
+    options += ["--table-columns", "town", "--select", "macro-f1", "--damage", "blur,blank,noise"]
     result = invoke(example, ["--data", str(table), "--epochs", "1", *options])
     assert result.exit_code == 0, result.output
+    assert "numbers that nothing uses: age (--table-columns age makes" in result.stdout
+    assert "table missing" in result.stdout
     run = tmp_path / "drf_mvsa-001"
     record = json.loads((run / "run.json").read_text())
     assert sum(record["posts"]["used"]) == 47
@@ -211,6 +214,8 @@ def test_a_table_of_ones_own(
         assert word in result.stdout
     config = read_config(run / "models" / "drf")
     assert config["class_names"] == ["calm", "glad", "odd", "sad"]
+    assert config["table"] == {"town": {"words": ["A", "B"]}}
+    assert config["settings"]["select"] == "macro-f1"
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     for program, arguments in (
         ("predict", [str(table)]),  # columns and folder are those of the run
@@ -227,6 +232,7 @@ def test_a_table_of_ones_own(
     assert {row["author"] for row in rows} == {"ann"}
     assert [row["missing"] for row in rows[2:6]] == ["image", "image", "image", "text"]
     assert {row["predicted_mood"] for row in rows} <= {"calm", "glad", "odd", "sad"}
+    assert all(0 < float(row["table_p"]) <= 1 for row in rows)
 
 
 def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: Path) -> None:

@@ -224,3 +224,10 @@ def test_arguments_are_checked() -> None:
         trust.fit(x, torch.randn(10, 2, 3), torch.zeros(10, dtype=torch.long))
     with pytest.raises(ValueError, match="features lacks modality 'text'"):
         trust({"image": x["image"]})
+
+
+def test_samples_that_lack_an_input_teach_trust_in_the_others() -> None:
+    head, batch = trained(), draw(300, 3)
+    batch["available"] = {"image": torch.arange(300) % 5 > 0, "text": torch.arange(300) % 7 > 0}
+    calibrate(head, [batch], [damaged(batch, kind) for kind in KINDS])
+    assert all(bool(value.isfinite().all()) for value in head.trust.buffers())

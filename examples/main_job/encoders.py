@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from robustfusion._text import split_words
-from robustfusion.datasets import Encoding
+from robustfusion.datasets import Encoding, TableColumns
 
 
 class SetupError(Exception):
@@ -119,6 +119,29 @@ class SmallTextEncoder(nn.Module):
         # Python's hash() would differ between processes.
         digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
         return 2 + int.from_bytes(digest, "little") % (self.words - 2)
+
+
+class TableEncoder(nn.Module):
+    """The columns of a table and a layer over them, trained from scratch.
+
+    The columns themselves are features, too, so that a damaged one shows.
+    """
+
+    mask_token = ""
+
+    def __init__(self, columns: TableColumns, width: int = 32) -> None:
+        super().__init__()
+        self.dim = columns.dim + width
+        self.preprocessing = f"columns {', '.join(columns.names)}"
+        self.layers = nn.Sequential(nn.Linear(columns.dim, width), nn.ReLU(), nn.Dropout(0.2))
+
+    def prepare(self, row: Tensor) -> Tensor:
+        """Return the vector of a row, which the data set has made already."""
+        return row
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Encode vectors (B, D)."""
+        return torch.cat([rows, self.layers(rows)], dim=1)
 
 
 class EfficientNetLite(ImageEncoder):

@@ -6,19 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from main_job.encoders import SetupError, encoding, image_encoder, text_encoder
+from main_job.encoders import SetupError, TableEncoder, encoding, image_encoder, text_encoder
 from main_job.settings import Settings, make_model
 from main_job.training import to
 from robustfusion import DRFHead, DRFOutput
 from robustfusion.checkpoint import load_model, read_config
+from robustfusion.datasets import TableColumns
 
 
 class Predictor:
-    """The DRF model of a run; it takes images and texts, either of which may be None.
+    """The DRF model of a run; it takes images, texts and table rows, each of which may be None.
 
     Attributes:
         class_names: names of the classes, in the order of the logits.
         settings: settings of the run.
+        modalities: names of the inputs.
+        columns: the columns that are an input, None without.
         generated: whether it was trained on generated posts, so that real posts look unusual.
         certainty: the largest probability of each validation post, sorted.
     """
@@ -35,6 +38,10 @@ class Predictor:
                 "image": image_encoder(settings.image_encoder).to(device).eval(),
                 "text": text_encoder(settings.text_encoder).to(device).eval(),
             }
+            table = config.get("table")
+            self.columns = None if table is None else TableColumns.from_state(table)
+            if self.columns is not None:
+                self.encoders["table"] = TableEncoder(self.columns).to(device).eval()
             self.model = make_model("drf", self.encoders, len(self.class_names), settings)
             load_model(self.model, folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -43,16 +50,30 @@ class Predictor:
         self.model.to(device).eval()
         self.device = device
         self.candidates = self.model.head.candidates
+        self.modalities = tuple(self.encoders)
 
     @torch.no_grad()
-    def __call__(self, images: list[Any], texts: list[str | None]) -> DRFOutput:
+    def __call__(
+        self,
+        images: list[Any],
+        texts: list[str | None],
+        rows: list[Tensor | None] | None = None,
+    ) -> DRFOutput:
         """Return the output of the head for a batch of posts."""
-        output: DRFOutput = self.model(*self.prepare(images, texts))
+        output: DRFOutput = self.model(*self.prepare(images, texts, rows))
         return output
 
     @torch.no_grad()
-    def prepare(self, images: list[Any], texts: list[str | None]) -> tuple[dict[str, Any], ...]:
-        """Return inputs and masks for the model; the input of a frozen encoder is its feature."""
+    def prepare(
+        self,
+        images: list[Any],
+        texts: list[str | None],
+        rows: list[Tensor | None] | None = None,
+    ) -> tuple[dict[str, Any], ...]:
+        """Return inputs and masks for the model; the input of a frozen encoder is its feature.
+
+        ``rows`` are vectors of ``columns``, by default missing.
+        """
         image, text = self.encoders["image"], self.encoders["text"]
         black = image.blank()
         values = {
@@ -60,6 +81,10 @@ class Predictor:
             "text": [t or text.mask_token for t in texts],
         }
         columns: dict[str, list[Any]] = {"image": images, "text": texts}
+        if self.columns is not None:
+            blank = torch.zeros(self.columns.dim)
+            columns["table"] = rows if rows is not None else [None] * len(images)
+            values["table"] = [blank if row is None else row for row in columns["table"]]
         inputs = {
             name: to(
                 encoding(self.encoders[name], frozen=name in self.frozen)(column), self.device

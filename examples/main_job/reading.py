@@ -1,10 +1,11 @@
 """The posts of a run: generate or read them, split them, and encode them."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
@@ -19,14 +20,18 @@ from robustfusion.datasets import (
     PostDataset,
     PostTable,
     Splits,
+    TableColumns,
     encode,
     load_splits,
     stratified_split,
 )
+from robustfusion.datasets.table_columns import holds_numbers
 from robustfusion.disruption import (
+    FEATURE_DAMAGE,
     IMAGE_DAMAGE,
     TEXT_DAMAGE,
     CachedFeatures,
+    FeatureCorruption,
     ImageCorruption,
     RawSamples,
     TextCorruption,
@@ -34,6 +39,7 @@ from robustfusion.disruption import (
 )
 
 MIN_POSTS = 10  # validation and test get a tenth each, which must be a post at least
+SEPARATORS = "|;,"  # may stand between several labels of a cell
 ROOT_HINT = (
     "--image-root names the folder of all pictures; --allow-outside follows links out of it"
 )
@@ -61,20 +67,28 @@ def generate_posts(settings: Settings, output_dir: Path) -> Path:
 def open_data(
     root: Path, settings: Settings, encoders: Mapping[str, Any]
 ) -> tuple[PostDataset, Splits]:
-    """Open a table or a folder like MVSA-Single; an unreadable image or text counts as missing."""
+    """Open a table or a folder like MVSA-Single; an unreadable image or text counts as missing.
+
+    Columns that are a modality are fitted to the training posts.
+    """
     if not root.exists():
         raise SetupError(f"--data {root} does not exist")
     print(f"reading {root}, checking every file ...", flush=True)
     resize = encoders["image"].resize
     dataset: PostDataset
     splits = None
+    columns = TableColumns(settings.table_columns) if settings.table_columns else None
     try:
         if root.is_file():
             dataset = table = PostTable(
                 root,
                 image_column=settings.image_column,
                 text_column=settings.text_column,
-                label_column=settings.label_column,
+                label_column=settings.label_columns or settings.label_column,
+                task=settings.task,
+                label_sep=settings.label_sep,
+                weight_column=settings.weight_column or None,
+                table_columns=columns,
                 root=settings.image_root,
                 allow_outside=settings.allow_outside,
                 image_transform=resize,
@@ -90,17 +104,24 @@ def open_data(
             )
             if (root / "splits.json").exists():
                 splits = load_splits(root / "splits.json")
-        column = f"the column {settings.label_column!r}" if root.is_file() else "the label file"
+        if root.is_file():
+            names = settings.label_columns or [settings.label_column]
+            column = f"the column {', '.join(map(repr, names))}"
+        else:
+            column = "the label file"
+            check_folder(settings)
         check_labels(dataset, column)
         if splits is None:
             splits = stratified_split(
-                dataset.labels,
+                dataset.strata,
                 seed=settings.seed,
                 ids=dataset.ids,
                 groups=dataset.duplicate_groups(),
             )
         if not splits.val:
             raise ValueError("no post is in the split val, by which the epoch is chosen")
+        if columns is not None:
+            columns.fit(dataset.select(splits.train, absent="ignore").rows)
         for name, available in dataset.available.items():
             if not available.any():
                 reasons = [p.reason for p in dataset.report().problems if p.kind.endswith(name)]
@@ -123,19 +144,48 @@ def check_labels(dataset: PostDataset, column: str) -> None:
         reasons = [f" ({problem.reason})" for problem in dataset.report().problems[:1]]
         count = f"it has {len(dataset)} usable posts, at least {MIN_POSTS} are needed"
         raise ValueError("".join([count, *reasons]))
-    if len(set(dataset.labels)) < 2:
-        only = dataset.class_names[dataset.labels[0]]
+    if dataset.task != "multiclass":
+        check_targets(dataset, column)
+        return
+    labels = cast("list[int]", dataset.labels)
+    used = len(set(labels))
+    if used < 2:
         raise ValueError(
-            f"all {len(dataset)} posts have the label {only!r} in {column}, at least two classes "
-            "are needed"
+            f"all {len(dataset)} posts have the label {dataset.class_names[labels[0]]!r} in "
+            f"{column}, at least two classes are needed"
         )
-    used = len(set(dataset.labels))
     if used > MIN_POSTS and 2 * used > len(dataset):
+        hint = "name a column of classes with --label-column"
+        if holds_numbers(dataset.class_names):
+            hint += ", or predict numbers with --task regression"
+        for separator in SEPARATORS:
+            if 2 * sum(separator in name for name in dataset.class_names) > used:
+                hint += (
+                    f", or read several labels with --task multilabel --label-sep '{separator}'"
+                )
         raise ValueError(
             f"{column} holds {used} different labels for {len(dataset)} posts, such as "
-            f"{', '.join(dataset.class_names[:3])}: name a column of classes with --label-column, "
-            "or group numbers into ranges first"
+            f"{', '.join(dataset.class_names[:3])}: {hint}"
         )
+
+
+def check_targets(dataset: PostDataset, column: str) -> None:
+    """Raise ValueError where a label or a number is the same in all posts."""
+    for position, name in enumerate(dataset.class_names):
+        targets = [row[position] for row in cast("list[list[float]]", dataset.labels)]
+        known = {value for value in targets if not math.isnan(value)}
+        if len(known) < 2:
+            value = f"{known.pop():g} in all posts" if known else "not known in any post"
+            raise ValueError(f"{name!r} of {column} is {value}: nothing can be learned from it")
+
+
+def check_folder(settings: Settings) -> None:
+    """Raise SetupError where an option for tables is given with a folder."""
+    for name in ("label_columns", "label_sep", "weight_column", "table_columns"):
+        if getattr(settings, name):
+            raise SetupError(f"--{name.replace('_', '-')} is for tables: --data posts.csv")
+    if settings.task != "multiclass":
+        raise SetupError(f"--task {settings.task} is for tables: --data posts.csv")
 
 
 def labels_file(dataset: PostDataset) -> Path:
@@ -171,6 +221,7 @@ def prepare_split(
         corruptions={
             "image": ImageCorruption(),
             "text": TextCorruption(mask_token=encoders["text"].mask_token),
+            **({"table": FeatureCorruption()} if "table" in encoders else {}),
         },
         seeds=seeds,
         cache=cache,
@@ -202,14 +253,16 @@ class EncodedSamples(RawSamples):
         return {**batch, **tensors}
 
 
-def damage_kinds(names: str) -> dict[str, list[str]]:
+def damage_kinds(names: str, *, table: bool = False) -> dict[str, list[str]]:
     """Return the kinds of damage by modality, from "all", "none" or names with commas."""
     known: dict[str, Sequence[str]] = {"image": IMAGE_DAMAGE, "text": TEXT_DAMAGE}
+    if table:
+        known["table"] = FEATURE_DAMAGE
     if names == "none":
         return {}
     chosen = [name.strip() for name in names.split(",")]
     if names != "all":
-        everything = sorted({*IMAGE_DAMAGE, *TEXT_DAMAGE})
+        everything = sorted({kind for kinds in known.values() for kind in kinds})
         for name in chosen:
             if name not in everything:
                 raise SetupError(

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,12 +60,18 @@ def kept_settings(folder: Path, settings: Any, expected: type, context: Any) -> 
             option = name.replace("_", "-")
             raise SetupError(f"--resume takes every option from the run: leave --{option} out")
     types = {field.name: field.type for field in fields(expected)}
-    if set(settings) != set(types):
+    required = {field.name for field in fields(expected) if not has_default(field)}
+    if not required <= set(settings) <= set(types):
         raise SetupError(f"{folder / 'settings.json'} is of another version of this example")
     for name, value in settings.items():
-        if not isinstance(value, types[name].__origin__ if name == "frozen" else types[name]):
+        if not isinstance(value, getattr(types[name], "__origin__", types[name])):
             raise SetupError(f"{folder / 'settings.json'}: {name} cannot be {value!r}")
     return dict(settings)
+
+
+def has_default(field: Field[Any]) -> bool:
+    """Return whether an older run may lack a setting."""
+    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 class Stopwatch:

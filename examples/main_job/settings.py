@@ -1,7 +1,7 @@
 """Settings of a run, and the recipe, encoders and heads that follow from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -12,12 +12,14 @@ from main_job.encoders import (
     SetupError,
     SmallImageEncoder,
     SmallTextEncoder,
+    TableEncoder,
     image_encoder,
     text_encoder,
 )
 from main_job.training import Recipe
 from robustfusion import DRFClassifier, DRFHead, PaperDRFHead, Standardize
 from robustfusion.baselines import ConcatenationHead
+from robustfusion.datasets import TableColumns
 
 TEST_SEEDS = (0, 1, 2)
 VAL_SEED = 1000
@@ -30,6 +32,28 @@ class RecipeName(StrEnum):
 
     default = "default"
     paper = "paper"
+
+
+class TaskName(StrEnum):
+    """Kind of the labels of a post."""
+
+    multiclass = "multiclass"
+    multilabel = "multilabel"
+    regression = "regression"
+
+
+class ClassWeight(StrEnum):
+    """Weights of the classes in the training loss."""
+
+    none = "none"
+    balanced = "balanced"
+
+
+class Score(StrEnum):
+    """Score that chooses the epoch."""
+
+    accuracy = "accuracy"
+    macro_f1 = "macro-f1"
 
 
 @dataclass
@@ -54,6 +78,30 @@ class Settings:
     allow_outside: bool = False
     damage: str = "all"
     encoding: str = ""  # encoding of the table; UTF-8 if empty
+    task: str = "multiclass"
+    label_columns: list[str] = field(default_factory=list)  # instead of label_column
+    label_sep: str = ""
+    weight_column: str = ""
+    table_columns: list[str] = field(default_factory=list)
+    class_weight: str = ""  # or "balanced"
+    select: str = "accuracy"  # or "macro-f1", the score that chooses the epoch
+
+
+def split_names(names: str) -> list[str]:
+    """Return the columns of an option."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def chosen_score(task: TaskName, select: Score | None, class_weight: ClassWeight) -> str:
+    """Return the score that chooses the epoch; of numbers it is always R²."""
+    if task is TaskName.regression:
+        if select is not None:
+            raise SetupError(f"--select {select.value} is for classes; numbers are chosen by R2")
+        if class_weight is not ClassWeight.none:
+            raise SetupError("--class-weight is for classes; --weight-column weighs posts")
+        return "r2"
+    labels = task is TaskName.multilabel
+    return (select or (Score.macro_f1 if labels else Score.accuracy)).value
 
 
 def recipe_of(settings: Settings) -> Recipe:
@@ -62,6 +110,7 @@ def recipe_of(settings: Settings) -> Recipe:
     paper = settings.recipe == "paper"
     lr = 2e-4 if paper else 1e-3
     encoder_lr = {m: lr if name == "small" else 2e-5 for m, name in names.items()}
+    encoder_lr["table"] = lr
     fine_tuned = any(name != "small" and m not in settings.frozen for m, name in names.items())
     epochs = 30 if paper else 4 if fine_tuned else 15
     batch_size, weight_decay = 16 if paper else 32, 0.01
@@ -77,13 +126,15 @@ def recipe_of(settings: Settings) -> Recipe:
     )
 
 
-def make_encoders(settings: Settings) -> dict[str, Any]:
-    """Build both encoders, with the same initial weights every time."""
+def make_encoders(settings: Settings, columns: TableColumns | None = None) -> dict[str, Any]:
+    """Build an encoder for each modality, with the same initial weights every time."""
     torch.manual_seed(settings.seed)
     encoders = {
         "image": image_encoder(settings.image_encoder).to(settings.device),
         "text": text_encoder(settings.text_encoder).to(settings.device),
     }
+    if columns is not None:
+        encoders["table"] = TableEncoder(columns).to(settings.device)
     for name in settings.frozen:
         if isinstance(encoders[name], SmallImageEncoder | SmallTextEncoder):
             raise SetupError(f"the small {name} encoder is untrained and cannot be frozen")

@@ -55,6 +55,7 @@ def train(
     save_every: int = 200,
     title: str = "model",
     on_save: Callable[[], None] = lambda: None,
+    loss: Callable[..., Tensor] = lambda model, output, labels, rows: model.loss(output, labels),
 ) -> list[dict[str, float]]:
     """Train, choose the epoch by ``validate``, and leave the model as it was then.
 
@@ -73,6 +74,7 @@ def train(
         save_every: steps.
         title: of the progress bar.
         on_save: called with each checkpoint.
+        loss: from model, output, labels and the rows of the posts to the loss.
 
     Returns:
         For each epoch its number, mean training loss and validation score.
@@ -121,7 +123,7 @@ def train(
             order = epoch_order(len(posts.ids), seed, epoch)
             rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             set_learning_rates(optimizer, state["step"] / total, recipe.final_lr)
-            state["loss"] += step(model, optimizer, posts, rows, device)
+            state["loss"] += step(model, optimizer, posts, rows, device, loss)
             state["step"] += 1
             bar.update()
             if state["step"] % per_epoch == 0:
@@ -150,12 +152,13 @@ def step(
     posts: CachedFeatures,
     rows: Tensor,
     device: str,
+    objective: Callable[..., Tensor],
 ) -> float:
     """Make one step and return its loss."""
     model.train()
     inputs = take(posts.features, rows, device)
     out = model(inputs, take(posts.available, rows, device))
-    loss = model.loss(out, posts.labels[rows].to(device))
+    loss = objective(model, out, posts.labels[rows].to(device), rows)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -163,9 +166,20 @@ def step(
     return float(loss.detach())
 
 
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of right classes."""
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
 @torch.no_grad()
-def validation_score(model: nn.Module, posts: CachedFeatures, seed: int, device: str) -> float:
-    """Return the mean accuracy over clean posts and each modality corrupted and discarded.
+def validation_score(
+    model: nn.Module,
+    posts: CachedFeatures,
+    seed: int,
+    device: str,
+    score: Callable[[Tensor, Tensor], float] = accuracy,
+) -> float:
+    """Return the mean score over clean posts and each modality corrupted and discarded.
 
     A head that judges quality is measured as it will be used, calibrated: to an encoder in
     training, posts that it was trained on look more usual than any others will.
@@ -178,12 +192,12 @@ def validation_score(model: nn.Module, posts: CachedFeatures, seed: int, device:
     scores = []
     for condition in robustness_grid(posts.modalities, settings=("C", "D"), rates=()):
         disruption = dataclasses.replace(condition, seed=seed)
-        right = 0
+        logits, labels = [], []
         for batch in posts.batches(disruption, np.arange(len(posts.ids)), 256):
             inputs, available = to(batch["inputs"], device), to(batch["available"], device)
-            logits = model(inputs, available).logits
-            right += int((logits.argmax(1).cpu() == batch["label"]).sum())
-        scores.append(right / len(posts.ids))
+            logits.append(model(inputs, available).logits.cpu())
+            labels.append(batch["label"])
+        scores.append(score(torch.cat(logits), torch.cat(labels)))
     model.train(mode)
     return sum(scores) / len(scores)
 

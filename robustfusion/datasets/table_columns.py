@@ -1,4 +1,4 @@
-"""Number and word columns of a table as one vector a row: one more modality."""
+"""Columns of numbers and words as one vector a row, a modality in addition to image and text."""
 
 import math
 from collections import Counter
