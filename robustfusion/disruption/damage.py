@@ -123,8 +123,8 @@ class DamagedBatches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches: list[list[_Key]] = []
         for modality, names in self.kinds.items():
-            if "mean" in names and not isinstance(names, Mapping) and modality not in self._means:
-                self._means[modality] = self._mean(modality)
+            if "mean" in names and not isinstance(names, Mapping):
+                self._mean(modality)  # before workers start, each of which would compute it
             for kind in names:
                 keys = [(row, modality, kind) for row in range(len(self.raw.ids))]
                 size = self.batch_size
@@ -166,7 +166,7 @@ class DamagedBatches:
     def _other(self, row: int, modality: str, kind: str, generator: np.random.Generator) -> Any:
         """Return the second input that some kinds need: of another sample, or the mean of all."""
         if kind == "mean":
-            return self._means.setdefault(modality, self._mean(modality))
+            return self._mean(modality)
         if kind != "swapped":
             return None
         start = int(generator.integers(len(self._rows)))
@@ -176,6 +176,11 @@ class DamagedBatches:
         raise ValueError(f'kind="swapped" needs two samples with {modality}, got one')
 
     def _mean(self, modality: str) -> Any:
+        if modality not in self._means:
+            self._means[modality] = self._compute_mean(modality)
+        return self._means[modality]
+
+    def _compute_mean(self, modality: str) -> Any:
         samples = (self.raw.dataset[row] for row in range(len(self.raw.ids)))
         values = [s["inputs"][modality] for s in samples if is_there(s, modality)]
         if not values or not isinstance(values[0], Tensor):

@@ -154,6 +154,21 @@ def test_the_mean_is_that_of_the_available_features() -> None:
     assert len(list(damage(data, {"image": FEATURE_DAMAGE}))) == len(FEATURE_DAMAGE)
 
 
+def test_the_mean_is_computed_once_and_not_for_every_sample() -> None:
+    class Counted(list[dict[str, Any]]):
+        reads = 0
+
+        def __getitem__(self, row: Any) -> Any:
+            type(self).reads += 1
+            return super().__getitem__(row)
+
+    rows = [{"inputs": {"image": torch.ones(4), "text": torch.ones(4)}, "label": 0}] * 50
+    posts = Counted(rows)
+    for _ in damage(RawSamples(posts), {"image": ["mean"]}):
+        pass
+    assert Counted.reads < 5 * len(rows)  # once for the mean, once for each sample, and checks
+
+
 def test_transforms_come_after_the_damage() -> None:
     posts = [
         {"inputs": {"image": as_pil(photo()), "text": "good day"}, "label": 0} for _ in range(3)
