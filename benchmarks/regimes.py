@@ -131,8 +131,8 @@ def cross_validate(pool: Pool, folds: int, seeds: list[int]) -> dict[str, dict[s
         same = ["C", "D", "C+D"] if regime == "intact" else [regime]
         for name in HEADS:
             unseen = [cell for cell in scores[name] if cell not in REGIMES]
-            shown = {"intact": ["intact"], **{s: [s] for s in same}, "unseen": unseen}
-            for title, cells in shown.items():
+            conditions = {"intact": ["intact"], **{s: [s] for s in same}, "unseen": unseen}
+            for title, cells in conditions.items():
                 ours, theirs = (mean(scores[h], cells) for h in (name, BASELINE))
                 gap, error = paired(ours["right"], theirs["right"], pool.groups)
                 results[regime][name][title] = {
