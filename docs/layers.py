@@ -31,6 +31,7 @@ TOOLS = [
     "_figures",
     "_files",
     "_optional",
+    "_predictions",
     "_recoverability",
     "_text",
     "baselines",

@@ -1,18 +1,19 @@
 """Tell which input decided a prediction: the exact Shapley values of the modalities."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from math import comb
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robustfusion import tasks
 from robustfusion._modules import evaluating
 from robustfusion._outputs import logits_of
+from robustfusion._predictions import predicted_by, task_of
 from robustfusion._tree import leaves, tensors
 from robustfusion._validation import check_available
+from robustfusion.tasks import Task
 
 _MOST_MODALITIES = 8  # 256 passes through the head
 
@@ -99,11 +100,8 @@ def explain(
         ):
             inputs, present = model.encode(inputs, present)  # type: ignore[operator]
             head = model.head
-        task = _task_of(model)
-        output = head(inputs, present)
-        logits = logits_of(output, batch)
-        decide = getattr(head, "predict", None)
-        predicted = decide(output) if callable(decide) else tasks.predict(logits, task)
+        task = task_of(model)
+        predicted = predicted_by(model, head(inputs, present), batch)
         for size in range(len(names) + 1):
             for chosen in combinations(names, size):
                 seen = {m: x if m in chosen else torch.zeros_like(x) for m, x in present.items()}
@@ -121,13 +119,7 @@ def explain(
     return Explanation(contributions, values[frozenset(names)], values[frozenset()], predicted)
 
 
-def _task_of(model: nn.Module) -> tasks.Task:
-    """Return the task of the first module that has one."""
-    stated: Iterator[Any] = (getattr(module, "task", None) for module in model.modules())
-    return next((task for task in stated if task in get_args(tasks.Task)), "multiclass")
-
-
-def _value(logits: Tensor, predicted: Tensor, task: tasks.Task) -> Tensor:
+def _value(logits: Tensor, predicted: Tensor, task: Task) -> Tensor:
     """Return the probability of the predicted class (B,), of each label, or the numbers (B, C)."""
     logits = logits.float()
     if task == "regression":

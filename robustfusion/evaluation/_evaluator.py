@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustfusion._outputs import logits_of, p_values_of, read_output
+from robustfusion._predictions import predicted_by, task_of
 from robustfusion.candidates import candidate_names
 from robustfusion.disruption import Disruption, canonical_id
 from robustfusion.disruption.cached import take_rows
@@ -27,7 +28,7 @@ from robustfusion.evaluation._sources import (
     corrupts_one,
 )
 from robustfusion.evaluation.data import Rows
-from robustfusion.evaluation.results import ARRAYS, Answers, Quality, Recovered
+from robustfusion.evaluation.results import ARRAYS, OPTIONAL, Answers, Quality, Recovered
 
 # One record a row; `known` is False where the row was not evaluated in this state.
 Records: TypeAlias = NDArray[np.void]
@@ -42,6 +43,7 @@ class Evaluator:
 
     def __init__(self, source: InputSource) -> None:
         self.source, self.names = source, source.data.modalities
+        self.task = task_of(source.model)
         # NumPy integers print differently, and the ids are part of the report's fingerprint.
         self.ids = tuple(canonical_id(sample_id) for sample_id in source.data.ids)
         self.candidates: tuple[str, ...] = ()
@@ -73,12 +75,7 @@ class Evaluator:
                     check_by_themselves(logits_of(few, count), logits, self.source.model)
             parts.append(self._record(out, rows, batch[1]))
             self._keep_recovered(out, batch[1], rows, is_drawn[rows])
-        low, high = self.source.labels.min(), self.source.labels.max()
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(
-                f"labels must lie in 0 .. {self.num_classes - 1}, the model's classes, got "
-                f"{low} .. {high}"
-            )
+        check_targets(self.source.labels, self.task, self.num_classes)
         return np.concatenate(parts)
 
     def begin(self, seed: int, conditions: Sequence[Disruption]) -> None:
@@ -111,7 +108,8 @@ class Evaluator:
             name = str(condition.modality)
             self._corrupted[name].append(records["quality"][:, self.names.index(name)].copy())
         counts = [np.isin(states, kind).sum(0) for kind in ((CORRUPTED, PARTIAL), MISSING)]
-        run: dict[str, Any] = {name: records[name].copy() for name in ARRAYS if name != "counts"}
+        names = [name for name in (*ARRAYS, *OPTIONAL) if name in (records.dtype.names or ())]
+        run: dict[str, Any] = {name: records[name].copy() for name in names}
         run |= {"seed": self.seed, "counts": np.stack(counts, -1)}
         run["weights"] = _mean_weights(records)
         self._runs.setdefault(condition, []).append(run)
@@ -138,7 +136,11 @@ class Evaluator:
         """Return the answers under one condition, sample by sample, of all its seeds."""
         runs = self._runs[condition]
         weights = [run["weights"] for run in runs if run["weights"] is not None]
-        arrays: dict[str, Any] = {name: np.stack([run[name] for run in runs]) for name in ARRAYS}
+        arrays: dict[str, Any] = {
+            name: np.stack([run[name] for run in runs])
+            for name in (*ARRAYS, *OPTIONAL)
+            if name in runs[0]
+        }
         return Answers(
             condition,
             seeds=tuple(run["seed"] for run in runs),
@@ -157,18 +159,10 @@ class Evaluator:
         return qualities
 
     def _record(self, out: Any, rows: Rows, available: Mapping[str, Tensor]) -> Records:
-        logits = logits_of(out, len(rows)).float()
-        finite = logits.isfinite().all(-1)
-        log_probs = logits.log_softmax(-1)
-        confidence, predictions = log_probs.exp().max(-1)
-        # A label that is no class is refused after the pass, when the range of all is known.
-        labels = torch.from_numpy(self.source.labels[rows]).to(logits.device)
-        likelihood = log_probs.gather(1, labels.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        likelihood = likelihood.clamp_min(_MIN_LOG_LIKELIHOOD)
         num_modalities = (len(self.names),)
         dtypes = [
             ("known", np.bool_),
-            ("predictions", np.int16),
+            *self._answer_dtypes(),
             ("confidence", np.float16),
             ("log_likelihood", np.float16),
             ("quality", np.float32, num_modalities),
@@ -177,9 +171,8 @@ class Evaluator:
         ]
         records = np.zeros(len(rows), dtypes)
         records["known"] = True
-        records["predictions"] = torch.where(finite, predictions, -1).cpu().numpy()
-        records["confidence"] = torch.where(finite, confidence, 0.0).cpu().numpy()
-        records["log_likelihood"] = torch.where(finite, likelihood, -torch.inf).cpu().numpy()
+        for name, answers in self._answers(out, rows).items():
+            records[name] = answers.detach().cpu().numpy()
         scores = {"quality": read_output(out, "log_quality") or {}}
         scores["p_values"] = p_values_of(self.source.model, out)
         for kind, values in scores.items():
@@ -191,6 +184,46 @@ class Evaluator:
         if self.candidates:
             records["weights"] = read_output(out, "weights").float().cpu().numpy()
         return records
+
+    def _answer_dtypes(self) -> list[tuple[Any, ...]]:
+        kind = {"multiclass": np.int16, "multilabel": np.int8, "regression": np.float32}[self.task]
+        width = () if self.task == "multiclass" else (self.num_classes,)
+        optional = "half_widths" if self.task == "regression" else "probabilities"
+        return [("predictions", kind, width), (optional, np.float32, (self.num_classes,))]
+
+    def _answers(self, out: Any, rows: Rows) -> dict[str, Tensor]:
+        """Return what the model says about the target of each row."""
+        logits = logits_of(out, len(rows)).float()
+        finite = logits.isfinite().all(-1)
+        predictions = predicted_by(self.source.model, out, len(rows))
+        nothing = logits.new_full((len(rows),), torch.nan)
+        answers = {"confidence": nothing, "log_likelihood": nothing}
+        if self.task == "multiclass":
+            log_probs = logits.log_softmax(-1)
+            probabilities = log_probs.exp()
+            confidence = probabilities.gather(1, predictions[:, None])[:, 0]
+            # A label that is no class is refused after the pass, when the range of all is known.
+            labels = torch.from_numpy(self._classes(rows)).to(logits.device)
+            likelihood = log_probs.gather(1, labels.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+            likelihood = likelihood.clamp_min(_MIN_LOG_LIKELIHOOD)
+            answers["confidence"] = torch.where(finite, confidence, 0.0)
+            answers["log_likelihood"] = torch.where(finite, likelihood, -torch.inf)
+            answers["predictions"] = torch.where(finite, predictions, -1)
+        elif self.task == "multilabel":
+            probabilities = logits.sigmoid()
+            answers["predictions"] = torch.where(finite[:, None], predictions.to(torch.int8), -1)
+        else:
+            answers["predictions"] = torch.where(finite[:, None], predictions.float(), torch.nan)
+            answers["half_widths"] = half_widths(self.source.model, out, logits)
+            return answers
+        answers["probabilities"] = torch.where(finite[:, None], probabilities, 0.0)
+        return answers
+
+    def _classes(self, rows: Rows) -> NDArray[np.int64]:
+        labels = self.source.labels
+        if labels.ndim > 1:
+            check_targets(labels, self.task, self.num_classes)
+        return np.asarray(labels[rows])
 
     def _keep_recovered(
         self, out: Any, available: Mapping[str, Tensor], rows: Rows, is_drawn: NDArray[np.bool_]
@@ -222,11 +255,45 @@ class Evaluator:
             width = min(_NUM_AXES, joint.shape[1])
             points = (left * variance.sqrt())[:, :width].float().numpy()
             share = (variance / variance.sum().clamp_min(1e-300))[:width].float().numpy()
-            labels = self.source.labels[np.concatenate([part[2] for part in parts])]
+            chosen = np.concatenate([part[2] for part in parts])
+            is_class = self.task == "multiclass"
+            labels = self.source.labels[chosen] if is_class else np.zeros(len(chosen))
             points_of[pair] = Recovered(
                 points[: len(true)], points[len(true) :], share, labels.astype(np.int16)
             )
         return points_of
+
+
+def check_targets(targets: NDArray[Any], task: str, num_classes: int) -> None:
+    """Raise unless targets are classes (N,), labels (N, C) or numbers (N, C), as the task says."""
+    if task != "multiclass":
+        if targets.shape != (len(targets), num_classes):
+            raise ValueError(
+                f"labels must have shape ({len(targets)}, {num_classes}) for the model's "
+                f"task={task!r}, got {targets.shape}"
+            )
+        return
+    if targets.ndim > 1:
+        raise ValueError(
+            f"labels must be classes, integers of shape ({len(targets)},), for a model of "
+            f"task='multiclass', got shape {targets.shape}: its head takes task='multilabel' or "
+            "'regression'"
+        )
+    low, high = targets.min(), targets.max()
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels must lie in 0 .. {num_classes - 1}, the model's classes, got {low} .. {high}"
+        )
+
+
+def half_widths(model: Any, output: Any, logits: Tensor) -> Tensor:
+    """Return half the width of the interval of each number, (B, C); NaN without intervals."""
+    for part in (getattr(model, "head", None), model):
+        interval = getattr(part, "interval", None)
+        if callable(interval):
+            low, high = interval(output)
+            return torch.as_tensor((high - low).float() / 2)
+    return torch.full_like(logits, torch.nan)
 
 
 def _mean_weights(records: Records) -> tuple[float, ...] | None:

@@ -80,7 +80,7 @@ class InputSource:
         self.call: Any = model.head if has_encoders else model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.observed: NDArray[np.bool_] = np.ones((len(data.ids), len(data.modalities)), bool)
-        self.labels: NDArray[np.int64] = np.zeros(len(data.ids), np.int64)
+        self.labels: NDArray[Any] = np.zeros(len(data.ids), np.int64)
         # Features (N, ..., D), and which rows of them are known, by modality and state.
         self._features: dict[tuple[str, int], Tensor] = {}
         self._known: dict[tuple[str, int], NDArray[np.bool_]] = {}
@@ -176,10 +176,18 @@ class InputSource:
             if start > len(rows):
                 break
             if are_labels_new:
-                self.labels[part] = torch.as_tensor(batch["label"]).cpu().numpy()
+                self._note_labels(part, torch.as_tensor(batch["label"]).cpu())
             yield part, inputs, available
         if start != len(rows):
             raise ValueError(f"data must give {len(rows)} rows, as many as asked for, got {start}")
+
+    def _note_labels(self, rows: Rows, labels: Tensor) -> None:
+        """Keep classes as integers (N,), labels and numbers as (N, C)."""
+        if labels.ndim > 1 or labels.is_floating_point():
+            labels = labels.float().reshape(len(labels), -1)
+            if self.labels.ndim == 1:
+                self.labels = np.full((len(self.labels), labels.shape[1]), np.nan, np.float32)
+        self.labels[rows] = labels.numpy()
 
     def _hash(self, name: str, value: Any, chosen: NDArray[np.bool_] | None = None) -> None:
         """Add some rows of a modality to its digests, one for each leaf of a nested input."""

@@ -9,10 +9,12 @@ from typing import Any
 
 from robustfusion._markdown import table
 from robustfusion.evaluation.measurements import Measurements
+from robustfusion.evaluation.metrics import IN_UNITS, TITLES
+from robustfusion.evaluation.metrics import title as metric_title
 from robustfusion.evaluation.results import rate_curve
 from robustfusion.evaluation.statistics import Estimate
 
-_SCORES = ("accuracy", "macro_f1", "weighted_f1", "drop", "ece", "nll", "aurc")
+_SCORES = ("accuracy", "macro_f1", "weighted_f1", "drop", "ece", "nll", "aurc", "auroc")
 _WHERE = ("condition", "strategy", "setting", "modality", "rate")
 COLUMNS = ("model", *_WHERE, "metric", *Estimate._fields)
 Row = dict[str, str | float]
@@ -32,6 +34,11 @@ def percent(value: Estimate | float, form: str = ".1f") -> str:
     if isinstance(value, Estimate):
         return number(Estimate(*(100 * x for x in value)), form)
     return number(100 * value, form)
+
+
+def metric_text(value: Estimate | float, metric: str, sign: str = "") -> str:
+    """Format a metric: a share in percent, the others as they are."""
+    return number(value, f"{sign}.4g") if metric in IN_UNITS else percent(value, f"{sign}.1f")
 
 
 def p_text(p: float) -> str:
@@ -64,16 +71,18 @@ def long_rows(report: Measurements) -> Iterator[Row]:
         blank = dict.fromkeys(COLUMNS, "")
         return {**blank, "model": report.name, "metric": metric, **where, **ends}
 
-    for metric, score in zip(report.majority._fields[1:], report.majority[1:], strict=True):
-        yield row(f"majority_{metric}", score)
+    is_class = report.task == "multiclass"
+    for metric, score in report.baseline.items():
+        yield row(f"{'majority' if is_class else 'constant'}_{metric}", score)
     for key, scores in report.scores.items():
         answers, c = report.answers[key], scores.condition
         rate = c.rate_text if isinstance(c.rate, tuple) else c.rate
         modality = c.modality if isinstance(c.modality, str) else "+".join(c.modality or ())
         where: Any = (key, c.strategy, c.setting or "", modality, rate)
-        values: dict[str, Any] = {name: getattr(scores, name) for name in _SCORES}
-        values |= {"accuracy_seed_std": scores.seed_std}
-        values |= {"non_finite": (answers.predictions < 0).mean()}
+        values: dict[str, Any] = {**scores.metrics, "drop": scores.drop, "aurc": scores.aurc}
+        values = {n: values[n] for n in (_SCORES if is_class else (*scores.metrics, "drop"))}
+        values |= {f"{report.main_metric}_seed_std": scores.seed_std}
+        values |= {"non_finite": answers.not_finite().mean()}
         for name, counts in zip(report.modalities, answers.counts.mean(0).tolist(), strict=True):
             values |= {f"corrupted_{name}": counts[0], f"missing_{name}": counts[1]}
         values |= {f"alarms_{name}": alarms for name, alarms in scores.alarms.items()}
@@ -94,24 +103,24 @@ def long_rows(report: Measurements) -> Iterator[Row]:
 
 def markdown(report: Measurements, warnings: Sequence[str]) -> str:
     """Return the report for a reader."""
-    majority, digests, options = report.majority, report.fingerprint, report.intervals
-    scores = [f"{100 * score:.1f}" for score in majority[1:]]
+    digests, options = report.fingerprint, report.intervals
+    kind = {"multiclass": "classes", "multilabel": "labels", "regression": "numbers"}[report.task]
     lines = [
         f"# Robustness of {report.name}",
         "",
-        f"{len(report.labels)} samples, {len(report.class_names)} classes, modalities "
+        f"{len(report.labels)} samples, {len(report.class_names)} {kind}, modalities "
         f"{', '.join(report.modalities)}; disruption seeds "
         f"{', '.join(map(str, report.seeds))}, scores are means over them. C: corrupted, D: "
         "missing, C+D: either, P: a part missing.",
         "",
-        f"Majority line, always predicting {majority.name!r}: accuracy {scores[0]}, macro-F1 "
-        f"{scores[1]}, weighted F1 {scores[2]}.",
+        _baseline_line(report),
         "",
     ]
     if options.replicates:
         lines += [
-            f"Scores in %, in brackets the {100 * options.level:g} % interval of "
-            f"{options.replicates} bootstrap replicates over the samples.",
+            f"Scores in %{' or in their units' if kind == 'numbers' else ''}, in brackets the "
+            f"{100 * options.level:g} % interval of {options.replicates} bootstrap replicates "
+            "over the samples.",
             "",
         ]
     lines.append(
@@ -131,6 +140,22 @@ def markdown(report: Measurements, warnings: Sequence[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _baseline_line(report: Measurements) -> str:
+    """Return a sentence about the scores to beat."""
+    if report.task == "multiclass":
+        name, *scores = report.majority
+        first, second, third = (f"{100 * score:.1f}" for score in scores)
+        return (
+            f"Majority line, always predicting {name!r}: accuracy {first}, macro-F1 {second}, "
+            f"weighted F1 {third}."
+        )
+    what = "share of samples with each label" if report.task == "multilabel" else "mean"
+    scores_text = ", ".join(
+        f"{TITLES[name]} {metric_text(value, name)}" for name, value in report.baseline.items()
+    )
+    return f"Constant line, always predicting the {what}: {scores_text}."
+
+
 def _sections(report: Measurements) -> Iterator[Section]:
     """Yield title, note, columns and row keys of each section; one without keys is left out."""
     scores, answers = report.scores, report.answers
@@ -139,24 +164,32 @@ def _sections(report: Measurements) -> Iterator[Section]:
         title,
         ("corrupted", lambda k: f"{answers[k].counts.mean(0).sum(0)[0]:.0f}"),
         ("missing", lambda k: f"{answers[k].counts.mean(0).sum(0)[1]:.0f}"),
-        ("accuracy", lambda k: percent(scores[k].accuracy)),
-        ("seed s.d.", lambda k: percent(scores[k].seed_std)),
-        ("macro-F1", lambda k: percent(scores[k].macro_f1)),
-        ("weighted F1", lambda k: percent(scores[k].weighted_f1)),
-        ("drop", lambda k: "–" if k == "clean" else percent(scores[k].drop, "+.1f")),
     ]
-    yield "Every condition", "", columns, keys
+    main, is_class = report.main_metric, report.task == "multiclass"
+    others = [name for name in scores["clean"].metrics if name not in (main, "ece", "nll")]
+    for name in (main, *others):
+        columns.append(
+            (TITLES[name], lambda k, n=name: metric_text(scores[k].metrics.get(n, math.nan), n))
+        )
+    columns.insert(4, ("seed s.d.", lambda k: metric_text(scores[k].seed_std, main)))
+    columns.append(
+        ("drop", lambda k: "–" if k == "clean" else metric_text(scores[k].drop, main, "+"))
+    )
+    note = "" if is_class else f"Drop: {TITLES[main]} when clean minus that here."
+    yield "Every condition", note, columns, keys
     note = (
         "ECE: expected calibration error. NLL: negative log-likelihood. AURC: error among the "
         "most confident samples, mean over all shares of them; lower is better, and if the "
         "confidence is uninformative it equals the error rate."
     )
-    columns = [
-        title,
+    columns = [title]
+    columns += [
         ("ECE", lambda k: number(scores[k].ece.value)),
         ("NLL", lambda k: number(scores[k].nll.value)),
         ("AURC", lambda k: number(scores[k].aurc)),
     ]
+    if not is_class:
+        note, columns = "", [title]
     if alarmed := scores["clean"].alarms:
         rate = report.intervals.alarm_rate
         note += (
@@ -167,28 +200,33 @@ def _sections(report: Measurements) -> Iterator[Section]:
         columns.append(
             (f"{name} alarms", lambda k, m=name: percent(scores[k].alarms.get(m, math.nan)))
         )
-    yield "Confidence and alarms", note, columns, keys
+    if len(columns) > 1:
+        yield "Confidence and alarms" if is_class else "Alarms", note.strip(), columns, keys
     conditions = [answers[key].condition for key in keys]
+
+    def main_of(key: str) -> float:
+        return scores[key].metrics[main].value
+
     curves = {setting: rate_curve(conditions, setting) for setting in report.area}
     columns = [("setting", str)]
     for k, (rate, _) in enumerate(next(iter(curves.values()), [])):
-        columns.append((f"{rate:g}", lambda s, k=k: percent(scores[curves[s][k][1]].accuracy[0])))
-    columns.append(("area under the curve", lambda s: percent(report.area[s])))
-    yield "Accuracy against the disruption rate", "", columns, list(curves)
+        columns.append((f"{rate:g}", lambda s, k=k: metric_text(main_of(curves[s][k][1]), main)))
+    columns.append(("area under the curve", lambda s: metric_text(report.area[s], main)))
+    yield f"{metric_title(main)} against the disruption rate", "", columns, list(curves)
+    points = "" if main in IN_UNITS else ", in points"
     note = (
-        "Accuracy with the input missing minus accuracy with it corrupted, in points. Above zero, "
-        "a corrupted modality is worse than none: the model should have ignored it."
+        f"{metric_title(main)} with the input missing minus {TITLES[main]} with it corrupted"
+        f"{points}. Above zero, a corrupted modality is worse than none: the model should have "
+        "ignored it."
     )
     premium = report.corruption_premium
-    columns = [("disrupted", str), ("premium", lambda key: percent(premium[key], "+.1f"))]
+    columns = [("disrupted", str), ("premium", lambda key: metric_text(premium[key], main, "+"))]
     yield "Corruption premium", note, columns, list(premium)
-    note = (
-        "AUROC: probability that a clean sample scores above a corrupted one (0.5 is chance). "
-        "Mean log-quality by class, clean / corrupted."
-    )
+    note = "AUROC: probability that a clean sample scores above a corrupted one (0.5 is chance)."
+    note += " Mean log-quality by class, clean / corrupted." if is_class else ""
     quality = report.quality
     columns = [("modality", str), ("AUROC", lambda m: number(quality[m].auroc))]
-    for name in report.class_names:
+    for name in quality[next(iter(quality))].class_means if quality else ():
         columns.append((name, lambda m, c=name: _pair(quality[m].class_means[c])))
     yield "Quality score", note, columns, list(quality)
     columns = [title]

@@ -8,7 +8,8 @@ import numpy as np
 
 from robustfusion._markdown import table
 from robustfusion.evaluation import statistics as stats
-from robustfusion.evaluation._tables import p_text, percent
+from robustfusion.evaluation._tables import metric_text, p_text
+from robustfusion.evaluation.metrics import utility
 from robustfusion.evaluation.report import RobustnessReport
 from robustfusion.evaluation.statistics import UNKNOWN, Estimate
 
@@ -25,14 +26,17 @@ class Difference(NamedTuple):
     """One condition: the first model's accuracy minus the second's; see :func:`compare`.
 
     Args:
-        accuracy: The two accuracies.
+        accuracy: The two accuracies; for labels the shares of right ones, for numbers minus the
+            mean absolute errors.
         difference: First minus second, with the bootstrap interval over samples and seeds.
-        mcnemar_p: Exact McNemar test; over several runs twice the median of their p-values.
-        holm_p: ``mcnemar_p`` adjusted for the number of conditions.
+        mcnemar_p: Exact McNemar test; over several runs twice the median of their p-values. NaN
+            for labels and numbers.
+        holm_p: ``mcnemar_p``, or for labels and numbers ``permutation_p``, adjusted for the
+            number of conditions.
         permutation_p: Sign-flip test over the samples, each averaged over its runs first.
         discordant: How many samples only the first, and only the second, model predicts
             correctly, in each run: all disruption seeds of the first training seed, then of the
-            second.
+            second. Empty for labels and numbers.
     """
 
     accuracy: tuple[float, float]
@@ -55,6 +59,7 @@ class Comparison(NamedTuple):
             nothing was disrupted.
         overall_p: Its sign-flip p-value.
         warnings: What is wrong with one of the two, so that the comparison is worthless.
+        task: The task of the models.
     """
 
     names: tuple[str, str]
@@ -64,32 +69,45 @@ class Comparison(NamedTuple):
     overall: Estimate
     overall_p: float
     warnings: tuple[str, ...]
+    task: str = "multiclass"
 
     def to_markdown(self) -> str:
         """Return a table with a line for each condition."""
         first, second = self.names
         seeds = f", {self.runs} training seeds each" if self.runs > 1 else ""
-        head = ["condition", first, second, "difference", "McNemar p", "Holm p", "permutation p"]
+        is_class = self.task == "multiclass"
+        head = ["condition", first, second, "difference"]
+        head += (
+            ["McNemar p", "Holm p", "permutation p"] if is_class else ["Holm p", "permutation p"]
+        )
+        metric = "mae" if self.task == "regression" else "accuracy"
+        what = {
+            "multiclass": "Accuracy in %",
+            "multilabel": "Share of right labels in %",
+            "regression": "Minus the mean absolute error",
+        }[self.task]
         body = [
             [
                 self.titles[key],
-                *[f"{100 * value:.1f}" for value in cell.accuracy],
-                percent(cell.difference, "+.1f"),
-                *[p_text(p) for p in (cell.mcnemar_p, cell.holm_p, cell.permutation_p)],
+                *[metric_text(value, metric) for value in cell.accuracy],
+                metric_text(cell.difference, metric, "+"),
+                *([p_text(cell.mcnemar_p)] if is_class else []),
+                *[p_text(p) for p in (cell.holm_p, cell.permutation_p)],
             ]
             for key, cell in self.cells.items()
         ]
         lines = [
             f"# {first} against {second}\n",
-            f"Accuracy in %, the same samples under the same disruptions{seeds}. Difference with "
+            f"{what}, the same samples under the same disruptions{seeds}. Difference with "
             "its bootstrap interval over samples and seeds.\n",
             *table(head, body),
         ]
         if not math.isnan(self.overall.value):
-            overall, p = percent(self.overall, "+.1f"), p_text(self.overall_p)
+            overall, p = metric_text(self.overall, metric, "+"), p_text(self.overall_p)
             lines.append(f"Mean over the disrupted conditions: {overall}, permutation p {p}.\n")
         lines += [f"**{warning}**\n" for warning in self.warnings]
-        return "\n".join([*lines, WHY_THEY_DIFFER]) + "\n"
+        lines += [WHY_THEY_DIFFER] if is_class else []
+        return "\n".join(lines).rstrip() + "\n"
 
 
 def compare(
@@ -153,26 +171,32 @@ def compare(
         )
     for other in (*left[1:], *right):
         _check_comparable(left[0], other, same_inputs)
-    gaps, accuracies, discordant, tests = {}, {}, {}, []
+    task = left[0].task
+    gaps, accuracies, tests = {}, {}, []
+    discordant: dict[str, tuple[tuple[int, int], ...]] = {}
     for key in left[0].answers:
         answers = [report.answers[key] for report in (*left, *right)]
-        hits = np.stack([x.predictions == left[0].labels for x in answers])
-        a, b = hits[: len(left)], hits[len(left) :]  # (T, S, N)
-        gaps[key] = a.astype(np.float32) - b.astype(np.float32)
+        values = np.stack([utility(task, left[0].labels, x.predictions) for x in answers])
+        a, b = values[: len(left)], values[len(left) :]  # (T, S, N)
+        gaps[key] = a - b
         accuracies[key] = float(a.mean()), float(b.mean())
-        only = [(x & ~y).sum(-1).ravel().tolist() for x, y in ((a, b), (b, a))]
+        discordant[key] = ()
+        if task != "multiclass":
+            continue
+        only = [(x > y).sum(-1).ravel().tolist() for x, y in ((a, b), (b, a))]
         discordant[key] = tuple(zip(*only, strict=True))
         each = np.asarray([stats.mcnemar_exact(*counts) for counts in discordant[key]])
         tests.append(stats.combine_p_values(each))
     means = {key: gap.mean((0, 1), dtype=np.float64) for key, gap in gaps.items()}
     draws = stats.bootstrap_means(gaps, replicates, seed)
     if disrupted := [key for key in gaps if key != "clean"]:
-        for values in (means, draws):
-            values["overall"] = np.mean([values[key] for key in disrupted], axis=0)
+        for part in (means, draws):
+            part["overall"] = np.mean([part[key] for key in disrupted], axis=0)
     flipped = stats.sign_flip_p_values(np.stack(list(means.values()), axis=1), seed=seed)
     p_values = dict(zip(means, flipped.tolist(), strict=True))
     gap = {key: stats.estimate(x.mean(), draws[key], level) for key, x in means.items()}
-    adjusted = stats.holm(np.asarray(tests)).tolist()
+    adjusted = stats.holm(np.asarray(tests or [p_values[key] for key in gaps])).tolist()
+    tests = tests or [math.nan] * len(gaps)
     return Comparison(
         names=(left[0].name, right[0].name),
         runs=len(left),
@@ -184,6 +208,7 @@ def compare(
         overall=gap.get("overall", UNKNOWN),
         overall_p=p_values.get("overall", math.nan),
         warnings=tuple(dict.fromkeys(text for r in (*left, *right) for text in r.warnings)),
+        task=task,
     )
 
 
@@ -192,6 +217,8 @@ def _check_comparable(
 ) -> None:
     ours, theirs = first.fingerprint, second.fingerprint
     names = f"{first.name!r} and {second.name!r}"
+    if first.task != second.task:
+        raise ValueError(f"reports of {names} have the tasks {first.task!r} and {second.task!r}")
     if ours.samples != theirs.samples:
         raise ValueError(
             f"reports of {names} are of different data: other samples, labels or order "

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from robustfusion._figures import COLORS, legend, panels
 from robustfusion._optional import optional
+from robustfusion.evaluation.metrics import IN_UNITS, TITLES
 from robustfusion.evaluation.report import RobustnessReport
 from robustfusion.evaluation.results import Answers, Quality, Recovered, rate_curve
 from robustfusion.evaluation.statistics import risk_coverage
@@ -35,8 +36,8 @@ def plot_report(
         embedding: Embedding of the recovered features: "pca" or "tsne" (scikit-learn).
 
     Returns:
-        The files written. A figure without data (no quality scores, nothing recovered) is left
-        out.
+        The files written. A figure without data (no quality scores, nothing recovered, no
+        classes to be confident of) is left out.
 
     Raises:
         ImportError: Without matplotlib, or scikit-learn for "tsne";
@@ -59,7 +60,8 @@ def plot_report(
     figures = {}
     if report.area:
         figures["rate_curves"] = _rate_curves([report])
-    figures["coverage"] = _coverage(report)
+    if report.task == "multiclass":
+        figures["coverage"] = _coverage(report)
     scored = {name: q for name, q in report.quality.items() if len(q.corrupted)}
     if scored:
         figures["quality"] = _quality_histograms(scored)
@@ -76,7 +78,7 @@ def plot_report(
 
 
 def plot_rate_curves(reports: Sequence[RobustnessReport], path: str | Path) -> Path:
-    """Draw accuracy against the disruption rate, as Figure 5 of arXiv:2511.18751.
+    """Draw the main metric against the disruption rate, as Figure 5 of arXiv:2511.18751.
 
     For one model :func:`plot_report` draws it, too; see the example there.
 
@@ -100,7 +102,8 @@ def plot_rate_curves(reports: Sequence[RobustnessReport], path: str | Path) -> P
 
 
 def _rate_curves(reports: Sequence[RobustnessReport]) -> Any:
-    settings = list(reports[0].area)
+    settings, metric = list(reports[0].area), reports[0].main_metric
+    scale, unit = (1, "") if metric in IN_UNITS else (100, " (%)")
     figure, axes = panels(len(settings), 3.6, 3.2)
     titles = {
         "C": "corrupted (C)",
@@ -112,12 +115,13 @@ def _rate_curves(reports: Sequence[RobustnessReport]) -> Any:
         for index, report in enumerate(reports):
             points = rate_curve([a.condition for a in report.answers.values()], setting)
             rates = [rate for rate, _ in points]
-            scores = np.asarray([report[key].accuracy for _, key in points]) * 100
+            scores = np.asarray([report[key].metrics[metric] for _, key in points]) * scale
             color = COLORS[index % len(COLORS)]
             style = _STYLES[index // len(COLORS) % len(_STYLES)] + "o"
             panel.plot(rates, scores[:, 0], style, ms=4, color=color, label=report.name)
             panel.fill_between(rates, scores[:, 1], scores[:, 2], color=color, alpha=0.12, lw=0)
-        panel.axhline(100 * reports[0].majority.accuracy, **_MAJORITY, label="majority")
+        constant = "majority" if reports[0].task == "multiclass" else "constant"
+        panel.axhline(scale * reports[0].baseline[metric], **_MAJORITY, label=constant)
         panel.set_title(titles[setting], fontsize=10)
         panel.set_xlabel("disruption rate")
         panel.set_xticks(rates)
@@ -127,7 +131,7 @@ def _rate_curves(reports: Sequence[RobustnessReport]) -> Any:
         panel.set_xlim(-0.03, max(rates) + 0.03)
     options = reports[0].intervals
     level = f", {100 * options.level:g} % interval" if options.replicates else ""
-    axes[0].set_ylabel(f"accuracy (%){level}")
+    axes[0].set_ylabel(f"{TITLES[metric]}{unit}{level}")
     legend(figure, axes[0], 5)
     return figure
 

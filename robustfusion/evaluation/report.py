@@ -43,9 +43,9 @@ class RobustnessReport(Measurements):
     Args:
         name: Name of the model.
         modalities: Names of the M modalities.
-        class_names: Names of the C classes.
+        class_names: Names of the C classes, labels or numbers.
         candidates: Names of the K fusion candidates, in the order of ``weights``.
-        labels: True classes, int16 (N,).
+        labels: True classes, int16 (N,), or labels or numbers, float32 (N, C).
         seeds: The disruption seeds.
         fingerprint: Digests of the data and the disruptions.
         answers: The answers by condition key, clean first.
@@ -53,6 +53,7 @@ class RobustnessReport(Measurements):
         recovered: True and recovered features by ``(target, source)``, for the plot.
         intervals: How the scores are made; see `with_intervals`.
         record: Facts to keep with the report, such as command, commit and machine; see `named`.
+        task: Task of the model: "multiclass", "multilabel" or "regression".
 
     Reference:
         Table 1 and Figure 5 of https://arxiv.org/abs/2511.18751.
@@ -141,6 +142,7 @@ class RobustnessReport(Measurements):
         document = {
             "format": FORMAT,
             "name": self.name,
+            "task": self.task,
             "record": dict(self.record),
             **{name: getattr(self, name) for name in _NAMES},
             "intervals": self.intervals._asdict(),
@@ -163,7 +165,7 @@ class RobustnessReport(Measurements):
         quality = {f"quality {name}": (q, _QUALITY) for name, q in self.log_quality.items()}
         points = enumerate(self.recovered.values())
         return {
-            **{f"cell {k}": (a, results.ARRAYS) for k, a in answers},
+            **{f"cell {k}": (a, _arrays_of(a)) for k, a in answers},
             **quality,
             **{f"recovered {k}": (r, Recovered._fields) for k, r in points},
         }
@@ -193,8 +195,9 @@ class RobustnessReport(Measurements):
         if _digest(arrays) != document["arrays"]:
             raise ValueError(f"{packed} does not hold the results of {text}")
 
-        def part(where: str, names: Sequence[str]) -> dict[str, Any]:
-            return {name: arrays[f"{where} {name}"] for name in names}
+        def part(where: str, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:
+            present = [name for name in optional if f"{where} {name}" in arrays]
+            return {name: arrays[f"{where} {name}"] for name in (*names, *present)}
 
         answers = {}
         for index, entry in enumerate(document["conditions"]):
@@ -204,7 +207,7 @@ class RobustnessReport(Measurements):
                 condition,
                 tuple(entry["seeds"]),
                 weights=None if weights is None else tuple(weights),
-                **part(f"cell {index}", results.ARRAYS),
+                **part(f"cell {index}", results.ARRAYS, results.OPTIONAL),
             )
         quality = {m: Quality(**part(f"quality {m}", _QUALITY)) for m in document["quality"]}
         recovered = {
@@ -221,7 +224,13 @@ class RobustnessReport(Measurements):
             recovered=recovered,
             intervals=Intervals(**document["intervals"]),
             record=document["record"],
+            task=document.get("task", "multiclass"),  # older reports are of classes
         )
+
+
+def _arrays_of(answers: Answers) -> list[str]:
+    names = (*results.ARRAYS, *results.OPTIONAL)
+    return [name for name in names if getattr(answers, name) is not None]
 
 
 def _entry(answers: Answers) -> dict[str, Any]:

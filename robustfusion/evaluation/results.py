@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustfusion.disruption import Disruption
+from robustfusion.evaluation import metrics
 from robustfusion.evaluation import statistics as stats
 from robustfusion.evaluation.statistics import UNKNOWN, Estimate, FloatArray, Weights
 
 ARRAYS = ("predictions", "confidence", "log_likelihood", "p_values", "counts")
+OPTIONAL = ("probabilities", "half_widths")  # arrays of some tasks
 BOOTSTRAPPED = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
 
 
@@ -24,23 +26,35 @@ class Answers:
     Args:
         condition: The condition.
         seeds: The S disruption seeds; only the first where seeds do not matter.
-        predictions: Classes, int16 (S, N); -1 where the logits were not finite.
-        confidence: Probability of the predicted class, float16 (S, N).
-        log_likelihood: Log-probability of the true class, float16 (S, N).
+        predictions: Classes, int16 (S, N), or labels, int8 (S, N, C); -1 where the logits were not
+            finite. Or numbers, float32 (S, N, C); NaN where they were not finite.
+        confidence: Probability of the predicted class, float16 (S, N); NaN for other tasks.
+        log_likelihood: Log-probability of the true class, float16 (S, N); NaN for other tasks.
         p_values: P-values of each modality, float16 (S, N, M); NaN where it was not available or
             the model has none.
         counts: How many inputs were corrupted and how many missing, int64 (S, M, 2).
         weights: Mean fusion weight of each candidate, or None for a model without weights.
+        probabilities: Of classes or labels, float32 (S, N, C); None for numbers.
+        half_widths: Half the width of the interval of each number, float32 (S, N, C); None for
+            other tasks, NaN for a model without intervals.
     """
 
     condition: Disruption
     seeds: tuple[int, ...]
-    predictions: NDArray[np.int16]
+    predictions: NDArray[Any]
     confidence: NDArray[np.float16]
     log_likelihood: NDArray[np.float16]
     p_values: NDArray[np.float16]
     counts: NDArray[np.int64]
     weights: tuple[float, ...] | None
+    probabilities: NDArray[np.float32] | None = None
+    half_widths: NDArray[np.float32] | None = None
+
+    def not_finite(self) -> NDArray[np.bool_]:
+        """Return where the model gave no finite answer, (S, N)."""
+        answers = self.predictions
+        wrong = answers < 0 if answers.dtype.kind == "i" else np.isnan(answers)
+        return np.asarray(wrong if wrong.ndim == 2 else wrong.any(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +62,25 @@ class Scores:
     """The scores of a model under one condition: means over the seeds, with intervals.
 
     ``report[key]`` of a :class:`~robustfusion.evaluation.RobustnessReport`; see the example there.
+    A score that the task does not have is NaN.
 
     Args:
         condition: The condition.
-        accuracy: Share of right predictions.
-        macro_f1: Mean F1 of the classes.
-        weighted_f1: Mean F1 of the classes, weighted by their size.
-        drop: Accuracy when clean minus accuracy under this condition.
-        ece: Expected calibration error, 15 bins.
-        nll: Negative log-likelihood: mean of minus the log-probability of the true class.
+        metrics: All metrics of the task by name. For classes: ``accuracy``, the share of right
+            predictions; ``macro_f1``, the mean F1 of the classes, and ``weighted_f1``, weighted by
+            their size; ``auroc``, of each class against the rest, mean over the classes, without
+            interval; ``ece``, the expected calibration error with 15 bins; ``nll``, the mean of
+            minus the log-probability of the true class. For labels: ``mean_average_precision``
+            over the labels, ``micro_f1``, ``macro_f1``, and ``accuracy``, the share of right
+            labels. For numbers, means over these: ``mae``, the mean absolute error; ``r2``;
+            ``spearman``, the rank correlation; ``coverage``, the share within the intervals.
+        drop: The main metric when clean minus that under this condition. It is the accuracy, the
+            mean average precision, or R².
         alarms: By modality, the share of its samples with a p-value of at most the report's
             ``alarm_rate``; empty for a model without p-values.
         aurc: Area under the risk-coverage curve: error among the most confident share of the
             samples, mean over all shares.
-        seed_std: Standard deviation of the accuracy over the seeds; NaN for one seed.
+        seed_std: Standard deviation of the main metric over the seeds; NaN for one seed.
 
     Reference:
         Calibration error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Area
@@ -70,15 +89,36 @@ class Scores:
     """
 
     condition: Disruption
-    accuracy: Estimate
-    macro_f1: Estimate
-    weighted_f1: Estimate
-    ece: Estimate
-    nll: Estimate
+    metrics: Mapping[str, Estimate]
     drop: Estimate
     alarms: Mapping[str, Estimate]
     aurc: float
     seed_std: float
+
+    @property
+    def accuracy(self) -> Estimate:
+        """Share of right predictions."""
+        return self.metrics.get("accuracy", UNKNOWN)
+
+    @property
+    def macro_f1(self) -> Estimate:
+        """Mean F1 of the classes or labels."""
+        return self.metrics.get("macro_f1", UNKNOWN)
+
+    @property
+    def weighted_f1(self) -> Estimate:
+        """Mean F1 of the classes, weighted by their size."""
+        return self.metrics.get("weighted_f1", UNKNOWN)
+
+    @property
+    def ece(self) -> Estimate:
+        """Expected calibration error."""
+        return self.metrics.get("ece", UNKNOWN)
+
+    @property
+    def nll(self) -> Estimate:
+        """Negative log-likelihood."""
+        return self.metrics.get("nll", UNKNOWN)
 
 
 class Quality(NamedTuple):
@@ -107,7 +147,7 @@ class Recovered(NamedTuple):
         true: Coordinates (n, p) of the target's own features on their principal axes.
         recovered: Coordinates (n, p) of the features recovered from the source.
         explained: Share of the variance on each axis, (p,).
-        labels: Classes of the n samples.
+        labels: Classes of the n samples; zeros for other tasks.
     """
 
     true: NDArray[np.float32]
@@ -172,11 +212,39 @@ def bootstrapped_scores(
     nll = stats.weighted_mean(-answers.log_likelihood.astype(np.float32), weights)
     f1 = stats.classification_scores(labels, answers.predictions, classes, weights)
     scores = dict(zip(BOOTSTRAPPED, (*f1, ece, nll), strict=True))
+    scores |= alarm_rates(answers, weights, alarm_rate)
+    return {name: values.mean(1) for name, values in scores.items()}
+
+
+def target_scores(
+    task: str, targets: FloatArray, answers: Answers, weights: Weights, alarm_rate: float
+) -> dict[str, FloatArray]:
+    """Return the scores (R,) of labels or numbers (N, C), each a mean over the seeds."""
+    each: dict[str, list[FloatArray]] = {}
+    for index, predictions in enumerate(answers.predictions):
+        if task == "multilabel":
+            assert answers.probabilities is not None
+            got = metrics.label_metrics(
+                targets, predictions, answers.probabilities[index], weights
+            )
+        else:
+            assert answers.half_widths is not None
+            got = metrics.number_metrics(targets, predictions, answers.half_widths[index], weights)
+        for name, values in got.items():
+            each.setdefault(name, []).append(values)
+    alarms = alarm_rates(answers, weights, alarm_rate)
+    scores = {name: np.asarray(np.mean(values, axis=0)) for name, values in each.items()}
+    return scores | {name: values.mean(1) for name, values in alarms.items()}
+
+
+def alarm_rates(answers: Answers, weights: Weights, alarm_rate: float) -> dict[str, FloatArray]:
+    """Return the share of alarms (R, S) of each modality that has p-values."""
+    scores = {}
     for column in np.flatnonzero(~np.isnan(answers.p_values).all((0, 1))):
         p = answers.p_values[..., column].astype(np.float32)
         alarm = (p <= alarm_rate).astype(np.float32)
         scores[f"alarm {column}"] = stats.weighted_mean(alarm, weights, ~np.isnan(p))
-    return {name: values.mean(1) for name, values in scores.items()}
+    return scores
 
 
 def aurocs(quality: Quality, weights: Weights) -> FloatArray:

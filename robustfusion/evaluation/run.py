@@ -37,6 +37,11 @@ def robustness_report(
     `out.logits` or `out["logits"]`. If the output also has `log_quality`, `weights` or
     `recovered`, or the head a method `p_values`, the report shows how these behave.
 
+    A model that predicts several labels or numbers says so by an attribute `task`, "multilabel" or
+    "regression", as the heads do, and the labels of the data are then floating, `(N, C)`: 0, 1, or
+    NaN where not known, or the numbers. Its report has other metrics, see `Scores.metrics`; a
+    metric of your own goes to the report's `measure`.
+
     Samples are evaluated independently in evaluation mode, so a sample that is disrupted in the
     same way in two conditions is evaluated once: the whole grid costs about
     `1 + M + M * len(seeds)` passes over the data. If the model has `encode` and `head`, as
@@ -110,7 +115,9 @@ def robustness_report(
             if seed != evaluator.seed:
                 evaluator.begin(seed, [c for c, s in runs if s == seed])
             evaluator.run(condition)
-    classes, labels = evaluator.num_classes, source.labels.astype(np.int16)
+    is_class = evaluator.task == "multiclass"
+    classes = evaluator.num_classes
+    labels = source.labels.astype(np.int16 if is_class else np.float32)
     class_names = data.class_names or tuple(str(c) for c in range(classes))
     if len(class_names) != classes:
         raise ValueError(f"data.class_names must name {classes} classes, got {class_names}")
@@ -130,6 +137,7 @@ def robustness_report(
         answers={condition.key: evaluator.answers(condition) for condition in grid},
         log_quality=evaluator.qualities(),
         recovered=evaluator.recovered(),
+        task=evaluator.task,
     )
 
 
