@@ -10,8 +10,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from robustfusion import DRFHead
+from robustfusion.baselines import ConcatenationHead
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TRAINING, EVALUATION = (301, 94), (158, 45)  # two modalities, each further one
@@ -48,3 +50,16 @@ def test_kernels_of_the_default_head(speed: ModuleType, modalities: int, rows: i
     with torch.inference_mode():
         counted = speed.count_kernels(lambda: head(features))
     assert 0 < counted <= EVALUATION[0] + (modalities - 2) * EVALUATION[1]
+
+
+def test_multiply_adds_of_a_step_at_the_default_widths(speed: ModuleType) -> None:
+    """They are 2.843 times those of a concatenation, however full the queues are."""
+    counts = []
+    heads = (speed.filled(DRFHead), DRFHead(speed.READY, 3), ConcatenationHead(speed.READY, 3))
+    for head in heads:
+        with FlopCounterMode(display=False) as counter:
+            speed.step(head, speed.draw(16))
+        counts.append(counter.get_total_flops())
+    full, empty, plain = counts
+    assert full == empty
+    assert full / plain == pytest.approx(2.843, abs=1e-3)

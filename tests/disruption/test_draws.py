@@ -12,11 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_inputs import BOTH, generator
 
+from robustfusion import DRFHead
 from robustfusion.disruption import (
+    CachedFeatures,
     Disruption,
+    _draws,
     sample_generator,
 )
 from robustfusion.disruption._draws import choose, count_of, uniforms
+from robustfusion.evaluation import robustness_report
 
 GOLDEN_UNIFORMS = [0.14970534982177042, 0.5444378643502861]
 GOLDEN_RAW = 17660806670476821973
@@ -91,3 +95,22 @@ def test_choose_settles_ties() -> None:
 def test_choose_reaches_every_place_equally() -> None:
     hits = sum(choose(10, 3, generator(i)).astype(int) for i in range(3000))
     assert np.abs(np.asarray(hits) / 3000 - 0.3).max() < 0.04
+
+
+def test_a_report_makes_each_digest_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    digest = _draws._digest
+
+    def noted(*arguments: Any) -> bytes:
+        made.append(arguments)
+        return digest(*arguments)
+
+    monkeypatch.setattr(_draws, "_digest", noted)
+    features = {name: torch.arange(160.0).view(40, 4) for name in BOTH}
+    corrupted = {name: torch.stack([-x, 2 * x]) for name, x in features.items()}
+    data = CachedFeatures(features, torch.arange(40) % 3, corrupted=corrupted)
+    with torch.random.fork_rng():
+        head = DRFHead(dict.fromkeys(BOTH, 4), 3)
+    robustness_report(head, data, seeds=range(2))
+    # For each seed and sample one of the sample, and of each modality one of plan and of content.
+    assert len(made) == len(set(made)) == 2 * 40 * (1 + 2 * len(BOTH))
