@@ -237,11 +237,11 @@ class _Rows:
         return len(self.data.ids)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        data = self.data
+        data, label = self.data, self.data.labels[row]
         return {
             "inputs": {m: map_tensors(lambda x: x[row], x) for m, x in data.features.items()},
             "available": {m: bool(mask[row]) for m, mask in data.available.items()},
-            "label": int(data.labels[row]),
+            "label": label if label.is_floating_point() else int(label),
         }
 
 

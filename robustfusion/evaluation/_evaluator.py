@@ -291,7 +291,10 @@ def half_widths(model: Any, output: Any, logits: Tensor) -> Tensor:
     for part in (getattr(model, "head", None), model):
         interval = getattr(part, "interval", None)
         if callable(interval):
-            low, high = interval(output)
+            try:
+                low, high = interval(output)
+            except ValueError:  # a head without intervals
+                continue
             return torch.as_tensor((high - low).float() / 2)
     return torch.full_like(logits, torch.nan)
 

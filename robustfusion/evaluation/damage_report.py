@@ -1,6 +1,7 @@
 """Measure how accuracy, alarms and trust change with the severity of each kind of damage."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 
 from robustfusion._modules import evaluating
 from robustfusion._outputs import logits_of, p_values_of, read_output
+from robustfusion._predictions import predicted_by, task_of
 from robustfusion._tree import map_tensors
 from robustfusion._validation import check_between, check_positive
 from robustfusion.disruption import Disruption, RawSamples
 from robustfusion.disruption.damage import Kinds, Samples, as_raw_samples, damage
+from robustfusion.evaluation import metrics
 from robustfusion.evaluation import statistics as stats
+from robustfusion.evaluation._evaluator import check_targets, half_widths
 from robustfusion.evaluation.damage_results import DamageReport, DamageScores
 
 SEVERITIES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -35,11 +39,12 @@ def damage_report(
     batch_size: int = 64,
     alarm_rate: float = 0.05,
 ) -> DamageReport:
-    """Measure accuracy, macro-F1, alarms and trust over kinds and severities of damage.
+    """Measure accuracy, or other metrics, alarms and trust over kinds and severities of damage.
 
     In each cell of the report one modality of every sample is damaged. Samples that lack it count
     with their intact prediction. For comparison the report has the modality declared missing and
-    the majority class: a model below these would do better without the damaged input.
+    the majority class: a model below these would do better without the damaged input. Models that
+    predict several labels or numbers get the metrics of their task, see `DamageScores.metrics`.
 
     Any model works whose `model(inputs, available)` returns logits, as for `robustness_report`.
     Alarms need a method `p_values` of the model or its head, trust needs `trust` in the output.
@@ -57,7 +62,7 @@ def damage_report(
         The report, with `to_markdown`, `to_csv`, `to_dict` and `plot`.
 
     Raises:
-        ValueError: If the arguments, the labels or the output of a model do not fit.
+        ValueError: If the arguments, the labels, the tasks or the output of a model do not fit.
 
     Example:
         >>> import torch
@@ -108,9 +113,14 @@ class _Table:
     def __init__(self, models: Mapping[str, nn.Module], raw: RawSamples) -> None:
         self.models, self.raw, self.names = models, raw, raw.modalities
         self.row_of = {sample_id: row for row, sample_id in enumerate(raw.ids)}
-        self.labels = np.zeros(len(raw.ids), np.int64)
+        tasks = {task_of(model) for model in models.values()}
+        if len(tasks) > 1:
+            raise ValueError(f"model must hold models of one task, got {sorted(tasks)}")
+        self.task = tasks.pop()
+        self.labels: NDArray[Any] = np.zeros(len(raw.ids), np.int64)
         self.num_classes = 0
-        # Arrays (S, N, 1 + 2 M): the prediction, then p-values, then trust by modality.
+        # Arrays (S, N, P + C + 2 M): the prediction, of 1 or C numbers, then probabilities or
+        # half-widths of intervals, then p-values, then trust by modality.
         self.intact: dict[str, NDArray[np.float64]] = {}
         self.answers: dict[_Cell, NDArray[np.float64]] = {}
         # Features (N, ..., D) by modality, of the models that have encoders.
@@ -118,25 +128,25 @@ class _Table:
 
     def fill_intact(self, batch_size: int) -> None:
         """Evaluate all samples as they are, and read their labels."""
-        self.intact = {
-            m: np.full((1, len(self.labels), 1 + 2 * len(self.names)), np.nan) for m in self.models
-        }
         clean, start = Disruption(self.names, strategy="clean"), 0
         for batch in self.raw.batches(clean, np.arange(len(self.labels)), batch_size):
             stop = start + len(batch["label"])
-            self.labels[start:stop] = torch.as_tensor(batch["label"]).numpy()
+            self._note_labels(start, torch.as_tensor(batch["label"]))
             rows = np.arange(start, stop)
             for model, answers in self._evaluate(batch, rows, self.names).items():
-                self.intact[model][0, rows] = answers
+                empty = np.full((1, len(self.labels), answers.shape[1]), np.nan)
+                self.intact.setdefault(model, empty)[0, rows] = answers
             start = stop
-        low, high = self.labels.min(), self.labels.max()
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(
-                f"labels must lie in 0 .. {self.num_classes - 1}, the model's classes, got "
-                f"{low} .. {high}"
-            )
+        check_targets(self.labels, self.task, self.num_classes)
         for model, answers in self.intact.items():
             self.answers |= {(model, name, "intact", 0.0): answers for name in self.names}
+
+    def _note_labels(self, start: int, labels: Tensor) -> None:
+        if labels.ndim > 1 or labels.is_floating_point():
+            labels = labels.float().reshape(len(labels), -1)
+            if not start:
+                self.labels = np.full((len(self.labels), labels.shape[1]), np.nan)
+        self.labels[start : start + len(labels)] = labels.numpy()
 
     def fill_missing(self, modality: str, batch_size: int) -> None:
         """Evaluate all samples with a modality declared missing."""
@@ -171,7 +181,7 @@ class _Table:
     def _evaluate(
         self, batch: Mapping[str, Any], rows: NDArray[np.int64], changed: Sequence[str]
     ) -> dict[str, NDArray[np.float64]]:
-        """Return the answers (B, 1 + 2 M) of each model to a batch of samples.
+        """Return the answers (B, P + C + 2 M) of each model to a batch of samples.
 
         Only the changed modalities are encoded; the features of the others are known.
         """
@@ -185,18 +195,31 @@ class _Table:
             out = self._call(name, inputs, available, torch.from_numpy(rows), changed)
             logits = logits_of(out, len(next(iter(available.values())))).float()
             self.num_classes = max(self.num_classes, logits.shape[1])
-            predicted = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
-            columns: list[Tensor] = [predicted.double()]
+            columns = self._answers(model, out, logits)
             for values in (p_values_of(model, out), read_output(out, "trust") or {}):
                 for m in self.names:
                     value = (
                         values[m].double()
                         if m in values
-                        else torch.full_like(columns[0], torch.nan)
+                        else logits.new_full((len(logits),), torch.nan).double()
                     )
                     columns.append(value.where(available[m], torch.nan))
             by_model[name] = torch.stack(columns, 1).cpu().numpy()
         return by_model
+
+    def _answers(self, model: nn.Module, out: Any, logits: Tensor) -> list[Tensor]:
+        """Return the columns of the prediction, and those of probabilities or half-widths."""
+        finite, predicted = logits.isfinite().all(1), predicted_by(model, out, len(logits))
+        if self.task == "regression":
+            predicted = predicted.double().where(finite[:, None], torch.nan)
+            details = half_widths(model, out, logits)
+        elif self.task == "multilabel":
+            predicted = predicted.double().where(finite[:, None], -1)
+            details = logits.sigmoid().where(finite[:, None], 0.0)
+        else:
+            predicted = predicted.double().where(finite, -1)[:, None]
+            details = logits.softmax(1).where(finite[:, None], 0.0)
+        return [*predicted.unbind(1), *details.double().unbind(1)]
 
     def _call(
         self,
@@ -234,37 +257,83 @@ class _Table:
             modality = cell[1]
             if modality not in modalities:
                 continue
-            guess = answers[..., 0].astype(np.int64)
-            column = 1 + self.names.index(modality)
+            first = answers.shape[-1] - 2 * len(self.names)
+            column = first + self.names.index(modality)
             p, trust = (answers[..., column + k] for k in (0, len(self.names)))
-            f1 = stats.classification_scores(self.labels, guess, self.num_classes)
-            right = (guess == self.labels).mean(0)
-            replicates = weights @ right / len(right)
-            predictions[cell] = guess
+            width = first // 2 if self.task != "multiclass" else 1
+            details = answers[..., width:first]
+            predictions[cell] = self._predictions(answers[..., :width])
+            values = self._metrics(predictions[cell], details)
+            right = metrics.utility(self.task, self.labels, predictions[cell]).mean(0)
+            error = float((weights @ right / len(right)).std(ddof=1))
             scores.append(
                 DamageScores(
                     *cell,
-                    accuracy=float(right.mean()),
-                    accuracy_se=float(replicates.std(ddof=1)),
-                    macro_f1=float(f1.macro_f1.mean()),
+                    accuracy=values.get("accuracy", math.nan),
+                    accuracy_se=error if "accuracy" in values else math.nan,
+                    macro_f1=values.get("macro_f1", math.nan),
                     alarms=_mean((p <= alarm_rate).astype(float), ~np.isnan(p)),
                     trust=_mean(trust, ~np.isnan(trust)),
+                    metrics=values,
                 )
             )
         order = {m: k for k, m in enumerate(modalities)}
         scores.sort(key=lambda s: order[s.modality])
-        counts = np.bincount(self.labels, minlength=self.num_classes)
-        guess = np.full((1, len(self.labels)), counts.argmax())
-        majority = stats.classification_scores(self.labels, guess, self.num_classes)
+        baseline = self._baseline()
         return DamageReport(
             models=tuple(self.models),
             labels=self.labels,
             seeds=seeds,
-            majority=(float(majority.accuracy[0, 0]), float(majority.macro_f1[0, 0])),
+            majority=(
+                baseline.get("accuracy", math.nan),
+                baseline.get("macro_f1", math.nan),
+            ),
             alarm_rate=alarm_rate,
             scores=tuple(scores),
             predictions=predictions,
+            task=self.task,
+            baseline=baseline,
         )
+
+    def _predictions(self, columns: NDArray[np.float64]) -> NDArray[Any]:
+        """Return classes (S, N), labels or numbers (S, N, C) of their columns."""
+        if self.task == "regression":
+            return columns.copy()
+        integers = columns.astype(np.int64)
+        return integers[..., 0] if self.task == "multiclass" else integers
+
+    def _metrics(
+        self, predictions: NDArray[Any], details: NDArray[np.float64] | None
+    ) -> dict[str, float]:
+        """Return the metrics of the task, means over the seeds."""
+        once = np.ones((1, len(self.labels)), dtype=np.float32)
+        by_seed: dict[str, list[float]] = {}
+        for seed, guess in enumerate(predictions):
+            extra = None if details is None else details[seed]
+            if self.task == "regression":
+                values = metrics.number_metrics(self.labels, guess, extra, once)
+            elif self.task == "multilabel":
+                scores = guess.astype(np.float64) if extra is None else extra
+                values = metrics.label_metrics(self.labels, guess, scores, once)
+            else:
+                f1 = stats.classification_scores(self.labels, guess[None], self.num_classes)
+                values = {"accuracy": f1.accuracy[0], "macro_f1": f1.macro_f1[0]}
+                if extra is not None:
+                    values["auroc"] = metrics.class_auroc(self.labels, extra, once)
+            for name, value in values.items():
+                by_seed.setdefault(name, []).append(float(value[0]))
+        return {name: float(np.mean(values)) for name, values in by_seed.items()}
+
+    def _baseline(self) -> dict[str, float]:
+        """Return the metrics of the best constant prediction."""
+        if self.task == "multiclass":
+            counts = np.bincount(self.labels, minlength=self.num_classes)
+            return self._metrics(np.full((1, len(self.labels)), counts.argmax()), None)
+        constant = metrics.constant_predictions(self.task, self.labels)
+        columns = np.broadcast_to(constant, (1, *self.labels.shape)).astype(np.float64)
+        if self.task == "regression":
+            return self._metrics(columns, None)
+        return self._metrics((columns > 0.5).astype(np.int64), columns)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -78,7 +78,8 @@ def number_metrics(
 ) -> dict[str, FloatArray]:
     """Return the metrics (R,) of predicted numbers (N, C), each a mean over the numbers.
 
-    ``half_widths`` (N, C) are those of the intervals, if there are any.
+    ``half_widths`` (N, C) are those of the intervals, if there are any; all infinite ones, of a
+    head that is not calibrated, are none.
     """
     parts: dict[str, list[FloatArray]] = {}
     for column, (y, x) in enumerate(zip(targets.T, predictions.T, strict=True)):
@@ -94,7 +95,7 @@ def number_metrics(
             - _ratio(w @ error**2, np.where(variation > 1e-12 * (w @ y**2), variation, 0.0)),
             "spearman": spearman(y, x, w),
         }
-        if half_widths is not None and not np.isnan(half_widths).all():
+        if half_widths is not None and np.isfinite(half_widths).any():
             values["coverage"] = _ratio(w @ (error <= half_widths[known, column]), total)
         for name, value in values.items():
             parts.setdefault(name, []).append(value)

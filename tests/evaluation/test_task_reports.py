@@ -12,7 +12,7 @@ from reports import FakeHead, make_data, measure
 from torch import Tensor, nn
 
 from robustfusion.disruption import CachedFeatures
-from robustfusion.evaluation import RobustnessReport, compare, plot_report
+from robustfusion.evaluation import RobustnessReport, compare, damage_report, plot_report
 
 oracle: Any = pytest.importorskip("sklearn.metrics")
 
@@ -166,3 +166,29 @@ def test_numbers_that_are_not_finite_are_named() -> None:
     report = report_of("regression", float("inf"))
     assert any("not finite" in warning for warning in report.warnings)
     assert np.isnan(report["clean"].metrics["mae"].value)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_damage(task: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    kinds = {"image": ("noise", "swapped")}
+    models = {"mean": Mean(task), "reversed": Mean(task, -1.0)}
+    report = damage_report(models, data_of(task), kinds, severities=(0.5, 1.0), seeds=(0, 1))
+    intact, noisy = report["mean", "image", "intact", 0.0], report["mean", "image", "noise", 1.0]
+    main = {"multilabel": "mean_average_precision", "regression": "r2"}[task]
+    expected = report_of(task)["clean"].metrics
+    for name, value in intact.metrics.items():
+        assert value == pytest.approx(expected[name].value, rel=1e-5), name
+    assert intact.metrics[main] > max(noisy.metrics[main], report.baseline[main])
+    assert report["reversed", "image", "intact", 0.0].metrics[main] < report.baseline[main]
+    text = report.to_markdown()
+    assert {"multilabel": "## Micro-F1, image", "regression": "## R², image"}[task] in text
+    assert ("## Accuracy" in text) == (task == "multilabel")
+    assert f",{main}" in report.to_csv().splitlines()[0]
+    assert report.to_dict()["baseline"].keys() == report.baseline.keys()
+    assert report.plot(tmp_path / "figure.png", metric=main).exists()
+    assert report.predictions["mean", "image", "noise", 0.5].shape == (2, N, 2)
+    measured = report.measure(lambda y, guess: float(np.nanmean(abs(y - guess))))
+    assert measured["mean", "image", "noise", 1.0] > measured["mean", "image", "intact", 0.0]
+    with pytest.raises(ValueError, match="models of one task"):
+        damage_report({"a": Mean("multilabel"), "b": Mean("regression")}, data_of(task), kinds)
