@@ -19,7 +19,7 @@ LAYERS = [
         "Parts that take tensors",
         ["conversion", "distributed", "feature_queue", "fusion", "losses", "moments", "pooling"],
     ),
-    ("Names of modalities, masks, outputs", ["_inputs", "candidates", "output"]),
+    ("Names of modalities, masks, outputs", ["_inputs", "_task_head", "candidates", "output"]),
     ("Scales, and replacements of missing features", ["_trust_fit", "stand_in", "standardize"]),
     ("Trust, and the base class of the quality estimators", ["quality", "trust"]),
     ("The quality estimators", ["gaussian_quality", "neighbor_quality"]),

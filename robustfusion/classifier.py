@@ -1,12 +1,13 @@
 """Put your encoders in front of any head."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import ModuleDict, keep_rows
+from robustfusion._task_head import loss_options
 from robustfusion._tree import map_tensors, tensors
 from robustfusion._validation import check_available, check_names
 
@@ -24,7 +25,7 @@ class DRFClassifier(nn.Module):
     Args:
         encoders: One module per modality that maps ``inputs[name]`` to (B, D_m).
         head: Any head, such as :class:`~robustfusion.DRFHead`: called with features and
-            availability, with a ``loss(output, labels)``.
+            availability, with a ``loss(output, target)``.
 
     Shape:
         - ``inputs[name]``: whatever the encoder takes; ``available[name]``: (B,) bool, True where
@@ -96,9 +97,19 @@ class DRFClassifier(nn.Module):
             features[name] = keep_rows(encoded, present[name])
         return features, present
 
-    def loss(self, output: Any, labels: Tensor) -> Tensor:
-        """Return the head's training objective."""
-        loss: Tensor = self.head.loss(output, labels)  # type: ignore[operator]
+    def loss(
+        self,
+        output: Any,
+        target: Tensor,
+        *,
+        class_weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor:
+        """Return the head's training objective, see :meth:`DRFHead.loss`."""
+        options = loss_options(class_weight, sample_weight, label_smoothing, reduction)
+        loss: Tensor = self.head.loss(output, target, **options)  # type: ignore[operator]
         return loss
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import einsum, rearrange
@@ -13,29 +13,19 @@ from robustfusion._identity import register_identity
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, StackedLinear
 from robustfusion._state import refuse_recompute
-from robustfusion._validation import (
-    build_part,
-    check_between,
-    check_dims,
-    check_labels,
-    check_positive,
-)
+from robustfusion._task_head import Supervision, TaskHead
+from robustfusion._validation import build_part, check_between, check_dims, check_positive
 from robustfusion.candidates import Candidates
 from robustfusion.distributed import gather_rows
 from robustfusion.feature_queue import FeatureQueue
-from robustfusion.functional import (
-    Gaussian,
-    at_least_float32,
-    destandardize,
-    masked_mean,
-    standardize,
-)
+from robustfusion.functional import Gaussian, destandardize, standardize
 from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.moments import gaussian_of_all
 from robustfusion.neighbor_quality import NeighborQualityEstimator
 from robustfusion.output import DRFOutput
 from robustfusion.quality import QualityEstimator, log_qualities
 from robustfusion.stand_in import RecoveredFeatures, StandIn, off_diagonal
+from robustfusion.tasks import Task, agreement
 from robustfusion.trust import LearnedTrust
 
 # Standardized coordinates are clipped here. Damaged features lie far out, where a network can be
@@ -63,8 +53,8 @@ def initial_log_prior(modalities: int) -> float:
     return math.log(_PRIOR_DAMAGED / modalities)
 
 
-class DRFHead(nn.Module):
-    r"""Classify samples of several modalities, any of which may be missing or damaged.
+class DRFHead(TaskHead):
+    r"""Predict from several modalities, any of which may be missing or damaged.
 
     The head takes one feature vector per modality and a mask that says which are present. A
     quality estimator per modality scores how unusual each feature is, compared with a queue of
@@ -77,7 +67,9 @@ class DRFHead(nn.Module):
 
     Args:
         dims: Feature width of each modality, at least two modalities.
-        num_classes: Number of classes C.
+        num_classes: Number C of classes, labels or numbers.
+        task: "multiclass" for one class a sample, "multilabel" for several labels, "regression"
+            for numbers.
         quality: Factory of a :class:`~robustfusion.QualityEstimator`, called with the width of a
             modality.
         stand_in: Factory of a :class:`~robustfusion.StandIn`, called with ``dims`` and
@@ -97,15 +89,17 @@ class DRFHead(nn.Module):
         trust: The :class:`~robustfusion.LearnedTrust` that turns features and log-qualities into
             evidence for each modality.
         temperature: (K + 1,), what evaluation divides the logits by: for samples with exactly the
-            modalities of each candidate, then for all other samples.
+            modalities of each candidate, then for all other samples. Numbers are not divided.
+        thresholds: (C,), what ``predict`` compares probabilities with; none for regression.
 
     Shape:
         - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool, True where the
           modality is present; a modality that ``available`` leaves out is present everywhere
-        - Output: :class:`~robustfusion.DRFOutput`; ``labels``: (B,) long
+        - Output: :class:`~robustfusion.DRFOutput`; ``target``: see :mod:`robustfusion.tasks`
 
     Raises:
-        ValueError: If a modality is missing, unknown or of the wrong shape, or a label too large.
+        ValueError: If a modality is missing, unknown or of the wrong shape, or the target does not
+            fit the task.
         TypeError: If a dtype does not fit, or a factory builds something else.
 
     Example:
@@ -154,24 +148,24 @@ class DRFHead(nn.Module):
     """
 
     temperature: Tensor
+    residual_variance: Tensor
 
     def __init__(
         self,
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         quality: Callable[[int], QualityEstimator] = NeighborQualityEstimator,
         stand_in: Callable[[dict[str, int], int], StandIn] = RecoveredFeatures,
         hidden_features: int = 256,
         dropout: float = 0.5,
         gather_distributed: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, task)
         self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
         check_positive(hidden_features, "hidden_features")
         check_between(dropout, 0.0, 1.0, "dropout")
-        self.num_classes = num_classes
         self.hidden_features = hidden_features
         self.gather_distributed = gather_distributed
         self.trust = LearnedTrust(self.dims, log_prior=initial_log_prior(len(self.dims)))
@@ -200,8 +194,10 @@ class DRFHead(nn.Module):
             nn.Dropout(dropout),
             StackedLinear(len(self.dims), hidden_features, num_classes),
         )
-        self.register_buffer("temperature", torch.ones(len(self.candidates) + 1))
-        register_identity(self, modalities=list(self.dims))
+        self.register_patterns(len(self.candidates))
+        if task == "regression":  # of a prediction from one modality; agreement needs it
+            self.register_buffer("residual_variance", torch.ones(num_classes))
+        register_identity(self, modalities=list(self.dims), task=task)
 
     @property
     def candidates(self) -> Candidates:
@@ -234,32 +230,26 @@ class DRFHead(nn.Module):
         hidden = self._early(z, stand_in.hidden, mask, share)
         half_logits = torch.stack([self.classifier(hidden), self._late(z, share)], dim=2)
         candidate_logits = self._mix_halves(half_logits)
-        agreement = self._agreement(half_logits.detach().mean(2), used)
-        log_weights = self.trust.log_weights(self._evidence(z, log_quality) + agreement, trusted)
+        agreed = self._agreement(half_logits.detach().mean(2), used)
+        log_weights = self.trust.log_weights(self._evidence(z, log_quality) + agreed, trusted)
         weights = self.fusion.weights(log_weights, usable)
         logits = einsum(weights.to(hidden.dtype), candidate_logits, "b k, b k c -> b c")
-        if not self.training:
+        if not self.training and self.task != "regression":
             logits = logits / self.temperature[self.candidates.pattern(observed), None]
         fused = einsum(weights.to(hidden.dtype), hidden, "b k, b k f -> b f")
         trust = self._by_name(einsum(weights.to(mask.dtype), share, "b k, b k m -> b m"))
         recovered = self._in_feature_units(stand_in.recovered, scales)
-        extras = {"half_logits": half_logits, "usable": usable, "agreement": agreement}
+        extras = {"half_logits": half_logits, "usable": usable, "agreement": agreed}
+        logits, candidate_logits = map(self.in_target_units, (logits, candidate_logits))
         shared = (logits, fused, stand_in.loss, x, candidate_logits, weights, trust)
         return DRFOutput(*shared, self._by_name(log_quality), recovered, extras)
 
-    def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
-        """Return the training objective.
-
-        It is the mean cross-entropy over both halves of all candidates, plus ``output.aux_loss``,
-        the loss of the recovery, which is 0 in evaluation.
-        """
-        logits, usable = output.extras["half_logits"], output.extras["usable"]
-        check_labels(labels, usable.shape[0], self.num_classes)
-        index = labels[:, None, None, None].expand(*logits.shape[:3], 1)
-        log_prob = at_least_float32(logits).log_softmax(-1).gather(-1, index)
-        loss = -log_prob.squeeze(-1).mean(2).where(usable, 0.0)
-        per_sample = loss.sum(1) / usable.sum(1).clamp_min(1)
-        return masked_mean(per_sample, usable.any(1)) + output.aux_loss
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
+        """Return the mean loss over both halves of all candidates."""
+        usable = output.extras["usable"]
+        loss, weight = supervision.losses(output.extras["half_logits"])
+        loss = loss.mean(2).where(usable, 0.0).sum(1) / usable.sum(1).clamp_min(1)
+        return supervision.reduce(loss, weight, usable.any(1))
 
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
         """Return the p-values of each modality, (B,), NaN where it is missing.
@@ -354,22 +344,21 @@ class DRFHead(nn.Module):
         return cast("Tensor", self.trust(z, log_quality))
 
     def _agreement(self, candidate_logits: Tensor, used: Tensor) -> Tensor:
-        r"""Return :math:`\log C \sum_c p_m(c) p_{-m}(c)`, (B, K, C) -> (B, M).
+        """Return how well the prediction from each modality agrees with that from the others.
 
-        If modalities are independent given the class, this is the log-odds that m and the others
-        belong to the same sample. Two modalities that disagree do not show which one is wrong, so
-        for fewer than three it is 0.
+        (B, K, C) -> (B, M), see :func:`robustfusion.tasks.agreement`. Two modalities that disagree
+        do not show which one is wrong, so for fewer than three it is 0.
         """
         modalities = len(self.dims)
         if modalities < 3:
             return self.trust.bias.new_zeros(used.shape)
-        log_prob = at_least_float32(candidate_logits).log_softmax(-1)
-        single = log_prob[:, -modalities:]
+        single = candidate_logits[:, -modalities:]
         # Candidates without one modality are ordered by what they contain: the last one lacks the
         # first modality.
-        others = log_prob[:, 1 : modalities + 1].flip(1)
-        agreement = (single + others).logsumexp(-1) + math.log(self.num_classes)
-        return agreement.where(used & (used.sum(1, keepdim=True) > 2), 0.0)
+        others = candidate_logits[:, 1 : modalities + 1].flip(1)
+        variance = self.residual_variance if self.task == "regression" else None
+        agreed = agreement(single, others, self.task, variance)
+        return agreed.where(used & (used.sum(1, keepdim=True) > 2), 0.0)
 
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:
         """Split (B, M) into one (B,) per modality."""

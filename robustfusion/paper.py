@@ -1,16 +1,17 @@
 """DRF exactly as published: equations (1) to (16), to the letter."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robustfusion._identity import register_identity
 from robustfusion._inputs import make_safe
 from robustfusion._modules import ModuleDict, arguments_of, mlp
 from robustfusion._state import refuse_recompute, snapshot
-from robustfusion._validation import check_dims, check_features, check_labels, check_positive
+from robustfusion._task_head import Supervision, TaskHead
+from robustfusion._validation import check_dims, check_features
 from robustfusion.candidates import Candidates
 from robustfusion.conversion import ModalityConverter
 from robustfusion.distributed import gather_rows
@@ -20,6 +21,7 @@ from robustfusion.fusion import QualityWeightedFusion
 from robustfusion.gaussian_quality import GaussianQualityEstimator
 from robustfusion.losses import DistributionConstraintLoss, DistributionRecoveryLoss
 from robustfusion.output import DRFOutput
+from robustfusion.tasks import Task
 
 _QUEUE_LENGTH = 512  # the paper's L
 _WIDTH = 768  # width of F; the paper names none, this is the width of BERT's and ViT's features
@@ -82,7 +84,7 @@ class CrossModalRecovery(nn.Module):
     extra_repr = arguments_of
 
 
-class PaperDRFHead(nn.Module):
+class PaperDRFHead(TaskHead):
     r"""Classify with the DRF head exactly as the paper states it.
 
     Each sample expands into candidates: the complete sample, and each smaller set of modalities
@@ -103,7 +105,9 @@ class PaperDRFHead(nn.Module):
 
     Args:
         dims: Feature width of each modality, at least two.
-        num_classes: Number of classes C.
+        num_classes: Number C of classes, labels or numbers.
+        task: "multiclass", as in the paper, or "multilabel" or "regression", for which the
+            cross-entropy in (16) becomes the binary cross-entropy or the squared error.
         sample_recovery: Keep the sample-based loss (4).
         distribution_recovery: Keep the distribution-based loss (7).
         gaussian_quality: Weight by density. Without it every density counts as 1 and every row
@@ -115,10 +119,11 @@ class PaperDRFHead(nn.Module):
     Shape:
         - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool, True where the
           modality is present; a modality that ``available`` leaves out is present everywhere
-        - Output: :class:`~robustfusion.DRFOutput`; ``labels``: (B,) long
+        - Output: :class:`~robustfusion.DRFOutput`; ``target``: see :mod:`robustfusion.tasks`
 
     Raises:
-        ValueError: If a modality is missing, unknown or of the wrong shape, or a label too large.
+        ValueError: If a modality is missing, unknown or of the wrong shape, or the target does not
+            fit the task.
         TypeError: If a dtype does not fit.
 
     Example:
@@ -145,16 +150,15 @@ class PaperDRFHead(nn.Module):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         sample_recovery: bool = True,
         distribution_recovery: bool = True,
         gaussian_quality: bool = True,
         expansion: bool = True,
         distribution_constraint: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, task)
         self.dims = check_dims(dims)
-        check_positive(num_classes, "num_classes")
-        self.num_classes = num_classes
         self.gaussian_quality = gaussian_quality
         self.expansion = expansion
         self.candidates = Candidates(self.dims, None if expansion else [tuple(self.dims)])
@@ -177,6 +181,7 @@ class PaperDRFHead(nn.Module):
             modalities=list(self.dims),
             gaussian_quality=gaussian_quality,
             expansion=expansion,
+            task=task,
         )
 
     @property
@@ -206,12 +211,13 @@ class PaperDRFHead(nn.Module):
         weights = self.fusion.weights(torch.stack(log_quality, dim=1), mask)
         fused = self.fusion(candidates, torch.stack(log_quality, dim=1), mask)
 
+        scores = self.classifier(fused)
         output = DRFOutput(
-            logits=self.classifier(fused),
+            logits=self.in_target_units(scores),
             fused=fused,
             aux_loss=self._aux_loss(x, present, recovered),
             features=x,
-            candidate_logits=self.classifier(candidates),
+            candidate_logits=self.in_target_units(self.classifier(candidates)),
             weights=weights,
             trust=self._trust(weights, present),
             log_quality={
@@ -219,16 +225,15 @@ class PaperDRFHead(nn.Module):
                 for name in self.dims
             },
             recovered=recovered,
+            extras={"scores": scores} if self.task == "regression" else {},
         )
         if self.training:
             self._update(x, present)
         return output
 
-    def loss(self, output: DRFOutput, labels: Tensor) -> Tensor:
-        """Return the objective (16)."""
-        check_labels(labels, output.logits.shape[0], self.num_classes)
-        total = F.cross_entropy(output.logits, labels, reduction="sum")
-        return total / max(labels.shape[0], 1) + output.aux_loss
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
+        """Return the first term of the objective (16)."""
+        return supervision.mean(self.scores(output))
 
     def _log_prob(self, name: str, features: Tensor) -> Tensor:
         """Return (9), (10), (11); 0 where the ablation treats every density as 1."""

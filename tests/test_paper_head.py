@@ -179,15 +179,11 @@ def test_an_absent_modality_says_what_to_do(head: Head) -> None:
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        (torch.tensor([0, 1, 2, 3, 0, 1]), ValueError, r"labels must be in \[0, 3\), got 0 to 3"),
-        (
-            torch.tensor([0, 1, 2, -1, 0, 1]),
-            ValueError,
-            r"labels must be in \[0, 3\), got -1 to 2",
-        ),
-        (torch.zeros(5).long(), ValueError, r"labels must have shape \(6,\), got \(5,\)"),
-        (torch.zeros(6), TypeError, r"labels must have dtype torch.long, got torch.float32"),
-        ([0] * 6, TypeError, r"labels must be a torch.Tensor, got list"),
+        (torch.tensor([0, 1, 2, 3, 0, 1]), ValueError, r"target must be in \[0, 3\) or .*got 3"),
+        (torch.tensor([0, 1, 2, -1, 0, 1]), ValueError, r"target must be in \[0, 3\) .*got -1"),
+        (torch.zeros(5).long(), ValueError, r"target must have shape \(6,\) .*got \(5,\)"),
+        (torch.zeros(6), ValueError, r"does not fit task='multiclass': use 'regression'"),
+        ([0] * 6, TypeError, r"target must be a torch.Tensor, got list"),
     ],
 )
 def test_label_errors_say_the_range(

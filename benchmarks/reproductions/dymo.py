@@ -150,7 +150,7 @@ class DyMoHead(BaselineHead):
         extras = {"projected": projected, "visible": visible, "accepted": accepted}
         return HeadOutput(logits, fused, aux_loss, extras)
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:  # type: ignore[override]
         """Return the cross-entropies and the recovery loss; training mode writes the means."""
         projected, visible = output.extras["projected"], output.extras["visible"]
         prototypes, seen = self._prototypes()

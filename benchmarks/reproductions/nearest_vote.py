@@ -108,7 +108,7 @@ class NearestVoteHead(BaselineHead):
         extras = {"vote": vote, "rows": rows}
         return HeadOutput(self._mix(logits, vote), fused, aux_loss, extras)
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:  # type: ignore[override]
         """Return the cross-entropy; training mode stores the samples and their labels."""
         total = cross_entropy(output.logits, labels)
         if self.training:

@@ -75,7 +75,7 @@ class StackingHead(BaselineHead):
         extras = {"unimodal_logits": unimodal, "available": mask}
         return HeadOutput(logits, fused, zero_loss(logits), extras)
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:  # type: ignore[override]
         """Return the cross-entropies of the second learner and of each available modality."""
         losses = unimodal_losses(output.extras["unimodal_logits"], labels)
         unimodal = column_means(losses, output.extras["available"]).sum()

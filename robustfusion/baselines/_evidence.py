@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustfusion._validation import check_labels
 from robustfusion.functional import at_least_float32
 
 # Products of many confident opinions overflow, and a strength of exp(20) already means certainty.
@@ -89,7 +88,6 @@ def evidential_loss(evidence: Tensor, labels: Tensor, kl_weight: Tensor) -> Tens
     The loss is ``ψ(S) - ψ(α_y) + λ KL[Dir(α̃) || Dir(1)]`` with ``α̃ = y + (1 - y) α``;
     (B, C), (B,), () -> (B,), or (B, V, C) -> (B, V) for the views of a sample.
     """
-    check_labels(labels, evidence.shape[0], evidence.shape[-1])
     alpha = evidence + 1
     target = labels if evidence.ndim == 2 else labels.unsqueeze(1).expand(evidence.shape[:2])
     is_true = F.one_hot(target, alpha.shape[-1]).bool()

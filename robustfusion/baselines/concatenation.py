@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustfusion._modules import mlp
 from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 
 class ConcatenationHead(BaselineHead):
@@ -50,11 +51,12 @@ class ConcatenationHead(BaselineHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         hidden_features: int = 256,
         dropout: float = 0.1,
         modality_dropout: float = 0.0,
     ) -> None:
-        super().__init__(dims, num_classes, modality_dropout=modality_dropout)
+        super().__init__(dims, num_classes, task=task, modality_dropout=modality_dropout)
         self.tokens = nn.ParameterDict({n: torch.zeros(dim) for n, dim in self.dims.items()})
         width = sum(self.dims.values())
         self.network = mlp(

@@ -10,6 +10,7 @@ from robustfusion.baselines._branches import normalize, weighted_sum
 from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 
 def embrace(docked: Tensor, probability: Tensor) -> Tensor:
@@ -58,11 +59,12 @@ class EmbraceNetHead(BaselineHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         hidden_features: int = 256,
         dropout: float = 0.1,
         modality_dropout: float = 0.3,
     ) -> None:
-        super().__init__(dims, num_classes, modality_dropout=modality_dropout)
+        super().__init__(dims, num_classes, task=task, modality_dropout=modality_dropout)
         self.docking = ModuleDict(
             {name: mlp(dim, hidden_features, activate_last=True) for name, dim in dims.items()}
         )

@@ -2,13 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from robustfusion._modules import mlp
+from robustfusion._task_head import Supervision
 from robustfusion._validation import check_positive
-from robustfusion.baselines._branches import Branches, column_means, normalize, weighted_sum
+from robustfusion.baselines._branches import Branches, normalize, weighted_sum
 from robustfusion.baselines._evidence import (
     combine_dempster,
     combine_mean,
@@ -21,22 +23,25 @@ from robustfusion.baselines._evidence import (
 from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.functional import masked_mean
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 
 class _EvidentialHead(BaselineHead):
     """Branches whose logits become evidence, a rule to combine it, and the annealed loss."""
 
+    supported_tasks: ClassVar[tuple[Task, ...]] = ("multiclass",)
     steps: Tensor
 
     def __init__(
         self,
         dims: Mapping[str, int],
         num_classes: int,
+        task: Task,
         hidden_features: int,
         dropout: float,
         annealing_steps: int,
     ) -> None:
-        super().__init__(dims, num_classes)
+        super().__init__(dims, num_classes, task=task)
         check_positive(annealing_steps, "annealing_steps")
         self.annealing_steps = annealing_steps
         self.branches = Branches(self.dims, num_classes, hidden_features, dropout)
@@ -60,19 +65,35 @@ class _EvidentialHead(BaselineHead):
             extras |= {"view_evidence": views, "view_available": view_mask}
         return HeadOutput(logits, fused, zero_loss(logits), extras)
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
         """Return the evidential loss of combination and views; training mode counts steps."""
+        labels = supervision.target
+        if labels.ndim > 1 or supervision.label_smoothing:
+            raise ValueError(
+                f"target of a {type(self).__name__} must be the index of a class without "
+                f"label_smoothing, got {tuple(labels.shape)} and {supervision.label_smoothing}"
+            )
         if self.training:
             self.steps.add_(1)
+        weight = supervision.losses(output.logits)[1]
         with torch.autocast(labels.device.type, enabled=False):
-            weight = (self.steps / self.annealing_steps).clamp(max=1.0)
-            combined = evidential_loss(output.extras["evidence"], labels, weight)
-            views = evidential_loss(output.extras["view_evidence"], labels, weight)
-            return self._mean(combined, views, output.extras["view_available"]) + output.aux_loss
+            annealed = (self.steps / self.annealing_steps).clamp(max=1.0)
+            labels = labels.clamp_min(0)  # ignored samples have weight 0
+            combined = evidential_loss(output.extras["evidence"], labels, annealed) * weight
+            views = evidential_loss(output.extras["view_evidence"], labels, annealed)
+            views = (views * weight[:, None]).where(output.extras["view_available"], 0.0)
+            return self._reduce(combined, views, output, supervision, weight)
 
     @abstractmethod
-    def _mean(self, combined: Tensor, views: Tensor, available: Tensor) -> Tensor:
-        """Reduce the losses of the combination (B,) and of the views (B, V) to one."""
+    def _reduce(
+        self,
+        combined: Tensor,
+        views: Tensor,
+        output: HeadOutput,
+        supervision: Supervision,
+        weight: Tensor,
+    ) -> Tensor:
+        """Reduce the losses of the combination (B,) and of the views (B, V)."""
 
 
 class TMCHead(_EvidentialHead):
@@ -129,12 +150,13 @@ class TMCHead(_EvidentialHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         pseudo_view: bool = False,
         annealing_steps: int = 1000,
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(dims, num_classes, hidden_features, dropout, annealing_steps)
+        super().__init__(dims, num_classes, task, hidden_features, dropout, annealing_steps)
         widths = (sum(self.dims.values()), hidden_features, hidden_features, num_classes)
         self.pseudo = mlp(*widths, dropout=dropout) if pseudo_view else None
 
@@ -147,8 +169,16 @@ class TMCHead(_EvidentialHead):
             mask = torch.cat([mask, mask.any(dim=1, keepdim=True)], dim=1)
         return self._combine(hidden, view_logits, mask, combine_dempster)
 
-    def _mean(self, combined: Tensor, views: Tensor, available: Tensor) -> Tensor:
-        return masked_mean(combined) + column_means(views, available).sum()
+    def _reduce(
+        self,
+        combined: Tensor,
+        views: Tensor,
+        output: HeadOutput,
+        supervision: Supervision,
+        weight: Tensor,
+    ) -> Tensor:
+        by_view = supervision.reduce(views, weight, output.extras["view_available"])
+        return supervision.reduce(combined, weight) + by_view
 
 
 class ECMLHead(_EvidentialHead):
@@ -195,12 +225,13 @@ class ECMLHead(_EvidentialHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         conflict_weight: float = 1.0,
         annealing_steps: int = 1000,
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(dims, num_classes, hidden_features, dropout, annealing_steps)
+        super().__init__(dims, num_classes, task, hidden_features, dropout, annealing_steps)
         self.conflict_weight = conflict_weight
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
@@ -210,6 +241,13 @@ class ECMLHead(_EvidentialHead):
         conflicts = masked_mean(conflict(output.extras["view_evidence"], mask))
         return output._replace(aux_loss=self.conflict_weight * conflicts)
 
-    def _mean(self, combined: Tensor, views: Tensor, available: Tensor) -> Tensor:
-        total = combined + views.where(available, 0.0).sum(dim=1)
-        return masked_mean(total / (1 + available.sum(dim=1)))
+    def _reduce(
+        self,
+        combined: Tensor,
+        views: Tensor,
+        output: HeadOutput,
+        supervision: Supervision,
+        weight: Tensor,
+    ) -> Tensor:
+        parts = 1 + output.extras["view_available"].sum(dim=1)
+        return supervision.reduce((combined + views.sum(dim=1)) / parts, weight)

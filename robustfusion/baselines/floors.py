@@ -1,21 +1,25 @@
 """The two baselines that every fusion must beat: the class prior, and one modality alone."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from robustfusion._modules import mlp
-from robustfusion._validation import check_labels
-from robustfusion.baselines.head import BaselineHead, cross_entropy, zero_loss
+from robustfusion._task_head import Supervision
+from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import IGNORED, Task, check_target
 
 
 class MajorityHead(BaselineHead):
     r"""Predict the class prior for every sample, hence the majority class.
 
     .. math:: z = b, \qquad b^\star_k = \log P(y = k)
+
+    For several labels the bias holds the log-odds of each, for regression the prediction is the
+    mean.
 
     - Kept: it reproduces no paper; it is the reference line of a robustness table.
     - Replaced: counting becomes a learned bias, so that any training loop can run it.
@@ -37,16 +41,31 @@ class MajorityHead(BaselineHead):
         ``DummyClassifier(strategy="prior")`` of scikit-learn.
     """
 
-    def __init__(self, dims: Mapping[str, int], num_classes: int) -> None:
-        super().__init__(dims, num_classes)
+    def __init__(
+        self, dims: Mapping[str, int], num_classes: int, *, task: Task = "multiclass"
+    ) -> None:
+        super().__init__(dims, num_classes, task=task)
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     @torch.no_grad()
-    def fit(self, labels: Tensor) -> Self:
-        """Set the bias to the log frequency of the classes in ``labels`` (N,), smoothed by one."""
-        check_labels(labels, len(labels), len(self.bias))
-        counts = torch.bincount(labels.to(self.bias.device), minlength=len(self.bias)) + 1
-        self.bias.copy_(torch.log(counts / counts.sum()))
+    def fit(self, target: Tensor) -> Self:
+        """Set the bias to the log frequency of each class or label, smoothed by one, or the mean.
+
+        Args:
+            target: Targets of the training samples, as ``loss`` takes them.
+        """
+        check_target(target, self.bias.expand(len(target), -1), self.task)
+        y = target.to(self.bias.device)
+        if self.task == "regression":
+            self.bias.zero_()
+            self.target_count.zero_()
+            self._observe(y.to(self.target_mean).view(-1, self.num_classes))
+        elif self.task == "multilabel":
+            yes = y.where(y >= 0, 0).sum(0) + 1
+            self.bias.copy_(torch.logit(yes / ((y >= 0).sum(0) + 2)))
+        else:
+            counts = y.sum(0) if y.ndim > 1 else y[y != IGNORED].bincount(minlength=len(self.bias))
+            self.bias.copy_(torch.log((counts + 1) / (counts + 1).sum()))
         return self
 
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
@@ -89,10 +108,11 @@ class UnimodalHead(BaselineHead):
         num_classes: int,
         *,
         modality: str,
+        task: Task = "multiclass",
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(dims, num_classes)
+        super().__init__(dims, num_classes, task=task)
         if modality not in self.dims:
             raise ValueError(f"modality must be one of {list(self.dims)}, got {modality!r}")
         self.modality = modality
@@ -110,7 +130,7 @@ class UnimodalHead(BaselineHead):
         fused = torch.where(available, hidden, torch.zeros_like(hidden))
         return HeadOutput(logits, fused, zero_loss(logits))
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of the prediction plus that of the prior over all samples."""
-        prior = self.prior.expand(len(labels), -1)
-        return cross_entropy(output.logits, labels) + cross_entropy(prior, labels)
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
+        """Return the mean loss of the prediction plus that of the prior over all samples."""
+        scores = self.scores(output)
+        return supervision.mean(scores) + supervision.mean(self.prior.expand_as(scores))

@@ -2,16 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustfusion._identity import register_identity
 from robustfusion._inputs import make_safe
-from robustfusion._validation import check_between, check_dims, check_labels, check_positive
+from robustfusion._task_head import Supervision, TaskHead
+from robustfusion._validation import check_between, check_dims, check_labels
 from robustfusion.functional import at_least_float32, masked_mean
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 
 def drop_modalities(available: Tensor, probability: float) -> Tensor:
@@ -34,8 +37,8 @@ def zero_loss(logits: Tensor) -> Tensor:
     return at_least_float32(logits).new_zeros(())
 
 
-class BaselineHead(nn.Module, ABC):
-    """A method to compare with: it takes one vector per modality and returns class scores.
+class BaselineHead(TaskHead, ABC):
+    """A method to compare with: it takes one vector per modality and predicts what ``task`` says.
 
     ``forward`` checks its inputs, sets missing features to zero and only then calls ``fuse``, the
     one method that a subclass must define, so that no head can see what a mask hides. Features
@@ -47,13 +50,16 @@ class BaselineHead(nn.Module, ABC):
 
     Args:
         dims: Width of each modality, ``{name: D_m}``.
-        num_classes: Number of classes C.
+        num_classes: Number C of classes, labels or numbers.
+        task: "multiclass", "multilabel" or "regression". Methods that make no sense for a task
+            refuse it.
         modality_dropout: Probability of hiding a modality of a training sample; one always stays.
         min_modalities: Smallest number of modalities that ``dims`` may name.
 
     Shape:
         - ``features[name]``: (B, dims[name]); ``available[name]``: (B,) bool
-        - ``logits``: (B, C); ``fused``: (B, F); ``aux_loss``: (), zero in most heads
+        - ``logits``: (B, C), for regression in the units of the targets; ``fused``: (B, F)
+        - ``aux_loss``: (), zero in most heads
         - ``extras[name]``: what the head adds; M columns are the modalities as in ``dims``
 
     Raises:
@@ -85,14 +91,13 @@ class BaselineHead(nn.Module, ABC):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         modality_dropout: float = 0.0,
         min_modalities: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, task)
         self.dims = check_dims(dims, at_least=min_modalities)
-        check_positive(num_classes, "num_classes")
-        self.num_classes = num_classes
-        register_identity(self, modalities=list(self.dims))
+        register_identity(self, modalities=list(self.dims), task=task)
         check_between(modality_dropout, 0.0, 1.0, "modality_dropout")
         self.modality_dropout = modality_dropout
 
@@ -100,15 +105,21 @@ class BaselineHead(nn.Module, ABC):
         self, features: Mapping[str, Tensor], available: Mapping[str, Tensor] | None = None
     ) -> HeadOutput:
         """Fuse the available features; missing ones may hold anything."""
-        return self.fuse(*make_safe(features, available, self.dims))
+        output = self.fuse(*make_safe(features, available, self.dims))
+        if self.task != "regression":
+            return output
+        return output._replace(
+            logits=self.in_target_units(output.logits),
+            extras={**output.extras, "scores": output.logits},
+        )
 
     @abstractmethod
     def fuse(self, inputs: Mapping[str, Tensor], mask: Tensor) -> HeadOutput:
         """Compute the output from vectors that are zero where ``mask`` (B, M) is False."""
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Return the cross-entropy plus the terms that need no labels."""
-        return cross_entropy(output.logits, labels) + output.aux_loss
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
+        """Return the mean loss of the prediction."""
+        return supervision.mean(self.scores(output))
 
     def apply_modality_dropout(self, mask: Tensor) -> Tensor:
         """Hide modalities in training mode; the result says which remain, (B, M)."""

@@ -11,6 +11,7 @@ from robustfusion._state import refuse_recompute
 from robustfusion.baselines.head import BaselineHead, zero_loss
 from robustfusion.moments import RunningMoments
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 _NO_FADING = 2**53  # More samples than any run has: the running mean is that of all of them.
 
@@ -67,11 +68,12 @@ class ImputationHead(BaselineHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         strategy: Literal["zero", "mean"] = "mean",
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(dims, num_classes)
+        super().__init__(dims, num_classes, task=task)
         if strategy not in ("zero", "mean"):
             raise ValueError(f'strategy must be "zero" or "mean", got {strategy!r}')
         self.strategy = strategy

@@ -1,19 +1,16 @@
 """Late fusion: the mean of one prediction per modality."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from robustfusion.baselines._branches import (
-    Branches,
-    column_means,
-    fuse_late,
-    normalize,
-    unimodal_losses,
-)
-from robustfusion.baselines.head import BaselineHead, cross_entropy
+from robustfusion._task_head import Supervision
+from robustfusion.baselines._branches import Branches, fuse_late, normalize
+from robustfusion.baselines.head import BaselineHead
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 
 class LateMeanHead(BaselineHead):
@@ -55,11 +52,12 @@ class LateMeanHead(BaselineHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         hidden_features: int = 256,
         dropout: float = 0.1,
         unimodal_weight: float = 1.0,
     ) -> None:
-        super().__init__(dims, num_classes)
+        super().__init__(dims, num_classes, task=task)
         self.unimodal_weight = unimodal_weight
         self.branches = Branches(self.dims, num_classes, hidden_features, dropout)
 
@@ -69,8 +67,8 @@ class LateMeanHead(BaselineHead):
         weights = normalize(at_least_float32(mask.to(unimodal.dtype)))
         return fuse_late(hidden, unimodal, weights, mask)
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Return the cross-entropies of the mean and of each available modality."""
-        losses = unimodal_losses(output.extras["unimodal_logits"], labels)
-        unimodal = column_means(losses, output.extras["available"]).sum()
-        return cross_entropy(output.logits, labels) + self.unimodal_weight * unimodal
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
+        """Return the mean losses of the mean and of each available modality."""
+        extras = output.extras
+        unimodal = supervision.mean(extras["unimodal_logits"], extras["available"])
+        return supervision.mean(self.scores(output)) + self.unimodal_weight * unimodal

@@ -1,16 +1,19 @@
 """PDF: late fusion weighted by the predicted probability of the true class."""
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustfusion._modules import ModuleDict, mlp
-from robustfusion.baselines._branches import Branches, column_means, fuse_late, unimodal_losses
-from robustfusion.baselines.head import BaselineHead, cross_entropy
+from robustfusion._task_head import Supervision
+from robustfusion.baselines._branches import Branches, fuse_late
+from robustfusion.baselines.head import BaselineHead
 from robustfusion.functional import at_least_float32, masked_softmax
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 
 def co_belief(confidence_logits: Tensor, available: Tensor) -> Tensor:
@@ -76,15 +79,18 @@ class PDFHead(BaselineHead):
         Cao et al., "Predictive Dynamic Fusion", ICML 2024.
     """
 
+    supported_tasks: ClassVar[tuple[Task, ...]] = ("multiclass",)
+
     def __init__(
         self,
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(dims, num_classes)
+        super().__init__(dims, num_classes, task=task)
         self.branches = Branches(self.dims, num_classes, hidden_features, dropout)
         widths = (hidden_features, hidden_features, 1)
         self.confidence = ModuleDict(
@@ -105,9 +111,12 @@ class PDFHead(BaselineHead):
         output = fuse_late(hidden, unimodal, weights, mask)
         return output._replace(extras={**output.extras, "confidence": confidence})
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Return the cross-entropies plus the error of the predicted confidence."""
-        losses = unimodal_losses(output.extras["unimodal_logits"], labels)
-        error = (output.extras["confidence"] - torch.exp(-losses.detach())).abs()
-        per_modality = column_means(losses + error, output.extras["available"])
-        return cross_entropy(output.logits, labels) + per_modality.sum()
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
+        """Return the mean losses plus the error of the predicted confidence."""
+        logits, available = output.extras["unimodal_logits"], output.extras["available"]
+        losses, weight = supervision.losses(logits)
+        probability = torch.exp(-supervision.plain_losses(logits).detach())
+        error = (output.extras["confidence"] - probability).abs() * weight[:, None]
+        return supervision.mean(output.logits) + supervision.reduce(
+            losses + error, weight, available
+        )

@@ -1,16 +1,19 @@
 """QMF: late fusion weighted by energy, with confidence ranked by training difficulty."""
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfusion._task_head import Supervision
 from robustfusion._validation import check_positive
-from robustfusion.baselines._branches import Branches, column_means, fuse_late, unimodal_losses
-from robustfusion.baselines.head import BaselineHead, cross_entropy
+from robustfusion.baselines._branches import Branches, column_means, fuse_late
+from robustfusion.baselines.head import BaselineHead
 from robustfusion.functional import at_least_float32
 from robustfusion.output import HeadOutput
+from robustfusion.tasks import Task
 
 
 def energy_confidence(logits: Tensor, temperature: float = 10.0) -> Tensor:
@@ -78,6 +81,7 @@ class QMFHead(BaselineHead):
         Zhang et al., "Provable Dynamic Fusion for Low-Quality Multimodal Data", ICML 2023.
     """
 
+    supported_tasks: ClassVar[tuple[Task, ...]] = ("multiclass",)
     loss_sum: Tensor
     times_seen: Tensor
 
@@ -86,13 +90,14 @@ class QMFHead(BaselineHead):
         dims: Mapping[str, int],
         num_classes: int,
         *,
+        task: Task = "multiclass",
         num_samples: int | None = None,
         temperature: float = 10.0,
         rank_weight: float = 1.0,
         hidden_features: int = 256,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(dims, num_classes)
+        super().__init__(dims, num_classes, task=task)
         if num_samples is not None:
             check_positive(num_samples, "num_samples")
         self.num_samples = num_samples
@@ -123,19 +128,22 @@ class QMFHead(BaselineHead):
         confidence = energy_confidence(unimodal.detach(), self.temperature)
         return fuse_late(hidden, unimodal, confidence.where(mask, 0.0), mask)
 
-    def loss(self, output: HeadOutput, labels: Tensor) -> Tensor:
-        """Return cross-entropies and ranking; training mode records the history."""
+    def supervised_loss(self, output: Any, supervision: Supervision) -> Tensor:
+        """Return mean losses and ranking; training mode records the history."""
         unimodal, available = output.extras["unimodal_logits"], output.extras["available"]
-        losses = unimodal_losses(unimodal, labels)
-        total = cross_entropy(output.logits, labels) + column_means(losses, available).sum()
+        total = supervision.mean(output.logits) + supervision.mean(unimodal, available)
         indices = output.extras.get("indices")
         if indices is None:
             return total
         confidence = energy_confidence(unimodal, self.temperature)
-        valid = available & (self.times_seen[indices] > 0)
+        known = supervision.losses(output.logits)[1] > 0
+        valid = available & (self.times_seen[indices] > 0) & known[:, None]
         ranking = ranking_loss(confidence, self.difficulty()[indices], valid)
         if self.training:
-            self._record(losses, available, indices)
+            losses = supervision.plain_losses(unimodal)
+            self._record(losses, available & known[:, None], indices)
+        if supervision.reduction == "none":  # the ranking is one of pairs of samples
+            return total
         return total + self.rank_weight * ranking
 
     def difficulty(self) -> Tensor:
