@@ -143,7 +143,7 @@ class TaskHead(TaskModule, ABC):
     """A head with a loss. Regression outputs numbers in the units of the targets.
 
     Inside, numbers have zero mean and unit variance over the training samples; their moments are
-    learnt from the targets that ``loss`` sees in training mode, on all ranks of a distributed run.
+    learned from the targets that ``loss`` sees in training mode, on all ranks of a distributed run.
     """
 
     supported_tasks: ClassVar[tuple[Task, ...]] = get_args(Task)

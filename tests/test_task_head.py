@@ -121,7 +121,7 @@ def test_the_loss_of_the_drf_head_is_the_mean_over_halves_and_usable_candidates(
 
 @each_head
 @each_task
-def test_a_weight_is_a_number_of_copies_and_nothing_is_learnt_from_what_is_ignored(
+def test_a_weight_is_a_number_of_copies_and_nothing_is_learned_from_what_is_ignored(
     name: str, task: Task
 ) -> None:
     torch.manual_seed(0)
