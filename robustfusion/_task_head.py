@@ -1,4 +1,4 @@
-"""What all heads share whatever they predict: the loss, the prediction, the units of numbers."""
+"""Compute what all heads share: the loss, the prediction, and the units of numbers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

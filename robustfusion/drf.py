@@ -195,7 +195,7 @@ class DRFHead(TaskHead):
             StackedLinear(len(self.dims), hidden_features, num_classes),
         )
         self.register_patterns(len(self.candidates))
-        if task == "regression":  # of a prediction from one modality; agreement needs it
+        if task == "regression":  # for agreement: that of a single modality
             self.register_buffer("residual_variance", torch.ones(num_classes))
         register_identity(self, modalities=list(self.dims), task=task)
 
