@@ -674,3 +674,27 @@ def test_encoding_of_a_table(example: Any, tmp_path: Path) -> None:
 
 def split_of(number: int) -> str:
     return "test" if number % 5 == 0 else "val" if number % 5 == 1 else "train"
+
+
+def test_damaged_posts_are_drawn_anew_in_each_epoch(example: Any, posts: Path) -> None:
+    damaged_posts, settings = example("main_job.damaged_posts"), example("main_job.settings")
+    encoders = {"image": settings.SmallImageEncoder(), "text": settings.SmallTextEncoder()}
+    dataset = MVSA(posts, image_transform=encoders["image"].resize)
+    encodings = {
+        m: example("main_job.encoders").encoding(e, frozen=False) for m, e in encoders.items()
+    }
+    intact = encode(dataset, encodings)
+    before = {name: values.clone() for name, values in intact.features.items()}
+    kinds = {"image": ["black", "noise"], "text": ["blank", "swapped"]}
+    both = damaged_posts.DamagedPosts(intact, dataset, encoders, kinds, 0.5, 3)
+    first, again, second = (both(epoch).features for epoch in (0, 0, 1))
+    changed = {m: (first[m] != before[m]).flatten(1).any(1) for m in before}
+    assert 0.1 < changed["image"].float().mean() < 0.4
+    assert changed["text"].any()
+    assert not (changed["image"] & changed["text"]).any()
+    assert all(torch.equal(first[m], again[m]) for m in before)
+    assert not torch.equal(first["image"], second["image"])
+    assert all(torch.equal(intact.features[m], before[m]) for m in before)
+    texts = damaged_posts.DamagedPosts(intact, dataset, encoders, {"text": ["blank"]}, 1.0, 3)(0)
+    assert texts.features["image"] is intact.features["image"]
+    assert (texts.features["text"] != before["text"]).any(1).all()

@@ -45,7 +45,7 @@ class Interrupted(Exception):
 
 def train(
     model: nn.Module,
-    posts: CachedFeatures,
+    posts: CachedFeatures | Callable[[int], CachedFeatures],
     validate: Callable[[nn.Module], float],
     recipe: Recipe,
     directory: Path,
@@ -65,7 +65,7 @@ def train(
 
     Args:
         model: with the head contract; built under ``seed``.
-        posts: to train on.
+        posts: to train on, or a function from an epoch to its posts, always the same number.
         validate: from a model to a score, higher is better; must leave random states alone.
         recipe: how.
         directory: of ``checkpoint.safetensors`` and ``best.safetensors``.
@@ -88,7 +88,8 @@ def train(
     optimizer = torch.optim.AdamW(
         groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
     )
-    per_epoch = math.ceil(len(posts.ids) / recipe.batch_size)
+    current, drawn = (posts(0), 0) if callable(posts) else (posts, 0)
+    per_epoch = math.ceil(len(current.ids) / recipe.batch_size)
     total = recipe.epochs * per_epoch
     last, best = directory / "checkpoint.safetensors", directory / "best.safetensors"
     state: dict[str, Any] = {"step": 0, "loss": 0.0, "history": []}
@@ -120,10 +121,12 @@ def train(
     with bar, catch_interrupt() as interrupted:
         while state["step"] < total:
             epoch, batch = divmod(state["step"], per_epoch)
-            order = epoch_order(len(posts.ids), seed, epoch)
+            if callable(posts) and epoch != drawn:
+                current, drawn = posts(epoch), epoch
+            order = epoch_order(len(current.ids), seed, epoch)
             rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             set_learning_rates(optimizer, state["step"] / total, recipe.final_lr)
-            state["loss"] += step(model, optimizer, posts, rows, device, loss)
+            state["loss"] += step(model, optimizer, current, rows, device, loss)
             state["step"] += 1
             bar.update()
             if state["step"] % per_epoch == 0:
