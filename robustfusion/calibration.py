@@ -433,8 +433,8 @@ def refresh(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
 
     Moving averages of weights, such as ``torch.optim.swa_utils.AveragedModel``, timm's
     ``ModelEmaV3`` or ``ema_pytorch``, treat the rows of a queue as weights and average rows of
-    different samples. Then qualities and alarms are wrong without a word. After this call they are
-    those of the averaged encoders. Call :func:`~robustfusion.calibrate` next. It is the
+    different samples. Then p-values are NaN, and the switch to evaluation warns. After this call
+    qualities and alarms are those of the averaged encoders. Call :func:`~robustfusion.calibrate` next. It is the
     counterpart of ``torch.optim.swa_utils.update_bn``.
 
     Args:
@@ -462,10 +462,10 @@ def refresh(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
         raise ValueError("batches must hold at least one batch, got none")
     parts = list(model.modules())
     heads = [part for part in parts if isinstance(getattr(part, "queues", None), dict)]
+    for part in parts:
+        if isinstance(part, QualityEstimator | FeatureQueue):
+            part.reset()
     with evaluating(model):
-        for part in parts:
-            if isinstance(part, QualityEstimator | FeatureQueue):
-                part.reset()
         for batch in itertools.chain([first], iterator):
             # Only the heads themselves are in training mode: their parts drop and update nothing.
             for head in heads:

@@ -111,6 +111,7 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         {name: value for name, value in part.items() if not is_identity(model, name)}
         for part in (model.state_dict(), weights)
     )
+    own = {name: value for name, value in own.items() if name in weights or not _optional(name)}
     if own.keys() != weights.keys():
         lacking, more = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
         raise ValueError(
@@ -127,6 +128,11 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         both_ways = (got.dtype, expected.dtype), (expected.dtype, got.dtype)
         if not all(torch.can_cast(*pair) for pair in both_ways):
             raise ValueError(f'weights["{name}"] must be {expected.dtype}, got {got.dtype}')
+
+
+def _optional(name: str) -> bool:
+    """Return whether states of robustfusion 0.2 lack this buffer of an estimator."""
+    return name.rpartition(".")[2] == "marks"
 
 
 def dense_copy(value: Any, name: str) -> Tensor:

@@ -267,7 +267,8 @@ class DRFHead(TaskHead):
         for (name, estimator), p_value in zip(self.estimators.items(), learned, strict=True):
             log_quality = output.log_quality[name]
             p_value = p_value.where(~p_value.isnan(), estimator.p_value_of(log_quality))
-            p_values[name] = p_value.where(log_quality > -torch.inf, torch.nan)
+            known = (log_quality > -torch.inf) & ~estimator.mixed
+            p_values[name] = p_value.where(known, torch.nan)
         return p_values
 
     def _hide_modalities(self, observed: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """The contract of quality estimators, which score how unusual features are."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ _REFERENCES = 2048  # number of calibration scores that are stored; p-values nee
 # Standard deviations subtracted from the length scores before the maximum is taken.
 _LENGTH_TOLERANCE = 2.0
 _LOGISTIC_SLOPE = math.pi / math.sqrt(3)  # a logistic distribution of this slope has std 1
+_HASH = -1640531535  # 2**32 over the golden ratio: its products mix all bits
+# With a smaller mark, a row of the queue is a mixture: 1 % of another row does no harm.
+_MIN_MARK = 0.98
 _MIN_STD = 1e-3  # with a smaller one, rounding errors would look unusual where all rows are alike
 # Mean and std of the three statistics and the score before any row is known. The last mean makes
 # every log-quality so low that a modality which training never had gets no weight.
@@ -45,6 +49,10 @@ class QualityEstimator(nn.Module, ABC):
 
     Before it has learned from two rows, an estimator knows nothing: p-values are NaN, and
     log-qualities so low that fusion gives the modality no weight. :attr:`ready` tells.
+
+    Moving averages of weights that average the queue as well leave mixtures of samples in it.
+    Then p-values are NaN, the switch to evaluation and :meth:`calibrate` warn, and
+    :func:`robustfusion.calibration.refresh` makes both right. :attr:`mixed` tells.
 
     A feature with NaN or inf has log-quality −inf and the smallest p-value. A feature with a value
     beyond 1e13 is never learned from.
@@ -100,6 +108,7 @@ class QualityEstimator(nn.Module, ABC):
     references: Tensor
     reference_count: Tensor
     unscored: Tensor
+    marks: Tensor
 
     def __init__(self, dim: int, capacity: int = 2048) -> None:
         super().__init__()
@@ -119,6 +128,9 @@ class QualityEstimator(nn.Module, ABC):
         self.register_buffer("reference_count", torch.zeros((), dtype=torch.long))
         # 1 if rows were stored since scores were last computed from the queue.
         self.register_buffer("unscored", torch.zeros((), dtype=torch.long))
+        # 1 or -1 for each row of the queue, from its bits: an average of rows is in between.
+        self.register_buffer("marks", torch.ones(capacity + 1))
+        self.register_load_state_dict_pre_hook(_add_marks)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         change = keep_float32(fn, self.score_stats, self.references, self.recent_scores.slots)
@@ -166,12 +178,18 @@ class QualityEstimator(nn.Module, ABC):
                 (index >= _REFERENCES) & (index < _REFERENCES + self.recent_scores.count),
             )
             p_value = conformal_p_value(-log_quality, -self._log_quality(references), valid)
-            return p_value.where(valid.any(), torch.nan)
+            return p_value.where(valid.any() & ~self.mixed, torch.nan)
 
     @property
     def ready(self) -> bool:
         """Return whether there are references, so that p-values are not NaN."""
-        return bool(self.reference_count > 0) or len(self.recent_scores) > 0
+        known = bool(self.reference_count > 0) or len(self.recent_scores) > 0
+        return known and not bool(self.mixed)
+
+    @property
+    def mixed(self) -> Tensor:
+        """Return whether rows of the queue are averages of several rows, () bool."""
+        return (self.marks[:-1].abs() < _MIN_MARK).any()
 
     def standardize(self, features: Tensor) -> Tensor:
         """Give each coordinate mean 0 and standard deviation 1 by the moments of the queue."""
@@ -180,8 +198,10 @@ class QualityEstimator(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Set the mode; the switch to evaluation scores the rows that were stored in training."""
         super().train(mode)
-        if not mode and not self.unscored.is_meta and int(self.unscored):
-            self._score_queue()
+        if not mode and not self.unscored.is_meta:
+            self._warn_if_mixed()
+            if int(self.unscored):
+                self._score_queue()
         return self
 
     @torch.no_grad()
@@ -191,7 +211,7 @@ class QualityEstimator(nn.Module, ABC):
         Scores are computed once, at the switch to evaluation, so a training step searches nothing.
         The references of :meth:`calibrate` are dropped, because they belong to earlier features.
         """
-        self.queue.enqueue(features, available)
+        self._mark(features, self.queue.enqueue(features, available))
         self.moments.observe_finite(features, available)
         self.unscored.fill_(1)
         self.reference_count.zero_()
@@ -210,6 +230,7 @@ class QualityEstimator(nn.Module, ABC):
         log_quality = self._log_quality(score)
         known = available & (self.queue.count > 1)  # an empty queue makes every row unusual
         slots = self.queue.enqueue(features, available)
+        self._mark(features, slots)
         self.moments.observe_finite(features, available)
         self.update(features, available, slots)
         self.recent_scores.enqueue(torch.cat([statistics, score[:, None]], dim=1), known)
@@ -236,6 +257,7 @@ class QualityEstimator(nn.Module, ABC):
         rows = features[available]
         if len(rows) < 2:
             raise ValueError(f"features must have at least 2 available rows, got {len(rows)}")
+        self._warn_if_mixed()
         # State of each row that was computed when it came follows today's moments.
         self._follow_queue()
         if int(self.unscored) or len(self.recent_scores) < 2:
@@ -258,6 +280,24 @@ class QualityEstimator(nn.Module, ABC):
         self.reference_count.zero_()
         self.unscored.zero_()
         self.score_stats.copy_(_NO_STATS)
+        self.marks.fill_(1)
+
+    def _mark(self, features: Tensor, slots: Tensor) -> None:
+        """Mark the rows that were stored in these slots by 1 or -1, a hash of the row."""
+        # Lengths and sums may be alike in all rows, those of normalized features are.
+        bits = features.float().pow(3).sum(1).view(torch.int32)
+        sign = 1 + 2 * ((bits * _HASH) >> 31)
+        self.marks.index_copy_(0, slots, sign.to(self.marks.dtype))
+        self.marks[-1].fill_(1)  # the spare slot
+
+    def _warn_if_mixed(self) -> None:
+        if self.mixed:
+            warnings.warn(
+                "the rows of a queue are averages of several rows, as moving averages of weights "
+                "leave them: p-values are NaN until robustfusion.calibration.refresh(model, "
+                "training_batches) and then calibrate were called",
+                stacklevel=3,
+            )
 
     def _follow_queue(self) -> None:
         every_slot = torch.arange(self.capacity, device=self.queue.count.device)
@@ -353,3 +393,10 @@ def _log_tail(score: Tensor, stats: Tensor) -> Tensor:
     mean, std = stats[..., 3]
     # In ONNX Runtime, logsigmoid is -inf below -16; softplus is not.
     return -_LOGISTIC_SLOPE * F.softplus((score - mean) / std, beta=_LOGISTIC_SLOPE)
+
+
+def _add_marks(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take the rows of a state without marks, of robustfusion 0.2 or older, for whole ones."""
+    marks = cast("Tensor", module.marks)
+    if prefix + "queue.slots" in state:
+        state.setdefault(prefix + "marks", torch.ones_like(marks))

@@ -1,5 +1,9 @@
 """After weights were averaged, refresh makes qualities and alarms those of the averaged model."""
 
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import swa_utils
 
-from robustfusion import DRFClassifier, DRFHead, calibrate
+from robustfusion import (
+    DRFClassifier,
+    DRFHead,
+    NeighborQualityEstimator,
+    QualityEstimator,
+    calibrate,
+)
 from robustfusion.calibration import refresh
 
 DIMS = {"image": 8, "text": 6}
@@ -31,13 +41,47 @@ def average_by_hand(averaged: torch.nn.Module, model: torch.nn.Module) -> None:
             value.lerp_(live[name], 0.1)
 
 
-def trained(kind: str) -> torch.nn.Module:
+def timm_average(model: torch.nn.Module) -> torch.nn.Module:
+    """The average of timm from its own file: the package itself imports torchvision."""
+    found = importlib.util.find_spec("timm")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("timm is not installed")
+    path = Path(found.submodule_search_locations[0], "utils", "model_ema.py")
+    spec: Any = importlib.util.spec_from_file_location("timm_model_ema", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    average: torch.nn.Module = module.ModelEmaV3(model, decay=0.9)
+    return average
+
+
+def start(kind: str, model: torch.nn.Module) -> tuple[torch.nn.Module, Callable[[], Any]]:
+    """Return a wrapper of the averaged model, and what updates it after a step."""
+    average: Any
+    if kind == "ema_pytorch":
+        package = pytest.importorskip("ema_pytorch")
+        average = package.EMA(model, beta=0.9, update_after_step=0, update_every=1)
+        return average.ema_model, average.update
+    if kind == "timm":
+        average = timm_average(model)
+        return average.module, lambda: average.update(model)
+    buffers = kind == "use_buffers"
+    average = swa_utils.AveragedModel(model, multi_avg_fn=EMA(0.9), use_buffers=buffers)
+    if kind == "by hand":
+        return average.module, lambda: average_by_hand(average.module, model)
+    return average, lambda: average.update_parameters(model)
+
+
+def build() -> DRFClassifier:
     torch.manual_seed(0)
     encoders = {name: torch.nn.Linear(dim, dim) for name, dim in DIMS.items()}
-    model = DRFClassifier(encoders, DRFHead(DIMS, 3, hidden_features=32))
-    averaged = swa_utils.AveragedModel(
-        model, multi_avg_fn=EMA(0.9), use_buffers=kind == "use_buffers"
-    )
+    return DRFClassifier(encoders, DRFHead(DIMS, 3, hidden_features=32))
+
+
+def trained(kind: str) -> torch.nn.Module:
+    model = build()
+    if kind == "Lightning":
+        return trained_by_lightning(model)
+    averaged, update = start(kind, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(100):
         batch = draw(64, 1000 + step)
@@ -45,29 +89,82 @@ def trained(kind: str) -> torch.nn.Module:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if kind == "by hand":
-            average_by_hand(averaged.module, model)
-        else:
-            averaged.update_parameters(model)
-    return averaged.eval()
+        update()
+    return averaged
+
+
+def trained_by_lightning(model: DRFClassifier) -> torch.nn.Module:
+    lightning = pytest.importorskip("lightning")
+    callback = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
+            loss: Tensor = self.model.loss(self.model(batch["inputs"]), batch["label"])
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=3e-3)
+
+    module = Module()
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[callback.EMAWeightAveraging(decay=0.9)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning about workers, and of us, tested below
+        batches: list[Any] = [draw(64, 1000 + step) for step in range(100)]
+        trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return module.model
+
+
+def estimators(model: torch.nn.Module) -> list[QualityEstimator]:
+    return [part for part in model.modules() if isinstance(part, QualityEstimator)]
+
+
+@torch.no_grad()
+def p_values(model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
+    head = next(part for part in model.modules() if isinstance(part, DRFHead))
+    return head.p_values(model(batch["inputs"]))["image"]
 
 
 def alarms(model: torch.nn.Module, batch: dict[str, Any]) -> float:
-    inner: Any = model
-    while not hasattr(inner, "p_values"):
-        inner = getattr(inner, "head", None) or inner.module
-    with torch.no_grad():
-        p_value = inner.p_values(model(batch["inputs"]))["image"]
-    return float((p_value <= 0.05).float().mean())
+    return float((p_values(model, batch) <= 0.05).float().mean())
 
 
-@pytest.mark.parametrize("kind", ["parameters", "use_buffers", "by hand"])
-def test_alarms_are_right_after_a_refresh(kind: str) -> None:
+KINDS = ["parameters", "use_buffers", "by hand", "ema_pytorch", "timm", "Lightning"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_averaged_queue_gives_no_p_value_and_a_warning_until_a_refresh(kind: str) -> None:
     model = trained(kind)
+    test = draw(1000, 2)
+    if kind == "parameters":  # its buffers are those of the model in training
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.eval()
+        assert not any(bool(part.mixed) for part in estimators(model))
+    else:
+        with pytest.warns(UserWarning, match=r"robustfusion\.calibration\.refresh"):
+            model.eval()
+        assert not any(part.ready for part in estimators(model))
+        assert p_values(model, test).isnan().all()
+        with pytest.warns(UserWarning, match=r"robustfusion\.calibration\.refresh"):
+            calibrate(model, [draw(500, 1)])
+        assert p_values(model, test).isnan().all()
     training = [draw(256, 1000 + step) for step in range(8)]
     refresh(model, [{"inputs": batch["inputs"]} for batch in training])
-    calibrate(model, [draw(500, 1)])
-    test = draw(1000, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrate(model, [draw(500, 1)])
     damaged = {**test, "inputs": {**test["inputs"], "image": 4 * torch.randn(1000, 8)}}
     assert alarms(model, test) <= 0.05 + 3 * (0.05 * 0.95 / 500) ** 0.5
     assert alarms(model, damaged) > 0.5
@@ -76,7 +173,7 @@ def test_alarms_are_right_after_a_refresh(kind: str) -> None:
 
 
 def test_the_same_state_whatever_was_averaged() -> None:
-    model = trained("parameters")
+    model = trained("parameters").eval()
     batches = [{"inputs": draw(256, step)["inputs"]} for step in range(4)]
     refresh(model, batches)
     first = {name: value.clone() for name, value in model.state_dict().items()}
@@ -89,3 +186,25 @@ def test_the_same_state_whatever_was_averaged() -> None:
     assert not any(module.training for module in model.modules())
     with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):
         refresh(model, [])
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
+def test_whole_rows_are_not_taken_for_averages(change: str) -> None:
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(3000, 16))
+    estimator = NeighborQualityEstimator(16).fit(features)
+    assert 0.4 < float((estimator.marks > 0).float().mean()) < 0.6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(estimator, change)().eval()
+    assert estimator.ready
+    estimator.marks[5] = 0.5
+    assert not estimator.ready
+
+
+def test_a_state_without_marks_loads_as_whole_rows() -> None:
+    estimator = NeighborQualityEstimator(8).fit(torch.randn(300, 8))
+    state = {name: value for name, value in estimator.state_dict().items() if name != "marks"}
+    again = NeighborQualityEstimator(8)
+    again.load_state_dict(state)
+    assert again.ready
