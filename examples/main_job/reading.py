@@ -37,6 +37,7 @@ from robustfusion.disruption import (
     TextCorruption,
     collate,
 )
+from robustfusion.disruption.damage import PAIRED_KINDS
 
 MIN_POSTS = 10  # validation and test get a tenth each, which must be a post at least
 SEPARATORS = "|;,"  # may stand between several labels of a cell
@@ -271,3 +272,24 @@ def damage_kinds(names: str, *, table: bool = False) -> dict[str, list[str]]:
                 )
     kinds = {m: [k for k in every if names == "all" or k in chosen] for m, every in known.items()}
     return {modality: part for modality, part in kinds.items() if part}
+
+
+def training_kinds(settings: Settings) -> dict[str, list[str]]:
+    """Return the kinds of damage to train on: of encoders that learn, with one input each."""
+    if not settings.train_damage:
+        return {}
+    if settings.recipe == "paper":
+        raise SetupError("--train-damage is not in --recipe paper")
+    every = damage_kinds(settings.damage, table=bool(settings.table_columns))
+    kinds = {
+        modality: [kind for kind in names if kind not in PAIRED_KINDS]
+        for modality, names in every.items()
+        if modality not in settings.frozen
+    }
+    kinds = {modality: names for modality, names in kinds.items() if names}
+    if not kinds:
+        raise SetupError(
+            "--train-damage needs an encoder that is not frozen, and a kind of damage for it "
+            f"other than {', '.join(PAIRED_KINDS)} in --damage"
+        )
+    return kinds

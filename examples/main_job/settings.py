@@ -77,6 +77,7 @@ class Settings:
     threads: int
     allow_outside: bool = False
     damage: str = "all"
+    train_damage: float = 0.0  # share of the training posts to damage
     encoding: str = ""  # encoding of the table; UTF-8 if empty
     task: str = "multiclass"
     label_columns: list[str] = field(default_factory=list)  # instead of label_column
