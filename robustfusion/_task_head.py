@@ -142,8 +142,8 @@ class TaskModule(nn.Module):
 class TaskHead(TaskModule, ABC):
     """A head with a loss. Regression outputs numbers in the units of the targets.
 
-    Inside, numbers have zero mean and unit variance over the training samples; their moments are
-    learned from the targets that ``loss`` sees in training mode, on all ranks of a distributed run.
+    Inside, numbers have zero mean and unit variance over the training samples. ``loss`` learns
+    their moments in training mode, from the targets on all ranks of a distributed run.
     """
 
     supported_tasks: ClassVar[tuple[Task, ...]] = get_args(Task)
@@ -197,7 +197,7 @@ class TaskHead(TaskModule, ABC):
         check_target(target, output.logits, self.task)
         target = target.to(output.logits.device)
         if self.task == "regression":
-            target = self._standardized(at_least_float32(target).view(-1, self.num_classes))
+            target = self.standardize_target(target)
         supervision = Supervision(
             target, self.task, class_weight, sample_weight, label_smoothing, reduction
         )
@@ -224,8 +224,12 @@ class TaskHead(TaskModule, ABC):
         return outputs * std.to(outputs.dtype) + mean.to(outputs.dtype)
 
     @torch.no_grad()
-    def _standardized(self, target: Tensor) -> Tensor:
-        """Return numbers in units of their standard deviation; training first learns from them."""
+    def standardize_target(self, target: Tensor) -> Tensor:
+        """Return numbers in units of their standard deviation; training first learns from them.
+
+        (N, C), or (N,) if C is 1, to (N, C).
+        """
+        target = at_least_float32(target).view(-1, self.num_classes)
         if self.training:
             self._observe(target)
         return (target - self.target_mean) / self._scale()

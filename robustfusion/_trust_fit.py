@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from einops import einsum
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustfusion.candidates import Candidates
 from robustfusion.functional import masked_softmax
+from robustfusion.tasks import Task, sample_loss
 
 # Penalty of the squared directions; cross-validation chooses. Between 0.1 and 3 the accuracy
 # hardly changes: sketches on three seeds of the main job and on MVSA-Single.
@@ -17,6 +17,7 @@ _PENALTIES = (3.0, 1.0, 0.3, 0.1)
 _NUMBER_PENALTY = 1e-2  # penalty of the few other numbers, squared, about their initial values
 _INTACT_SHARE = 0.5  # weight of intact samples in the fit; kinds of damage share the rest equally
 _FOLDS = 3
+_MIN_ERROR = 1e-6  # squared error in units of the variance of the targets
 _ITERATIONS = 60  # steps of L-BFGS
 # Ridge penalty of predicted harm. With less, references that a fold left out vary more than new
 # samples do, and false alarms are too rare.
@@ -34,7 +35,7 @@ class HeldOut(NamedTuple):
         agreement: (N, M), evidence that is added to that of each modality.
         logits: (N, K, H, C), the predictions of each candidate. H is 2 for a head whose candidates
             mix early and late fusion, else 1.
-        target: (N,) long, the class of each sample.
+        target: The target of each sample, see :mod:`robustfusion.tasks`.
         kind: (N,) long, 0 for intact samples, else the number of the kind of damage.
         group: (N,) long, equal for all copies of one sample.
     """
@@ -89,10 +90,12 @@ class _Part(NamedTuple):
 
 
 class TrustProblem:
-    """The likelihood of held-out labels as a function of one vector of numbers."""
+    """The likelihood of held-out targets as a function of one vector of numbers."""
 
-    def __init__(self, samples: HeldOut, candidates: Candidates, log_prior: float) -> None:
-        self.samples = samples
+    def __init__(
+        self, samples: HeldOut, candidates: Candidates, log_prior: float, task: Task
+    ) -> None:
+        self.samples, self.task = samples, task
         self.trusted, self.usable = candidates.restrict(samples.available)
         self.weight = _weights(samples.kind)
         modalities, number = samples.available.shape[1], len(candidates)
@@ -103,10 +106,18 @@ class TrustProblem:
         self.initial = torch.zeros(sum(self.sizes)).to(samples.log_quality)
         self.initial[self.width : self.width + modalities] = -log_prior
         self.folds = folds(samples)
+        # Numbers are normally distributed with the variance of the initial errors.
+        self.precision = 1.0
+        if task == "regression":
+            everything = torch.ones_like(samples.kind, dtype=torch.bool)
+            error = (self._nll(self.initial, self._part(everything)) * self.weight).sum()
+            self.precision = 0.5 / max(float(error), _MIN_ERROR)
 
     def numbers(self, vector: Tensor) -> Numbers:
         """Name the parts of a vector."""
         *directions, bias, slope, offset, late, scale = torch.split(vector, self.sizes)
+        if self.task == "regression":  # numbers have a scale, which is not calibrated elsewhere
+            scale = torch.zeros_like(scale)
         return Numbers(tuple(directions), bias, slope.exp(), offset, late.sigmoid(), scale.exp())
 
     def fit(self) -> tuple[TrustFit, Numbers]:
@@ -157,7 +168,7 @@ class TrustProblem:
         logits = samples.logits.to(vector.dtype)
         logits = torch.lerp(logits[:, :, 0], logits[:, :, -1], numbers.late_share)
         fused = einsum(weights, numbers.scale * logits, "n k, n k c -> n c")
-        return F.cross_entropy(fused, samples.target, reduction="none")
+        return self.precision * sample_loss(fused, samples.target, self.task)[0]
 
     def _minimize(self, part: _Part, penalty: float, start: Tensor) -> Tensor:
         """Return the vector with the smallest penalized loss."""
@@ -205,15 +216,19 @@ class HarmFit(NamedTuple):
     references: Tensor
 
 
-def fit_harm(samples: HeldOut, name: str, candidate: int) -> HarmFit | None:
+def fit_harm(samples: HeldOut, name: str, candidate: int, task: Task) -> HarmFit | None:
     """Fit how much damage to one modality changes the prediction from it alone.
 
     The target is the total variation between the predictions from the damaged and from the intact
-    feature; no label is needed. ``None`` if no damaged copy of the modality is known.
+    feature, its mean over several labels, or the mean distance of numbers in units of their
+    standard deviation, at most 1 each. No target is needed. ``None`` if no damaged copy of the
+    modality is known.
     """
     index = list(samples.features).index(name)
     x = samples.features[name].float()
-    probability = samples.logits[:, candidate].float().mean(1).softmax(-1)
+    prediction = samples.logits[:, candidate].float().mean(1)
+    if task != "regression":
+        prediction = prediction.softmax(-1) if task == "multiclass" else prediction.sigmoid()
     intact = (samples.kind == 0) & samples.available[:, index]
     # The intact row of each sample, which its copies are compared with.
     row = torch.full((int(samples.group.max()) + 1,), -1, device=x.device)
@@ -223,7 +238,8 @@ def fit_harm(samples: HeldOut, name: str, candidate: int) -> HarmFit | None:
     damaged = damaged & (x != x[partner]).any(1)
     if not bool(damaged.any()):
         return None
-    harm = 0.5 * (probability - probability[partner]).abs().sum(-1)
+    change = (prediction - prediction[partner]).abs()
+    harm = 0.5 * change.sum(-1) if task == "multiclass" else change.clamp_max(1).mean(-1)
     quality = samples.log_quality[:, index, None].clamp_min(LOWEST_LOG_QUALITY)
     rows = torch.cat([x, quality], dim=1)
     used = intact | damaged

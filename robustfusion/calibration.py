@@ -7,16 +7,15 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robustfusion._modules import evaluating
 from robustfusion._outputs import read_output
 from robustfusion._trust_fit import HeldOut, TrustFit
-from robustfusion._validation import check_labels
 from robustfusion.drf import DRFHead
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import conformal_p_value, expected_calibration_error
 from robustfusion.quality import QualityEstimator
+from robustfusion.tasks import Task, check_target, confidence, fit_interval, sample_loss
 
 # With this number of samples, the log of a pattern's temperature is halved.
 _SHRINKAGE_SAMPLES = 50
@@ -25,6 +24,7 @@ _LOG_TEMPERATURES = torch.linspace(-3, 3, 301)  # temperatures from 1/20 to 20 i
 # Largest factor by which a stand-in may gain weight. In sketches a larger factor gained little on
 # intact posts and lost macro-F1 where the other modality was damaged.
 _MAX_PRIOR_FACTOR = 2.0
+_MIN_ERROR = 1e-6  # squared error in units of the variance of the targets
 _PRIOR_STEPS, _PRIOR_ROUNDS = 8, 3  # grid search over one modality after the other
 
 
@@ -46,6 +46,20 @@ class PatternCalibration(NamedTuple):
     nll: tuple[float, float]
 
 
+class IntervalCalibration(NamedTuple):
+    """The intervals of numbers for samples with exactly these modalities.
+
+    Attributes:
+        modalities: Names of the modalities.
+        rows: Number of held-out samples; those with more modalities count as well, without them.
+        half_width: (C,), half the width of the interval of each number.
+    """
+
+    modalities: tuple[str, ...]
+    rows: int
+    half_width: tuple[float, ...]
+
+
 class CalibrationReport(NamedTuple):
     """The report of :func:`~robustfusion.calibrate`.
 
@@ -58,12 +72,15 @@ class CalibrationReport(NamedTuple):
         trust_thresholds: For each modality the quality below which its stand-in weighs more than
             the feature; empty for a head without stand-ins, or if trust was learned.
         trust: What was learned from damaged samples, ``None`` without any.
+        intervals: One :class:`IntervalCalibration` for each of the candidates of a head for
+            regression, whose ``patterns`` are empty.
     """
 
     patterns: tuple[PatternCalibration, ...]
     alarms: dict[str, float]
     trust_thresholds: dict[str, float]
     trust: TrustFit | None = None
+    intervals: tuple[IntervalCalibration, ...] = ()
 
     def to_markdown(self) -> str:
         """Return the report as a table and a few lines."""
@@ -80,7 +97,13 @@ class CalibrationReport(NamedTuple):
             f"{name} {100 * rate:.1f} %" if rate == rate else f"{name} unknown (too few rows)"
             for name, rate in self.alarms.items()
         )
-        lines = [*(lines if self.patterns else []), "", f"Alarms at 5 %: {alarms}."]
+        if self.intervals:
+            lines = ["| modalities | rows | half-width at 90 % |", "|---|---:|---:|"]
+            for row in self.intervals:
+                widths = ", ".join(f"{value:.4g}" for value in row.half_width)
+                lines.append(f"| {' + '.join(row.modalities)} | {row.rows} | {widths} |")
+        used = self.patterns or self.intervals
+        lines = [*(lines if used else []), "", f"Alarms at 5 %: {alarms}."]
         few = [
             f"{' + '.join(p.modalities)} ({p.rows})" for p in self.patterns if p.rows < _FEW_ROWS
         ]
@@ -113,8 +136,9 @@ def calibrate(
     head learns how much to trust each modality: with ``damaged``, from what damage does to the
     prediction, see :class:`~robustfusion.LearnedTrust`; without, the log-priors :math:`q_m` of the
     stand-ins are fitted to the intact samples, so that a modality without which the others predict
-    as well gets less weight. Last, each availability pattern gets a temperature :math:`T`. All
-    results are in buffers and are saved with the model.
+    as well gets less weight. Last, each availability pattern gets a temperature :math:`T`, or for
+    regression the half-width of an interval that covers 90 % of each number, which
+    ``head.interval(output)`` returns. All results are in buffers and are saved with the model.
 
     Batches without labels give references for qualities and p-values; trust and temperatures stay
     as they were.
@@ -126,8 +150,8 @@ def calibrate(
         model: :class:`~robustfusion.DRFClassifier`, :class:`~robustfusion.DRFHead` or any model
             that returns a :class:`~robustfusion.DRFOutput` and contains such a head, also inside a
             :class:`~robustfusion.NeighborVoteHead` that was fitted.
-        batches: Dicts of ``inputs``, ``available`` (optional), ``label`` (B,) (in all batches or
-            in none) and ``id`` (optional), the name of each sample.
+        batches: Dicts of ``inputs``, ``available`` (optional), ``label``, the target (in all
+            batches or in none), and ``id`` (optional), the name of each sample.
         damaged: Batches of the same samples, damaged, as
             :func:`~robustfusion.disruption.damage` makes them: like ``batches``, with ``kind`` and
             ``modality``, which name the damage. No label says what is damaged: the head learns
@@ -139,8 +163,7 @@ def calibrate(
 
     Raises:
         ValueError: If the model has nothing to calibrate, ``batches`` is empty or a batch lacks
-            something. Then nothing has changed.
-        TypeError: If labels are not integers.
+            something, or its target does not fit the task. Then nothing has changed.
 
     Example:
         >>> import torch
@@ -159,7 +182,9 @@ def calibrate(
 
         from their initial value :math:`q_0`. A temperature minimizes the negative log-likelihood
         of ``logits / T``. With n samples it is drawn towards the temperature of all patterns,
-        :math:`\log T = (n \log T_n + 50 \log T_{all}) / (n + 50)`.
+        :math:`\log T = (n \log T_n + 50 \log T_{all}) / (n + 50)`. For regression the likelihood
+        is normal with the variance of the first errors. Intervals are split conformal, but trust
+        and log-priors were fitted to the same samples, so that the promise holds nearly.
 
     Reference:
         Temperature: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. P-values:
@@ -176,6 +201,7 @@ def calibrate(
         )
     if damaged is not None and not hasattr(scoring, "trust"):
         raise ValueError(f"damaged needs a head that learns trust, got {type(scoring).__name__}")
+    task: Task = getattr(scoring, "task", "multiclass")
     with evaluating(model):
         intact = encode_batches(model, batches)
         features, available, labels = intact.features, intact.available, intact.labels
@@ -188,6 +214,8 @@ def calibrate(
         before = []
         if head is not None and labels is not None:
             before = _by_pattern(head, features, available, labels)
+            if task == "regression" and isinstance(scoring, DRFHead):
+                _set_residual_variance(scoring, features, available, labels)
         alarms = {}
         for name, estimator in scoring.estimators.items():
             rows = features[name][available[name]]
@@ -199,7 +227,7 @@ def calibrate(
             alarms |= _take_harm_references(scoring, intact)
             return CalibrationReport((), alarms, {})
         if copies is not None:
-            trust = scoring.trust.fit_held_out(_held_out(scoring, intact, copies))
+            trust = scoring.trust.fit_held_out(_held_out(scoring, intact, copies), task)
             counts = scoring.trust.reference_count.tolist()
             for name, harm, count in zip(alarms, scoring.trust.references, counts, strict=True):
                 if count:
@@ -210,12 +238,18 @@ def calibrate(
             return CalibrationReport((), alarms, thresholds, trust)
         head.temperature.fill_(1)
         after = _by_pattern(head, features, available, labels)
-        pooled = (torch.cat(part) for part in zip(*after, strict=True))
-        head.temperature[-1] = _temperature(*pooled)
+        pooled_logits, pooled_labels = (torch.cat(part) for part in zip(*after, strict=True))
+        if task == "regression":
+            intervals = _fit_intervals(head, after)
+            head.interval_width[-1] = fit_interval(pooled_logits, pooled_labels)
+            return CalibrationReport((), alarms, thresholds, trust, intervals)
+        head.temperature[-1] = _temperature(pooled_logits, pooled_labels, task)
         patterns = []
         for index, (old, (logits, target)) in enumerate(zip(before, after, strict=True)):
-            temperature = head.temperature[index] = _temperature(logits, target)
-            errors = zip(_errors(*old), _errors(logits / temperature, target), strict=True)
+            temperature = head.temperature[index] = _temperature(logits, target, task)
+            errors = zip(
+                _errors(*old, task), _errors(logits / temperature, target, task), strict=True
+            )
             names = head.candidates[index]
             patterns.append(PatternCalibration(names, len(target), float(temperature), *errors))
     return CalibrationReport(tuple(patterns), alarms, thresholds, trust)
@@ -227,7 +261,7 @@ class EncodedBatches(NamedTuple):
     Attributes:
         features: (N, D_m) for each modality.
         available: (N,) bool for each modality.
-        labels: (N,), ``None`` if no batch has labels.
+        labels: The target of each sample, ``None`` if no batch has labels.
         ids: The name of each sample; its number where the batches have no ``id``.
         kinds: (modality, kind) of the damage of each sample; empty strings where it is intact.
     """
@@ -247,7 +281,7 @@ def encode_batches(
 
     Raises:
         ValueError: If there is no batch, or one lacks ``inputs``, or some have no ``label``.
-        TypeError: If labels are not integers.
+        TypeError: If a target is no tensor of numbers.
     """
     features: dict[str, list[Tensor]] = {}
     available: dict[str, list[Tensor]] = {}
@@ -269,7 +303,7 @@ def encode_batches(
         count = len(out.logits)
         if "label" in batch:
             label = torch.as_tensor(batch["label"])
-            check_labels(label, *out.logits.shape)
+            check_target(label, out.logits, _task_of(model))
             labels.append(label.to(out.logits.device))
         ids += batch.get("id", range(len(ids), len(ids) + count))
         kinds += [(batch.get("modality", ""), batch.get("kind", ""))] * count
@@ -325,6 +359,8 @@ def _held_out(head: Any, intact: EncodedBatches, copies: EncodedBatches) -> Held
     for part, numbers in ((intact, {}), (copies, kinds)):
         out = head(part.features, part.available)
         labels = cast("Tensor", part.labels)
+        if head.task == "regression":
+            labels = head.standardize_target(labels)
         available = torch.stack(list(part.available.values()), dim=1)
         log_quality = torch.stack(list(out.log_quality.values()), dim=1)
         parts.append(
@@ -335,8 +371,8 @@ def _held_out(head: Any, intact: EncodedBatches, copies: EncodedBatches) -> Held
                 out.extras["agreement"],
                 out.extras["half_logits"],
                 labels,
-                torch.tensor([numbers.get(kind, 0) for kind in part.kinds]).to(labels),
-                torch.tensor([groups[sample] for sample in part.ids]).to(labels),
+                torch.tensor([numbers.get(kind, 0) for kind in part.kinds]).to(labels.device),
+                torch.tensor([groups[sample] for sample in part.ids]).to(labels.device),
             )
         )
     first, second = parts
@@ -355,13 +391,20 @@ def _fit_log_priors(
     rows = out.extras["usable"].any(1)
     observed = torch.stack(list(available.values()), dim=1)
     replaced = (observed[:, None] & (head.candidates.mask == 0))[rows].to(initial)
-    log_weight, logits, labels = out.weights[rows].log(), out.candidate_logits[rows], labels[rows]
+    log_weight, target = out.weights[rows].log(), labels[rows]
+    logits = out.extras["half_logits"][rows].mean(2)
+    precision = 1.0
+    if head.task == "regression":
+        target = head.standardize_target(target)
+        fused = (log_weight.softmax(1)[:, None].to(logits) @ logits).squeeze(1)
+        error = sample_loss(fused, target, head.task)[0].sum() / max(len(target), 1)
+        precision = 0.5 / max(float(error), _MIN_ERROR)
 
     def cost(log_prior: Tensor) -> Tensor:
         weights = (log_weight + replaced @ (log_prior - initial)).softmax(1)
         fused = (weights[:, None].to(logits) @ logits).squeeze(1)
         penalty: Tensor = 0.5 * (log_prior - initial).square().sum()
-        return F.cross_entropy(fused, labels, reduction="sum") + penalty
+        return precision * sample_loss(fused, target, head.task)[0].sum() + penalty
 
     best = initial
     steps = torch.linspace(0, math.log(_MAX_PRIOR_FACTOR), _PRIOR_STEPS)
@@ -382,15 +425,43 @@ def _by_pattern(
     for candidate in head.candidates:
         rows = torch.stack([available[name] for name in candidate]).all(0)
         part = {name: values[rows] for name, values in features.items()}
-        mask = {
-            name: torch.full_like(labels[rows], name in candidate, dtype=torch.bool)
-            for name in features
-        }
+        mask = {name: rows.new_full((int(rows.sum()),), name in candidate) for name in features}
         outcome.append((head(part, mask).logits, labels[rows]))
     return outcome
 
 
-def _temperature(logits: Tensor, labels: Tensor) -> Tensor:
+def _task_of(model: nn.Module) -> Task:
+    """Return the task of a model's head."""
+    tasks = (getattr(module, "task", None) for module in model.modules())
+    return cast("Task", next((task for task in tasks if isinstance(task, str)), "multiclass"))
+
+
+def _set_residual_variance(
+    head: DRFHead, features: dict[str, Tensor], available: dict[str, Tensor], labels: Tensor
+) -> None:
+    """Set the variance of the errors of predictions from one modality, over all modalities."""
+    out, target = head(features, available), head.standardize_target(labels)
+    count = len(head.dims)
+    errors = (out.extras["half_logits"][:, -count:].mean(2) - target[:, None]).square()
+    observed = torch.stack(list(available.values()), dim=1)[..., None]
+    known = observed & ~errors.isnan()
+    total = errors.where(known, 0.0).sum((0, 1))
+    head.residual_variance.copy_(total / known.sum((0, 1)).clamp_min(1))
+
+
+def _fit_intervals(
+    head: Any, patterns: list[tuple[Tensor, Tensor]]
+) -> tuple[IntervalCalibration, ...]:
+    """Set the interval of each candidate's pattern."""
+    intervals = []
+    for index, (numbers, target) in enumerate(patterns):
+        width = head.interval_width[index] = fit_interval(numbers, target)
+        row = IntervalCalibration(head.candidates[index], len(target), tuple(width.tolist()))
+        intervals.append(row)
+    return tuple(intervals)
+
+
+def _temperature(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
     """Return the temperature with the smallest NLL, drawn towards 1; 1 if that does not help.
 
     It is kept if it lowers the leave-one-out NLL, in which each sample is scored by the
@@ -401,9 +472,7 @@ def _temperature(logits: Tensor, labels: Tensor) -> Tensor:
     if not len(labels):
         return grid[one].exp()
     share = len(labels) / (len(labels) + _SHRINKAGE_SAMPLES)
-    losses = torch.stack(
-        [F.cross_entropy(logits / t, labels, reduction="none") for t in grid.exp()]
-    )
+    losses = torch.stack([sample_loss(logits / t, labels, task)[0] for t in grid.exp()])
     total = losses.sum(1)
     best = one + share * (total.argmin() - one)
     left_out = one + share * ((total[:, None] - losses).argmin(0) - one)
@@ -411,13 +480,19 @@ def _temperature(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(gain.sum() > 0, grid[best.round().long()].exp(), 1.0)
 
 
-def _errors(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+def _errors(logits: Tensor, labels: Tensor, task: Task) -> tuple[float, float]:
     """Return expected calibration error and negative log-likelihood."""
     if not len(labels):
         return float("nan"), float("nan")
-    confidence, answer = logits.softmax(-1).max(-1)
-    ece = expected_calibration_error(confidence, answer == labels)
-    return float(ece), float(F.cross_entropy(logits, labels))
+    loss, weight = sample_loss(logits, labels, task)
+    sure = confidence(logits, task)
+    if task == "multilabel":
+        known, correct = labels >= 0, (logits > 0) == (labels > 0.5)
+    else:
+        classes = labels.argmax(1) if labels.ndim > 1 else labels
+        known, correct = classes >= 0, logits.argmax(-1) == classes
+    ece = expected_calibration_error(sure[known], correct[known])
+    return float(ece), float(loss.sum() / weight.sum().clamp_min(1))
 
 
 def _alarm_rate(scores: Tensor) -> float:

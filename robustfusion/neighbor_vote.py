@@ -92,6 +92,7 @@ class NeighborVoteHead(TaskModule):
     targets: Tensor
     class_prior: Tensor
     temperature: Tensor
+    interval_width: Tensor
 
     def __init__(
         self, head: nn.Module, *, capacity: int = 4096, neighbors: int = 30, weight: float = 0.5
@@ -176,6 +177,8 @@ class NeighborVoteHead(TaskModule):
             queue.enqueue(self._direction(name, x[name][chosen]))
             stored[number, : len(chosen)] = y[chosen].to(stored)
         self.temperature.fill_(1)
+        if self.task == "regression":
+            self.interval_width.fill_(torch.inf)
         return self
 
     def _prepare(self, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from robustfusion._modules import arguments_of
 from robustfusion._state import keep_float32
 from robustfusion._trust_fit import LOWEST_LOG_QUALITY, HeldOut, TrustFit, TrustProblem, fit_harm
-from robustfusion._validation import check_dims, check_features, check_labels, check_mask
+from robustfusion._validation import check_dims, check_features, check_mask
 from robustfusion.candidates import Candidates
 from robustfusion.functional import conformal_p_value, masked_softmax
+from robustfusion.tasks import Task, check_target
 
 _REFERENCES = 2048  # number of intact samples whose harm is stored; p-values need no finer steps
 
@@ -176,29 +177,32 @@ class LearnedTrust(nn.Module):
         available: Tensor | None = None,
         kind: Tensor | None = None,
         group: Tensor | None = None,
+        task: Task = "multiclass",
     ) -> TrustFit:
         """Learn from held-out samples, some of them damaged.
 
         Args:
             features: (N, D_m) for each modality, standardized.
             logits: (N, K, C), the prediction of each candidate.
-            target: (N,) long, the class of each sample.
+            target: The target of each sample, see :mod:`robustfusion.tasks`; numbers must be
+                standardized, and ``logits`` alike.
             available: (N, M) bool; ``None`` means that every modality is present everywhere.
             kind: (N,) long, 0 for intact samples, else the number of the kind of damage;
                 ``None`` treats all samples alike.
             group: (N,) long, equal for all copies of one sample, which cross-validation keeps
                 together; ``None`` means that all samples differ.
+            task: What the logits are.
 
         Returns:
             The chosen penalty and what the fit gained.
         """
         count = check_features(features, self.dims)
-        check_labels(target, count, logits.shape[-1])
         if logits.shape[:2] != (count, len(self.candidates)):
             raise ValueError(
                 f"logits must have shape ({count}, {len(self.candidates)}, C), one prediction per "
                 f"candidate, got {tuple(logits.shape)}"
             )
+        check_target(target, logits, task)
         shape = (count, len(self.dims))
         zeros = torch.zeros(shape, device=logits.device)
         if available is None:
@@ -215,14 +219,15 @@ class LearnedTrust(nn.Module):
                 target=target,
                 kind=torch.zeros_like(index) if kind is None else kind,
                 group=index if group is None else group,
-            )
+            ),
+            task,
         )
 
     @torch.no_grad()
-    def fit_held_out(self, samples: HeldOut) -> TrustFit:
+    def fit_held_out(self, samples: HeldOut, task: Task = "multiclass") -> TrustFit:
         """Learn evidence and harm from samples as a head sees them."""
         self.reset()
-        fit, numbers = TrustProblem(samples, self.candidates, self.log_prior).fit()
+        fit, numbers = TrustProblem(samples, self.candidates, self.log_prior, task).fit()
         self.bias.copy_(numbers.bias)
         self.slope.copy_(numbers.slope)
         self.offset.copy_(numbers.offset)
@@ -233,7 +238,7 @@ class LearnedTrust(nn.Module):
             self.direction[block, index] = numbers.directions[index]
             if (name,) not in self.candidates.subsets:
                 continue
-            harm = fit_harm(samples, name, self.candidates.subsets.index((name,)))
+            harm = fit_harm(samples, name, self.candidates.subsets.index((name,)), task)
             if harm is None:
                 continue
             self.harm_direction[block, index] = harm.direction

@@ -109,9 +109,9 @@ GOOD = draw(50, image_tells=True)
         ({"inputs": GOOD["inputs"]}, ValueError, r"in all batches or in none.*got \['inputs'\]"),
         ({"label": GOOD["label"]}, ValueError, r"got \['label'\]"),
         ((GOOD["inputs"], GOOD["label"]), ValueError, "got tuple"),
-        ({**GOOD, "label": GOOD["label"][:3]}, ValueError, r"shape \(50,\), got \(3,\)"),
-        ({**GOOD, "label": GOOD["label"] + 1}, ValueError, r"in \[0, 3\), got 1 to 3"),
-        ({**GOOD, "label": GOOD["label"].float()}, TypeError, "dtype torch.long"),
+        ({**GOOD, "label": GOOD["label"][:3]}, ValueError, r"shape \(50,\) .* got \(3,\)"),
+        ({**GOOD, "label": GOOD["label"] + 1}, ValueError, r"in \[0, 3\) or .* got 3"),
+        ({**GOOD, "label": GOOD["label"].float()}, ValueError, "use 'regression'"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_changes(

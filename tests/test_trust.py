@@ -188,7 +188,7 @@ BATCH = draw(40, 9)
     ("copies", "error", "message"),
     [
         ([], ValueError, "damaged must hold at least one batch"),
-        ([{"inputs": BATCH["inputs"]}], ValueError, r"damaged must be dicts.*got \[\'inputs\'\]"),
+        ([{"inputs": BATCH["inputs"]}], ValueError, "damaged needs a label in all batches"),
         ([BATCH], ValueError, "damaged must hold damaged copies of the samples, got the same"),
         (
             [{**damaged(BATCH, "noise"), "inputs": {"image": BATCH["inputs"]["image"]}}],
