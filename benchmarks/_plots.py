@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import _damage_gallery
+import _plots_more
 import numpy as np
 from _pages import canvas, condition
 from _record import read_record
@@ -34,6 +36,13 @@ def draw(assets: Path) -> None:
     draw_ranking(assets / "ranking.png")
     draw_differences(assets / "cross-validation.png")
     draw_quality(assets / "quality-samples.png")
+    _damage_gallery.draw(assets / "damage-gallery.png")
+    _plots_more.draw_paper(assets / "paper-tables.png")
+    _plots_more.draw_monitor(assets / "monitor-delays.png")
+    _plots_more.draw_recoverability(assets / "recoverability.png")
+    write_csv(assets / "paper-tables.csv", _plots_more.paper_rows())
+    write_csv(assets / "quality-samples.csv", _plots_more.quality_rows())
+    write_csv(assets / "damage.csv", read_record("hero")["results"]["kinds"])
     write_csv(assets / "ranking.csv", ranking_rows())
     write_csv(assets / "cross-validation.csv", difference_rows())
 

@@ -169,7 +169,7 @@ def comparison() -> dict[str, list[str]]:
 
 
 def protocol() -> dict[str, list[str]]:
-    """The blocks of the page on further conditions, one a data set."""
+    """The blocks on further conditions, one a data set."""
     blocks = {}
     for name, record in records().items():
         rows, cells = record["results"]["rows"], record["results"]["protocol"]
@@ -183,7 +183,8 @@ def protocol() -> dict[str, list[str]]:
                 for c in cells
             ]
             body.append([head, f"{accuracy['clean']:.1f}", *words])
-        blocks[name] = [*table(["Head", "intact", *cells], body), "", source(record)]
+        lines = folded(TITLES[name], table(["Head", "intact", *cells], body))
+        blocks[f"further, {name}"] = [*lines, "", source(record)]
     return blocks
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from _pages import source, table
+from _damage_gallery import texts
+from _pages import folded, source, table
 from _record import read_record
 
 
@@ -108,28 +109,28 @@ def damage() -> dict[str, list[str]]:
         for kind in kinds:
             pair = (cells[modality, kind, severity] for severity in (0.6, 1.0))
             body.append([kind.replace("_", " "), *_pairs(*pair)])
+        head = [
+            f"damage of the {modality}",
+            "alarms (%) at 0.6",
+            "at 1",
+            "accuracy (%) of DRF, concatenation at 0.6",
+            "at 1",
+        ]
         lines += [
-            *table(
-                [
-                    f"damage of the {modality}",
-                    "alarms (%) at 0.6",
-                    "at 1",
-                    "accuracy (%) of DRF, concatenation at 0.6",
-                    "at 1",
-                ],
-                body,
-            ),
+            *folded(f"Damage of the {modality}, at severities 0.6 and 1", table(head, body)),
             "",
             f"With the {modality} declared missing: DRF {missing['drf']:.1f} %, concatenation "
             f"{missing['concatenation']:.1f} %.",
             "",
         ]
     return {
+        "damaged texts": texts(),
         "damage": [
             *lines,
             f"The most frequent class has {results['majority']:.1f} %. "
             f"{results['test_posts']} generated test posts, severities 0.6 and 1, one draw of the "
-            f"damage: `python examples/drf_mvsa.py` at commit `{results['commit_of_run'][:7]}`.",
+            f"damage: `python examples/drf_mvsa.py` at commit `{results['commit_of_run'][:7]}`. "
+            "[All numbers as CSV](../assets/damage.csv).",
         ]
     }
 

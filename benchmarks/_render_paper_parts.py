@@ -22,7 +22,7 @@ SCALES = {
 
 
 def choices() -> dict[str, list[str]]:
-    """The blocks of the page on four choices."""
+    """The blocks on four choices."""
     record = read_record("ablate_paper")
     results = record["results"]
     rows: dict[str, list[tuple[str, str]]] = {}
@@ -55,7 +55,7 @@ def choices() -> dict[str, list[str]]:
                 text = f"{value:.2f}" if kind == "spread" else f"{100 * value:.1f} %"
                 rows.setdefault("gradients", []).append((f"{name}: {words}, epoch {epoch}", text))
     blocks = {name: table(["", "value"], pairs) for name, pairs in rows.items()}
-    return blocks | {"source": [f"{record['data']}. {source(record)}"]}
+    return blocks | {"source, choices": [f"{record['data']}. {source(record)}"]}
 
 
 def draw(folder: Path) -> None:
@@ -105,7 +105,7 @@ def draw(folder: Path) -> None:
 
 
 def scale() -> dict[str, list[str]]:
-    """The blocks of the page on the scale of features."""
+    """The blocks on the scale of features."""
     record = read_record("paper_scale")
     results = record["results"]
     runs_of = {SCALES[name]: runs for name, runs in results["scales"].items()}
@@ -134,7 +134,7 @@ def scale() -> dict[str, list[str]]:
             *table(["features", *map(condition, cells), *last], body, left=(0, len(cells) + 2)),
         ],
         "validation": table(["features", "seed", "epoch 1, 2, …"], curves, left=(0, 2)),
-        "source": [
+        "source, scale": [
             f"{record['data']}. {source(record)} It took {minutes:.0f} minutes of processor time."
         ],
     }

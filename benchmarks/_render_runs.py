@@ -134,12 +134,12 @@ def _scores(path: Path) -> dict[str, Any]:
 
 
 def main_job() -> dict[str, list[str]]:
-    """The blocks of the page on the main job."""
+    """The blocks on the main job."""
     return {"figure": caption(read_record(NAME)), "seeds": seeds_lines(read_record(SEEDS))}
 
 
 def blocks() -> dict[str, list[str]]:
-    """The blocks of the page on trained encoders."""
+    """The blocks on trained encoders."""
     record = read_record(END_TO_END)
     settings = record["results"]["settings"]
     encoders = " and ".join(

@@ -28,6 +28,7 @@ from _record import RESULTS, read_record
 from speed import EPOCH, SHARE
 
 README = ROOT / "README.md"
+MAIN_JOB = "results/cross-validation.md"  # the page that shows the main job
 SPEED = ("speed", "evaluation_speed", "disruption_speed")
 
 
@@ -108,14 +109,20 @@ def _measured(row: dict[str, Any], name: str, prefix: str) -> str:
 PAGES: dict[str, Callable[[], Blocks]] = {
     "choosing-parts.md": lambda: {"retrofit": _render_cross_validation.fused_models()},
     "results/index.md": lambda: {"results": _render_cross_validation.readme_lines()},
-    "results/main-job.md": _render_runs.main_job,
-    "results/comparison.md": _render_compare.comparison,
-    "results/protocol.md": _render_compare.protocol,
-    "results/cross-validation.md": _render_cross_validation.blocks,
-    "results/mvsa.md": _render_paper.blocks,
-    "results/paper-scale.md": _render_paper_parts.scale,
-    "results/paper-choices.md": _render_paper_parts.choices,
-    "results/end-to-end.md": _render_runs.blocks,
+    MAIN_JOB: lambda: {
+        **_render_cross_validation.blocks(),
+        **_render_runs.main_job(),
+        **_render_runs.blocks(),
+    },
+    "results/comparison.md": lambda: {
+        **_render_compare.comparison(),
+        **_render_compare.protocol(),
+    },
+    "results/mvsa.md": lambda: {
+        **_render_paper.blocks(),
+        **_render_paper_parts.scale(),
+        **_render_paper_parts.choices(),
+    },
     "results/quality.md": _render_quality.blocks,
     "results/speed.md": speed,
     "guides/damaged-inputs.md": _render_guides.damage,
@@ -149,7 +156,7 @@ def main() -> None:
         _render_runs.keep(name, run)
     everything = runs.keys() != {_render_runs.NAME}
     for path, text in pages().items():
-        if everything or path.stem == "main-job":
+        if everything or path == DOCS / MAIN_JOB:
             path.write_text(text, encoding="utf-8")
     if everything:
         _render_paper.draw(RESULTS, ASSETS)

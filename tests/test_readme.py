@@ -28,7 +28,7 @@ from robustfusion.evaluation import RobustnessReport
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-MAIN_JOB = Path("docs", "pages", "results", "main-job.md")
+MAIN_JOB = Path("docs", "pages", "results", "cross-validation.md")
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_run_is_kept(
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, repr(done.exception)
     run, figure = tmp_path / "drf_mvsa-001", tmp_path / "figure.png"
-    readme, page = tmp_path / "README.md", tmp_path / "main-job.md"
+    readme, page = tmp_path / "README.md", tmp_path / MAIN_JOB.name
     readme.write_text(README.replace("| nothing wrong |", "| outdated |"))
     page.write_text((ROOT / MAIN_JOB).read_text().replace("What the main job", "An outdated job"))
 
@@ -121,7 +121,8 @@ def test_a_run_is_kept(
     monkeypatch.setitem(runs.FIGURES, "main_job", figure)
     monkeypatch.setattr(render, "README", readme)
     monkeypatch.setattr(render, "DOCS", tmp_path)
-    monkeypatch.setattr(render, "PAGES", {page.name: render.PAGES["results/main-job.md"]})
+    monkeypatch.setattr(render, "MAIN_JOB", page.name)
+    monkeypatch.setattr(render, "PAGES", {page.name: render.PAGES["results/cross-validation.md"]})
     monkeypatch.setattr(sys, "argv", ["render.py", "--main-job", str(run)])
     render.main()
 
