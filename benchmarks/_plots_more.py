@@ -50,7 +50,7 @@ def draw_paper(path: Path) -> None:
 
 
 def draw_monitor(path: Path) -> None:
-    """How many posts after a change the monitor alarms, for each change and way."""
+    """Draw the posts from a change to the alarm of the monitor, for each change and way."""
     posts = read_record("monitor")["results"]["posts"]
     keys = [key.split("/")[1:] for key in posts["delays"] if key.startswith("references/")][::-1]
     figure, panels = canvas(size=(9, 0.5 * len(keys) + 1.6))

@@ -131,7 +131,7 @@ def damage() -> dict[str, list[str]]:
             f"{results['test_posts']} generated test posts, severities 0.6 and 1, one draw of the "
             f"damage: `python examples/drf_mvsa.py` at commit `{results['commit_of_run'][:7]}`. "
             "[All numbers as CSV](../assets/damage.csv).",
-        ]
+        ],
     }
 
 
