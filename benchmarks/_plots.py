@@ -43,6 +43,7 @@ def draw(assets: Path) -> None:
     write_csv(assets / "paper-tables.csv", _plots_more.paper_rows())
     write_csv(assets / "quality-samples.csv", _plots_more.quality_rows())
     write_csv(assets / "damage.csv", read_record("hero")["results"]["kinds"])
+    draw_speed(assets / "speed.png")
     write_csv(assets / "ranking.csv", ranking_rows())
     write_csv(assets / "cross-validation.csv", difference_rows())
 
@@ -112,6 +113,29 @@ def draw_differences(path: Path) -> None:
     panels[0][0].set(yticks=range(len(names)), yticklabels=titles)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path)
+
+
+def draw_speed(path: Path) -> None:
+    """Draw the time of each call of the head over that of a concatenation."""
+    rows = [
+        row
+        for row in read_record("speed")["results"]["rows"]
+        if "of DRFHead, image 1280" in row["what"]
+        and row["reference"].startswith("ConcatenationHead")
+        and "ms" in row
+    ]
+    figure, panels = canvas(size=(8.2, 3.2))
+    panel, names = panels[0][0], []
+    for y, row in enumerate(rows):
+        call, _, rest = row["what"].partition(" of DRFHead, image 1280, text 384, ")
+        names.append(f"{call}, {rest}")
+        panel.barh(y, row["ratio"], color=COLORS["DRFHead"])
+        text = f" {row['ms']:.3g} ms, concatenation {row['reference_ms']:.3g} ms"
+        panel.text(row["ratio"], y, text, va="center", fontsize=8)
+    panel.set(xlabel="times as long as a concatenation", yticks=range(len(rows)))
+    panel.set(yticklabels=names, xlim=(0, 1.35 * max(row["ratio"] for row in rows)))
+    panel.invert_yaxis()
     figure.savefig(path)
 
 
