@@ -58,7 +58,7 @@ def speed() -> dict[str, list[str]]:
 
 
 def cost(rows: list[dict[str, Any]]) -> list[str]:
-    """What a user feels, in three sentences."""
+    """Say what a user feels, in three sentences."""
     share, epoch, report = (
         next(row for row in rows if row["what"].startswith(start))
         for start in (SHARE, EPOCH, "full grid, 19,524")

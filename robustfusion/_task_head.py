@@ -11,10 +11,11 @@ from robustfusion._state import keep_float32, snapshot
 from robustfusion._validation import check_positive
 from robustfusion.distributed import gather_rows
 from robustfusion.functional import at_least_float32
-from robustfusion.tasks import Task, check_target, predict, sample_loss
+from robustfusion.tasks import Task, check_target, checked_loss, predict
 
 # Standard deviations smaller than this share of the mean are rounding errors of a constant.
 _RELATIVE_STD, _MIN_STD = 1e-6, 1e-12
+_NO_WEIGHT = 1e-30  # What losses of 0 are divided by if no sample has any weight.
 
 
 class Supervision(NamedTuple):
@@ -29,18 +30,18 @@ class Supervision(NamedTuple):
 
     def losses(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample and its weight, (B, ..., C) -> (B, ...), (B,)."""
-        return sample_loss(
+        return checked_loss(
             outputs,
             self.target,
             self.task,
-            class_weight=self.class_weight,
-            sample_weight=self.sample_weight,
-            label_smoothing=self.label_smoothing,
+            self.class_weight,
+            self.sample_weight,
+            self.label_smoothing,
         )
 
     def plain_losses(self, outputs: Tensor) -> Tensor:
         """Return the loss of each sample without weights and smoothing."""
-        return sample_loss(outputs, self.target, self.task)[0]
+        return checked_loss(outputs, self.target, self.task, None, None, 0.0)[0]
 
     def reduce(self, losses: Tensor, weight: Tensor, keep: Tensor | None = None) -> Tensor:
         """Average over the samples to keep, and sum over the columns; (B,) or (B, M), (B,).
@@ -49,11 +50,11 @@ class Supervision(NamedTuple):
         """
         weight = weight.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
         if keep is not None:
-            losses, weight = losses.where(keep, 0.0), weight.where(keep, 0.0)
+            losses, weight = losses.where(keep, 0.0), weight * keep
         if self.reduction == "none":
             return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
-        total = weight.sum(0)
-        return (losses.sum(0) / total.where(total > 0, 1.0)).sum()
+        mean = losses.sum(0) / weight.sum(0).clamp_min(_NO_WEIGHT)
+        return mean.sum() if mean.ndim else mean
 
     def mean(self, outputs: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the mean loss over the samples to keep; (B, C) or (B, M, C)."""

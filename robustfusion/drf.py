@@ -230,7 +230,7 @@ class DRFHead(TaskHead):
         hidden = self._early(z, stand_in.hidden, mask, share)
         half_logits = torch.stack([self.classifier(hidden), self._late(z, share)], dim=2)
         candidate_logits = self._mix_halves(half_logits)
-        agreed = self._agreement(half_logits.detach().mean(2), used)
+        agreed = self._agreement(half_logits.detach(), used)
         log_weights = self.trust.log_weights(self._evidence(z, log_quality) + agreed, trusted)
         weights = self.fusion.weights(log_weights, usable)
         logits = einsum(weights.to(hidden.dtype), candidate_logits, "b k, b k c -> b c")
@@ -249,7 +249,7 @@ class DRFHead(TaskHead):
         usable = output.extras["usable"]
         loss, weight = supervision.losses(output.extras["half_logits"])
         loss = loss.mean(2).where(usable, 0.0).sum(1) / usable.sum(1).clamp_min(1)
-        return supervision.reduce(loss, weight, usable.any(1))
+        return supervision.reduce(loss, weight * usable.any(1))
 
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
         """Return the p-values of each modality, (B,), NaN where it is missing.
@@ -344,22 +344,23 @@ class DRFHead(TaskHead):
             return log_quality - self.trust.log_prior
         return cast("Tensor", self.trust(z, log_quality))
 
-    def _agreement(self, candidate_logits: Tensor, used: Tensor) -> Tensor:
+    def _agreement(self, half_logits: Tensor, used: Tensor) -> Tensor:
         """Return how well the prediction from each modality agrees with that from the others.
 
-        (B, K, C) -> (B, M), see :func:`robustfusion.tasks.agreement`. Two modalities that disagree
-        do not show which one is wrong, so for fewer than three it is 0.
+        (B, K, 2, C) -> (B, M), see :func:`robustfusion.tasks.agreement`. Two modalities that
+        disagree do not show which one is wrong, so for fewer than three it is 0.
         """
         modalities = len(self.dims)
         if modalities < 3:
             return self.trust.bias.new_zeros(used.shape)
+        candidate_logits = half_logits.mean(2)
         single = candidate_logits[:, -modalities:]
         # Candidates without one modality are ordered by what they contain: the last one lacks the
         # first modality.
         others = candidate_logits[:, 1 : modalities + 1].flip(1)
         variance = self.residual_variance if self.task == "regression" else None
         agreed = agreement(single, others, self.task, variance)
-        return agreed.where(used & (used.sum(1, keepdim=True) > 2), 0.0)
+        return agreed * (used & (used.sum(1, keepdim=True) > 2))
 
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:
         """Split (B, M) into one (B,) per modality."""

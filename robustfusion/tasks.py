@@ -63,7 +63,10 @@ def check_target(target: Tensor, outputs: Tensor, task: Task) -> None:
         raise ValueError(
             f"target must have shape {shape} for task={task!r}, got {tuple(target.shape)}"
         )
-    if task == "multiclass" and one_dimensional and _readable(target):
+    if task == "multiclass" and one_dimensional and batch and _readable(target):
+        low, high = (int(value) for value in target.aminmax())
+        if 0 <= low <= high < classes:
+            return
         wrong = target[(target != IGNORED) & ((target < 0) | (target >= classes))]
         if len(wrong):
             raise ValueError(
@@ -131,14 +134,26 @@ def sample_loss(
         (tensor([0.6931, 0.6931, 0.0000]), tensor([1., 1., 0.]))
     """
     check_target(target, outputs, task)
+    return checked_loss(outputs, target, task, class_weight, sample_weight, label_smoothing)
+
+
+def checked_loss(
+    outputs: Tensor,
+    target: Tensor,
+    task: Task,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss as :func:`sample_loss` does, of a target that was checked."""
     if not 0 <= label_smoothing <= 1 or (task == "regression" and label_smoothing):
         raise ValueError(
             f"label_smoothing must be in [0, 1], and 0 for regression, got {label_smoothing}"
         )
     x = at_least_float32(outputs)
     batch, *inner, classes = x.shape
-    per_class = _weights(class_weight, "class_weight", x.new_ones(classes))
-    weight = _weights(sample_weight, "sample_weight", x.new_ones(batch))
+    per_class = _weights(class_weight, "class_weight", (classes,), x)
+    per_sample = _weights(sample_weight, "sample_weight", (batch,), x)
     if task == "multiclass":
         y = target.to(x.device).long() if target.ndim == 1 else target.to(x)
         repeated = _along(y, inner, y.shape[1:]).flatten(0, len(inner))
@@ -150,10 +165,17 @@ def sample_loss(
             reduction="none",
             label_smoothing=label_smoothing,
         )
-        loss = losses.view(batch, *inner) * _along(weight, inner)
-        if target.ndim == 1:
-            weight = weight * per_class[y.clamp_min(0)] * (y != IGNORED)
-        return loss, weight
+        loss = losses.view(batch, *inner)
+        if per_sample is not None:
+            loss = loss * _along(per_sample, inner)
+        if target.ndim > 1:
+            return loss, x.new_ones(batch) if per_sample is None else per_sample
+        weight = (y != IGNORED).to(x)
+        if per_class is not None:
+            weight = weight * per_class[y.clamp_min(0)]
+        return loss, weight if per_sample is None else weight * per_sample
+    per_class = x.new_ones(classes) if per_class is None else per_class
+    weight = x.new_ones(batch) if per_sample is None else per_sample
     y = target.to(x).view(batch, classes)
     known = y >= 0 if task == "multilabel" else ~y.isnan()
     y = _along(y.where(known, 0.0), inner, [classes])
@@ -166,14 +188,14 @@ def sample_loss(
     return (losses * _along(share, inner, [classes])).sum(-1), weight * known.any(1)
 
 
-def _weights(weights: Tensor | None, name: str, default: Tensor) -> Tensor:
+def _weights(
+    weights: Tensor | None, name: str, shape: tuple[int, ...], like: Tensor
+) -> Tensor | None:
     if weights is None:
-        return default
-    if weights.shape != default.shape:
-        raise ValueError(
-            f"{name} must have shape {tuple(default.shape)}, got {tuple(weights.shape)}"
-        )
-    return weights.to(default)
+        return None
+    if weights.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(weights.shape)}")
+    return weights.to(like)
 
 
 def _along(x: Tensor, inner: Sequence[int], rest: Sequence[int] = ()) -> Tensor:
