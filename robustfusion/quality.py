@@ -285,10 +285,10 @@ class QualityEstimator(nn.Module, ABC):
     def _mark(self, features: Tensor, slots: Tensor) -> None:
         """Mark the rows that were stored in these slots by 1 or -1, a hash of the row."""
         # Lengths and sums may be alike in all rows, those of normalized features are.
-        bits = features.float().pow(3).sum(1).view(torch.int32)
-        sign = 1 + 2 * ((bits * _HASH) >> 31)
-        self.marks.index_copy_(0, slots, sign.to(self.marks.dtype))
-        self.marks[-1].fill_(1)  # the spare slot
+        bits = torch.linalg.vector_norm(features.float(), 3, dim=1).view(torch.int32)
+        sign = (bits * _HASH).view(torch.float32)
+        marks = torch.copysign(sign.new_ones(()), sign)
+        self.marks.index_copy_(0, slots, marks.to(self.marks.dtype))
 
     def _warn_if_mixed(self) -> None:
         if self.mixed:
