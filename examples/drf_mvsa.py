@@ -14,7 +14,10 @@ cell is a missing modality:
 
     python examples/drf_mvsa.py --data posts.csv --image-column photo --text-column caption
 
-``--table-columns price,shop`` makes columns of numbers and words a third input.
+Several labels a post, numbers, columns as a third input and rare classes:
+
+    python examples/drf_mvsa.py --data posts.csv --task multilabel --label-sep "|" \
+        --table-columns price,shop --class-weight balanced --select macro-f1
 
 If the table has a column ``split`` with train, val and test, it decides the split. Needs
 ``robustfusion[examples]``.
@@ -59,9 +62,12 @@ try:
         SEVERITIES,
         TEST_SEEDS,
         VAL_SEED,
+        ClassWeight,
         RecipeName,
         Score,
         Settings,
+        TaskName,
+        chosen_score,
         make_encoders,
         make_model,
         recipe_of,
@@ -235,10 +241,31 @@ def main(
     label_column: Annotated[
         str, typer.Option(help="Column of the classes, any number of them.")
     ] = "label",
+    task: Annotated[
+        TaskName,
+        typer.Option(
+            help="One class a post, several labels (multilabel), or numbers (regression)."
+        ),
+    ] = TaskName.multiclass,
+    label_columns: Annotated[
+        str, typer.Option(help="Columns of labels (0 or 1) or numbers, with commas.")
+    ] = "",
+    label_sep: Annotated[
+        str, typer.Option(help="What stands between the labels of a cell, such as '|'.")
+    ] = "",
     table_columns: Annotated[
         str, typer.Option(help="Columns of numbers or words as a third input, with commas.")
     ] = "",
-    select: Annotated[Score, typer.Option(help="Score that chooses the epoch.")] = Score.accuracy,
+    weight_column: Annotated[str, typer.Option(help="Column of weights of the posts.")] = "",
+    class_weight: Annotated[
+        ClassWeight, typer.Option(help="balanced: rare classes weigh more in training.")
+    ] = ClassWeight.none,
+    select: Annotated[
+        Score | None,
+        typer.Option(
+            help="Score that chooses the epoch; for several labels macro-f1 unless you choose."
+        ),
+    ] = None,
     image_root: Annotated[
         Path | None, typer.Option(help="Folder of the image paths; by default that of the table.")
     ] = None,
@@ -302,8 +329,13 @@ def main(
                 image_root=None if image_root is None else str(image_root.resolve()),
                 allow_outside=allow_outside,
                 encoding=encoding,
+                task=task.value,
+                label_columns=split_names(label_columns),
+                label_sep=label_sep,
                 table_columns=split_names(table_columns),
-                select=select.value,
+                weight_column=weight_column,
+                class_weight="" if class_weight is ClassWeight.none else class_weight.value,
+                select=chosen_score(task, select, class_weight),
                 image_encoder=image_encoder,
                 text_encoder=text_encoder,
                 frozen=["image", "text"] if freeze else ["image"] if freeze_image else [],

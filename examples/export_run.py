@@ -7,9 +7,10 @@ writes ``model.onnx`` into the folder of the run. Its inputs, for any batch size
 ids, as ``main_job/encoders.py`` prepares them; of a frozen encoder, which stays outside of the
 file, they are its features. With ``--table-columns`` there are ``table``, the vectors that
 ``TableColumns`` makes, ``has_table`` and ``table_p``; what it needs is in the metadata of the file
-as ``table_columns``. The outputs are ``probabilities``, in the order of ``class_names`` in
-the metadata of the file, and the p-values ``image_p`` and ``text_p``. A p-value of at most 0.05 is
-an alarm; it is NaN where the modality is missing. Needs ``robustfusion[examples,onnx]``.
+as ``table_columns``. The outputs are ``probabilities`` (of a regression ``numbers``), in the
+order of ``class_names`` in the metadata of the file, and the p-values ``image_p`` and ``text_p``.
+A p-value of at most 0.05 is an alarm; it is NaN where the modality is missing. Needs
+``robustfusion[examples,onnx]``.
 """
 
 import json
@@ -38,7 +39,7 @@ class Served(nn.Module):
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         self.model, self.p_values = predictor.model, predictor.p_values
-        self.names = predictor.modalities
+        self.names, self.task = predictor.modalities, predictor.settings.task
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return probabilities (B, C) and p-values (B,) from the inputs and their masks."""
@@ -47,7 +48,10 @@ class Served(nn.Module):
         out = self.model(dict(zip(self.names, tensors[:count], strict=True)), available)
         p = self.p_values(out)
         masked = [p[name].where(available[name], torch.nan) for name in available]
-        return (out.logits.softmax(1), *masked)
+        if self.task == "regression":
+            return (out.logits, *masked)
+        several = self.task == "multilabel"
+        return (out.logits.sigmoid() if several else out.logits.softmax(1), *masked)
 
 
 def example(predictor: Predictor) -> tuple[Tensor, ...]:
@@ -89,7 +93,8 @@ def main(
     served = Served(predictor).eval()
     modalities = predictor.modalities
     names = [*modalities, *(f"has_{name}" for name in modalities)]
-    outputs = ["probabilities", *(f"{name}_p" for name in modalities)]
+    answer = "numbers" if predictor.settings.task == "regression" else "probabilities"
+    outputs = [answer, *(f"{name}_p" for name in modalities)]
     # The exporter warns that torchvision is missing, which is not needed here.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -104,6 +109,7 @@ def main(
             verbose=False,
         )
     program.model.metadata_props["class_names"] = json.dumps(predictor.class_names)
+    program.model.metadata_props["task"] = predictor.settings.task
     if predictor.columns is not None:
         program.model.metadata_props["table_columns"] = json.dumps(predictor.columns.state)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,11 @@ for each row of the table, with all its columns and these:
 
 - ``label`` (named as in the run's own table) and the probability of each class; with
   ``--abstain 0.1`` no label for posts less certain than the least certain tenth of the run's
-  validation posts;
+  validation posts. With ``--task multilabel`` all labels that are predicted, separated as in the
+  run's table, and with ``--task regression`` each number with its interval, ``price_low`` and
+  ``price_high``, which covers 90 %;
+- ``image_share``, ``text_share``: how much each modality contributed to the probability of the
+  predicted class, its exact Shapley value, with ``--explain``;
 - ``image_quality``, ``text_quality``: the quality of each modality, between 0 and 1 (a density
   with ``--recipe paper``), and ``table_quality`` of a run with ``--table-columns``, which must be
   in this table, too;
@@ -103,23 +107,52 @@ def make_rule(predictor: Predictor, alarm_rate: float, abstain: float) -> Rule:
     return Rule(alarm_rate, known[left_out] if left_out else 0.0)
 
 
+def answer_rows(predictor: Predictor, output: Any, rule: Rule, label: str) -> list[dict[str, Any]]:
+    """Return the prediction for each post: a class, labels or numbers, and how sure they are."""
+    head, names = predictor.model.head, predictor.class_names
+    if predictor.settings.task == "regression":
+        low, high = head.interval(output)
+        columns = {}
+        for position, name in enumerate(names):
+            columns[name] = output.logits[:, position]
+            columns[f"{name}_low"], columns[f"{name}_high"] = low[:, position], high[:, position]
+        values = [[round(x, 6) for x in column.tolist()] for column in columns.values()]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    several = predictor.settings.task == "multilabel"
+    probabilities = output.logits.sigmoid() if several else output.logits.softmax(1)
+    predicted, answers = head.predict(output).tolist(), []
+    separator = predictor.settings.label_sep or "|"
+    for row, choice in zip(probabilities.tolist(), predicted, strict=True):
+        if several:
+            answer = separator.join(n for n, chosen in zip(names, choice, strict=True) if chosen)
+        else:
+            answer = names[choice] if max(row) >= rule.certainty else None
+        each = {f"probability_{n}": round(p, 6) for n, p in zip(names, row, strict=True)}
+        answers.append({label: answer, **each})
+    return answers
+
+
 def predict_rows(
-    predictor: Predictor, posts: Sequence[dict[str, Any]], rule: Rule, label: str
+    predictor: Predictor,
+    posts: Sequence[dict[str, Any]],
+    rule: Rule,
+    label: str,
+    explained: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict a batch of posts, each a mapping of the modalities that it has."""
     names = predictor.modalities
-    output = predictor(*([post.get(name) for post in posts] for name in names))
-    probabilities = [[round(p, 6) for p in row] for row in output.logits.softmax(1).tolist()]
+    columns = [[post.get(name) for post in posts] for name in names]
+    output = predictor(*columns)
+    answers = answer_rows(predictor, output, rule, label)
+    shares = predictor.shares(*columns) if explained else {}
     quality = {name: q.exp().tolist() for name, q in output.log_quality.items()}
     p_value = {name: p.tolist() for name, p in predictor.p_values(output).items()}
     results = []
     for index, post in enumerate(posts):
         missing = [name for name in names if name not in post]
-        best = max(range(len(predictor.class_names)), key=probabilities[index].__getitem__)
-        certain = bool(post) and probabilities[index][best] >= rule.certainty
-        result: dict[str, Any] = {label: predictor.class_names[best] if certain else None}
-        for name, p in zip(predictor.class_names, probabilities[index], strict=True):
-            result[f"probability_{name}"] = p if post else None
+        result = {name: value if post else None for name, value in answers[index].items()}
+        for name, values in shares.items():
+            result[f"{name}_share"] = round(values[index], 6) if post else None
         for kind, values in (("quality", quality), ("p", p_value)):
             for name in names:
                 value = round(values[name][index], 6) if name in post else None
@@ -129,6 +162,14 @@ def predict_rows(
         words = {"alarm": unusual, "missing": missing, "recovered": recovered}
         results.append({**result, **{column: " ".join(names) for column, names in words.items()}})
     return results
+
+
+def named(answer: Any, task: str) -> str:
+    """Return the name under which an answer is counted."""
+    if task == "regression":
+        return "rows of numbers"
+    none = "without any label" if task == "multilabel" and answer == "" else "no prediction"
+    return answer or none
 
 
 def report(problems: Iterable[tuple[int, str]], rows: int) -> str:
@@ -184,6 +225,9 @@ def main(
     ] = "",
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Add the contribution of each input (one class).")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
 ) -> None:
     """Predict the posts of a table; a cell that is empty is a missing modality."""
@@ -194,6 +238,10 @@ def main(
         output = output or output_dir / f"predictions{ending}"
         check_output(output, table, overwrite)
         predictor = Predictor(run, device)
+        task = predictor.settings.task
+        if task != "multiclass" and (abstain or explained):
+            option = "--abstain" if abstain else "--explain"
+            raise SetupError(f"{option} is for runs of one class a post; this one is of {task}")
         settings = predictor.settings
         options = {"image": image_column, "text": text_column}
         defaults = {"image": settings.image_column, "text": settings.text_column}
@@ -208,7 +256,7 @@ def main(
         rule = make_rule(predictor, alarm_rate, abstain)
         label = settings.label_column
         # All columns of the table are copied; a new one of the same name is called predicted_*.
-        new = ["row", *predict_rows(predictor, [{}], rule, label)[0], "problem"]
+        new = ["row", *predict_rows(predictor, [{}], rule, label, explained)[0], "problem"]
         renamed = {name: f"predicted_{name}" if name in posts.columns else name for name in new}
         names = [renamed["row"], *posts.columns, *(renamed[name] for name in new[1:])]
         total = posts.row_count
@@ -217,11 +265,11 @@ def main(
             for start in range(0, total, batch_size):
                 numbers = range(start + 1, min(start + batch_size, total) + 1)
                 cells, values, reasons = zip(*map(posts.read_row, numbers), strict=True)
-                results = predict_rows(predictor, values, rule, label)
+                results = predict_rows(predictor, values, rule, label, explained)
                 for number, reason, result in zip(numbers, reasons, results, strict=True):
                     if reason:
                         problems.append((number, reason))
-                    counts[result[label] or "no prediction"] += 1
+                    counts[named(result.get(label), predictor.settings.task)] += 1
                     alarms.update(result["alarm"].split())
                     result |= {"row": number, "problem": reason}
                 write(

@@ -235,6 +235,46 @@ def test_a_table_of_ones_own(
     assert all(0 < float(row["table_p"]) <= 1 for row in rows)
 
 
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_several_labels_and_numbers(example: Any, tmp_path: Path, posts: Path, task: str) -> None:
+    path = tmp_path / "listings.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "text", "tags", "price", "trust"))
+        for n in range(1, 49):
+            photo = "" if n % 5 == 0 else str(posts / "data" / f"{n}.jpg")
+            tags = "|".join(["even"] * (n % 2 == 0) + ["third"] * (n % 3 == 0)) or "|"
+            writer.writerow((photo, f"post number {n}", tags, 10.5 * n, 1 + n % 2))
+    options = ["--task", task, "--epochs", "1", "--damage", "none", "--allow-outside"]
+    options += ["--weight-column", "trust", "--output-dir", str(tmp_path)]
+    if task == "multilabel":
+        options += ["--label-column", "tags", "--label-sep", "|", "--table-columns", "price"]
+        options += ["--class-weight", "balanced"]
+    else:
+        options += ["--label-column", "price"]
+    result = invoke(example, ["--data", str(path), *options])
+    assert result.exit_code == 0, result.output
+    what = "mean average precision (%)" if task == "multilabel" else "R²"
+    assert f"{what}, " in result.stdout
+    run = tmp_path / "drf_mvsa-001"
+    assert read_config(run / "models" / "drf")["settings"]["task"] == task
+    app = Typer()
+    app.command()(example("predict").main)
+    out = tmp_path / "predict"
+    done = CliRunner().invoke(
+        app, [str(run), str(path), "--output-dir", str(out)] + ["--allow-outside"]
+    )
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    if task == "multilabel":
+        assert {row["predicted_tags"] for row in rows} <= {"", "even", "third", "even|third"}
+        assert all(0 < float(row["probability_even"]) < 1 for row in rows)
+    else:
+        assert all(float(row["price_low"]) < float(row["predicted_price"]) for row in rows)
+    refused = CliRunner().invoke(app, [str(run), str(path), "--abstain", "0.1"])
+    assert f"--abstain is for runs of one class a post; this one is of {task}" in refused.stderr
+
+
 def test_a_saved_model_can_be_built_again(example: Any, tmp_path: Path, posts: Path) -> None:
     result = invoke(
         example, ["--data", str(posts), "--epochs", "1", "--output-dir", str(tmp_path)]

@@ -12,6 +12,7 @@ from main_job.training import to
 from robustfusion import DRFHead, DRFOutput
 from robustfusion.checkpoint import load_model, read_config
 from robustfusion.datasets import TableColumns
+from robustfusion.explanation import explain
 
 
 class Predictor:
@@ -96,6 +97,17 @@ class Predictor:
             for name, column in columns.items()
         }
         return inputs, available
+
+    @torch.no_grad()
+    def shares(
+        self,
+        images: list[Any],
+        texts: list[str | None],
+        rows: list[Tensor | None] | None = None,
+    ) -> dict[str, list[float]]:
+        """Return the contribution of each modality to the probability of the predicted class."""
+        explanation = explain(self.model, *self.prepare(images, texts, rows))
+        return {name: values.tolist() for name, values in explanation.contributions.items()}
 
     def p_values(self, output: DRFOutput) -> dict[str, Tensor]:
         """Return the p-value of each modality: the share of intact posts at least as unusual."""

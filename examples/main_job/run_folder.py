@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -64,7 +64,8 @@ def kept_settings(folder: Path, settings: Any, expected: type, context: Any) -> 
     if not required <= set(settings) <= set(types):
         raise SetupError(f"{folder / 'settings.json'} is of another version of this example")
     for name, value in settings.items():
-        if not isinstance(value, getattr(types[name], "__origin__", types[name])):
+        choices, kind = get_args(types[name]), getattr(types[name], "__origin__", types[name])
+        if value not in choices if kind is Literal else not isinstance(value, kind):
             raise SetupError(f"{folder / 'settings.json'}: {name} cannot be {value!r}")
     return dict(settings)
 

@@ -20,6 +20,7 @@ from main_job.training import Recipe
 from robustfusion import DRFClassifier, DRFHead, PaperDRFHead, Standardize
 from robustfusion.baselines import ConcatenationHead
 from robustfusion.datasets import TableColumns
+from robustfusion.tasks import Task
 
 TEST_SEEDS = (0, 1, 2)
 VAL_SEED = 1000
@@ -79,7 +80,7 @@ class Settings:
     damage: str = "all"
     train_damage: float = 0.0  # share of the training posts to damage
     encoding: str = ""  # encoding of the table; UTF-8 if empty
-    task: str = "multiclass"
+    task: Task = "multiclass"
     label_columns: list[str] = field(default_factory=list)  # instead of label_column
     label_sep: str = ""
     weight_column: str = ""
@@ -151,9 +152,10 @@ def make_model(
     paper = kind == "drf" and settings.recipe == "paper"
     head: nn.Module
     if kind == "drf":
-        head = PaperDRFHead(dims, num_classes) if paper else DRFHead(dims, num_classes)
+        make = PaperDRFHead if paper else DRFHead
+        head = make(dims, num_classes, task=settings.task)
     else:
-        head = ConcatenationHead(dims, num_classes, modality_dropout=0.3)
+        head = ConcatenationHead(dims, num_classes, modality_dropout=0.3, task=settings.task)
     own: dict[str, nn.Module] = {}
     for name, encoder in encoders.items():
         scale = Standardize(dims[name])

@@ -6,6 +6,7 @@ from typing import Any
 from robustfusion.disruption import Disruption
 from robustfusion.evaluation import Comparison, RobustnessReport, compare, plot_report
 from robustfusion.evaluation.compare import WHY_THEY_DIFFER
+from robustfusion.evaluation.metrics import IN_UNITS, TITLES
 
 COLORS = ("#0072B2", "#D55E00")
 WORDS = {"C": "corrupted", "D": "missing", "C+D": "corrupted or missing"}
@@ -15,7 +16,7 @@ DETAILS = {
 }
 SIGNIFICANT = 0.05
 FILES = {
-    "accuracy.png": "accuracy of both models in every condition",
+    "accuracy.png": "accuracy, or the main metric of labels or numbers, in every condition",
     "table.md": "the same as tables, with differences, intervals and tests",
     "table.csv": "all scores, one per line",
     "damage.png": "accuracy of both models under each kind of damage, over its severity",
@@ -52,6 +53,9 @@ def write_results(folder: Path, reports: dict[str, RobustnessReport]) -> None:
 def table(first: RobustnessReport, second: RobustnessReport) -> str:
     """Return Markdown: a short table with verdicts, and one of all conditions with intervals."""
     comparison = compare(first, second, same_inputs=False)
+    if first.task != "multiclass":
+        tables = [comparison.to_markdown(), first.to_markdown(), second.to_markdown()]
+        return "\n".join(tables).rstrip()
     head, *rows = summary_rows(first, second, comparison)
     rule = ["---", "---:", "---:", "---:", "---"]
     short = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
@@ -115,6 +119,24 @@ def summary_rows(
     return rows
 
 
+def metric_rows(first: RobustnessReport, second: RobustnessReport) -> list[list[str]]:
+    """Return a header and a row for each condition with the main metric of labels or numbers."""
+    metric = first.main_metric
+    title, scale = (TITLES[metric], 1) if metric in IN_UNITS else (f"{TITLES[metric]} (%)", 100)
+    digits = ".3f" if scale == 1 else ".1f"
+    rows = [
+        [f"{title}, {len(first.labels)} test posts", first.name, second.name, "difference", ""]
+    ]
+    for key, cell in first.scores.items():
+        condition = cell.condition
+        if condition.strategy != "random" and condition.setting != "C+D":
+            values = [scale * report[key].metrics[metric].value for report in (first, second)]
+            gap = values[0] - values[1]
+            texts = [f"{value:{digits}}" for value in values]
+            rows.append([DETAILS.get(key, words(condition)), *texts, f"{gap:+{digits}}", ""])
+    return rows
+
+
 def words(condition: Disruption) -> str:
     """Return the name of a condition in words."""
     if condition.strategy == "clean":
@@ -136,9 +158,12 @@ def alarms(report: RobustnessReport) -> str:
 
 def console(first: RobustnessReport, second: RobustnessReport, kind: str = "") -> str:
     """Return the short table for a terminal; ``kind`` is a word for the posts."""
-    comparison = compare(first, second, same_inputs=False, replicates=0)
-    head, *rows = summary_rows(first, second, comparison)
-    head[0] = f"Accuracy on {len(first.labels)} {kind} test posts (%)".replace("  ", " ")
+    if first.task != "multiclass":
+        head, *rows = metric_rows(first, second)
+    else:
+        comparison = compare(first, second, same_inputs=False, replicates=0)
+        head, *rows = summary_rows(first, second, comparison)
+        head[0] = f"Accuracy on {len(first.labels)} {kind} test posts (%)".replace("  ", " ")
     head[1:3] = (name.partition(" + ")[0] for name in head[1:3])
     head[4] = ""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(5)]
@@ -149,9 +174,10 @@ def console(first: RobustnessReport, second: RobustnessReport, kind: str = "") -
         ).rstrip()
         for row in (head, *rows)
     ]
-    majority = first.majority
-    share = f"{100 * majority.accuracy:.1f}"
-    lines.append(f"(always the most frequent class, {majority.name}: {share})")
+    if first.task == "multiclass":
+        majority = first.majority
+        share = f"{100 * majority.accuracy:.1f}"
+        lines.append(f"(always the most frequent class, {majority.name}: {share})")
     lines.append(alarms(first))
     lines += [f"Note: {warning}" for report in (first, second) for warning in report.warnings]
     return "\n".join(lines)
@@ -163,6 +189,8 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1), sharey=True)
+    metric = first.main_metric
+    scale = 1 if metric in IN_UNITS else 100
     fixed = [key for key in first.scores if not key.startswith("random")]
     conditions = [cell.condition for cell in first.scores.values()]
     settings = [c.setting for c in conditions if c.strategy == "random"]
@@ -172,14 +200,15 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
     for index, report in enumerate((first, second)):
         style = {"color": COLORS[index], "label": report.name, "markersize": 5}
         positions = [tick + 0.24 * index - 0.12 for tick in range(len(fixed))]
-        errors(left, positions, [report[key].accuracy for key in fixed], "os"[index], style)
+        scores = [report[key].metrics[metric] for key in fixed]
+        errors(left, positions, scores, "os"[index], style, scale)
         rates = [100 * c.rate + 1.6 * index - 0.8 for c in curve]
-        cells = [report[c.key].accuracy for c in curve]
-        errors(right, rates, cells, ("o-", "s--")[index], style)
+        scores = [report[c.key].metrics[metric] for c in curve]
+        errors(right, rates, scores, ("o-", "s--")[index], style, scale)
     for panel in (left, right):
-        panel.axhline(
-            100 * first.majority.accuracy, color="0.4", linestyle=":", label="most frequent class"
-        )
+        constant = "most frequent class" if first.task == "multiclass" else "constant prediction"
+        baseline = scale * first.baseline[metric]
+        panel.axhline(baseline, color="0.4", linestyle=":", label=constant)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="0.9")
         panel.set_axisbelow(True)
@@ -191,7 +220,8 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
         for c in disrupted
     ]
     left.set_xticks(range(len(fixed)), ticks, fontsize=8)
-    left.set_ylabel(f"accuracy (%) on {len(first.labels)} posts")
+    unit = "" if scale == 1 else " (%)"
+    left.set_ylabel(f"{TITLES[metric]}{unit} on {len(first.labels)} posts")
     left.set_title("one input of every post disrupted", fontsize=10)
     right.set_title(f"one random input {WORDS[setting]}", fontsize=10)
     right.set_xlabel("share of the posts (%)")
@@ -200,9 +230,11 @@ def draw(first: RobustnessReport, second: RobustnessReport, path: Path) -> None:
     figure.savefig(path)
 
 
-def errors(panel: Any, x: list[float], scores: list[Any], marker: str, style: Any) -> None:
+def errors(
+    panel: Any, x: list[float], scores: list[Any], marker: str, style: Any, scale: float
+) -> None:
     """Draw estimates with their intervals as error bars."""
-    values = [100 * score.value for score in scores]
-    below = [100 * (score.value - score.low) for score in scores]
-    above = [100 * (score.high - score.value) for score in scores]
+    values = [scale * score.value for score in scores]
+    below = [scale * (score.value - score.low) for score in scores]
+    above = [scale * (score.high - score.value) for score in scores]
     panel.errorbar(x, values, (below, above), fmt=marker, capsize=2, linewidth=1.2, **style)

@@ -218,7 +218,12 @@ def clean_batches(posts: CachedFeatures, device: str) -> Iterator[dict[str, Any]
 
 @torch.no_grad()
 def certainty(model: nn.Module, posts: CachedFeatures, device: str) -> list[float]:
-    """Return the largest probability of each post, sorted: where to draw a line is read there."""
+    """Return the largest probability of each post, sorted: where to draw a line is read there.
+
+    It is empty for several labels and for numbers.
+    """
+    if model.head.task != "multiclass":
+        return []
     model.eval()
     logits = [model(b["inputs"], b["available"]).logits for b in clean_batches(posts, device)]
     sure = torch.cat(logits).softmax(1).amax(1).sort().values

@@ -19,16 +19,13 @@ class LossWeights(NamedTuple):
 
     def loss(self, model: nn.Module, output: Any, labels: Tensor, rows: Tensor) -> Tensor:
         """Return the training loss of some posts."""
-        if self.classes is None and self.posts is None:
-            plain: Tensor = model.loss(output, labels)
-            return plain
-        weighted: Tensor = model.head.loss(
+        loss: Tensor = model.loss(
             output,
             labels,
             class_weight=None if self.classes is None else self.classes.to(labels.device),
             sample_weight=None if self.posts is None else self.posts[rows].to(labels.device),
         )
-        return weighted
+        return loss
 
 
 def loss_weights(dataset: PostDataset, settings: Settings) -> LossWeights:

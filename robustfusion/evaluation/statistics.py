@@ -200,7 +200,8 @@ def separation_auroc(
     wins = cumulative[below] + cumulative[upto]
     total = weights.sum(-1, dtype=np.float64)
     won: FloatArray = np.einsum("nr,nr->r", wins, drawn, dtype=np.float64, casting="safe") / 2
-    return np.asarray(won / total**2)
+    none = np.full_like(won, np.nan)  # a replicate may draw no such sample
+    return np.asarray(np.divide(won, total**2, out=none, where=total > 0))
 
 
 def estimate(value: float, replicates: FloatArray, level: float) -> Estimate:
