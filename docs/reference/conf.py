@@ -55,6 +55,8 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 smartquotes_action = "D"  # only dashes: quotes stay unchanged
 
+nitpick_ignore = [("py:class", "robustfusion._task_head.Supervision")]
+
 
 def _open_with_a_comment(
     app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
