@@ -15,7 +15,14 @@ from robustfusion.drf import DRFHead
 from robustfusion.feature_queue import FeatureQueue
 from robustfusion.functional import conformal_p_value, expected_calibration_error
 from robustfusion.quality import QualityEstimator
-from robustfusion.tasks import Task, check_target, confidence, fit_interval, sample_loss
+from robustfusion.tasks import (
+    Task,
+    check_target,
+    confidence,
+    fit_interval,
+    fit_thresholds,
+    sample_loss,
+)
 
 # With this number of samples, the log of a pattern's temperature is halved.
 _SHRINKAGE_SAMPLES = 50
@@ -129,6 +136,8 @@ def calibrate(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     damaged: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    thresholds: bool = False,
 ) -> CalibrationReport:
     r"""Calibrate a trained model's qualities, p-values and probabilities on held-out samples.
 
@@ -157,6 +166,8 @@ def calibrate(
             ``modality``, which name the damage. No label says what is damaged: the head learns
             from the labels of the classes what it costs. Use many kinds, each at severities over
             its whole range.
+        thresholds: Whether to fit the decision thresholds of ``head.predict`` to macro-F1, see
+            :func:`robustfusion.tasks.fit_thresholds`. Otherwise they are the usual ones.
 
     Returns:
         A small report, with ``to_markdown()``.
@@ -202,6 +213,11 @@ def calibrate(
     if damaged is not None and not hasattr(scoring, "trust"):
         raise ValueError(f"damaged needs a head that learns trust, got {type(scoring).__name__}")
     task: Task = getattr(scoring, "task", "multiclass")
+    if thresholds and (head is None or task == "regression"):
+        raise ValueError(
+            "thresholds needs a head with temperatures and task='multiclass' or 'multilabel', got "
+            f"{type(scoring).__name__} with task={task!r}"
+        )
     with evaluating(model):
         intact = encode_batches(model, batches)
         features, available, labels = intact.features, intact.available, intact.labels
@@ -222,7 +238,7 @@ def calibrate(
             alarms[name] = _alarm_rate(estimator.score(rows))
             if len(rows) > 1:
                 estimator.calibrate(rows)
-        thresholds, trust = {}, None
+        doubts, trust = {}, None
         if labels is None:
             alarms |= _take_harm_references(scoring, intact)
             return CalibrationReport((), alarms, {})
@@ -233,16 +249,16 @@ def calibrate(
                 if count:
                     alarms[name] = _alarm_rate(harm[:count])
         elif isinstance(scoring, DRFHead):
-            thresholds = _fit_log_priors(scoring, features, available, labels)
+            doubts = _fit_log_priors(scoring, features, available, labels)
         if head is None:
-            return CalibrationReport((), alarms, thresholds, trust)
+            return CalibrationReport((), alarms, doubts, trust)
         head.temperature.fill_(1)
         after = _by_pattern(head, features, available, labels)
         pooled_logits, pooled_labels = (torch.cat(part) for part in zip(*after, strict=True))
         if task == "regression":
             intervals = _fit_intervals(head, after)
             head.interval_width[-1] = fit_interval(pooled_logits, pooled_labels)
-            return CalibrationReport((), alarms, thresholds, trust, intervals)
+            return CalibrationReport((), alarms, doubts, trust, intervals)
         head.temperature[-1] = _temperature(pooled_logits, pooled_labels, task)
         patterns = []
         for index, (old, (logits, target)) in enumerate(zip(before, after, strict=True)):
@@ -252,7 +268,12 @@ def calibrate(
             )
             names = head.candidates[index]
             patterns.append(PatternCalibration(names, len(target), float(temperature), *errors))
-    return CalibrationReport(tuple(patterns), alarms, thresholds, trust)
+        if hasattr(head, "thresholds"):
+            head.thresholds.fill_(1.0 if task == "multiclass" else 0.5)
+        if thresholds:
+            logits, target = after[0]
+            head.thresholds.copy_(fit_thresholds(logits / head.temperature[0], target, task))
+    return CalibrationReport(tuple(patterns), alarms, doubts, trust)
 
 
 class EncodedBatches(NamedTuple):
@@ -509,8 +530,8 @@ def refresh(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
     Moving averages of weights, such as ``torch.optim.swa_utils.AveragedModel``, timm's
     ``ModelEmaV3`` or ``ema_pytorch``, treat the rows of a queue as weights and average rows of
     different samples. Then p-values are NaN, and the switch to evaluation warns. After this call
-    qualities and alarms are those of the averaged encoders. Call :func:`~robustfusion.calibrate` next. It is the
-    counterpart of ``torch.optim.swa_utils.update_bn``.
+    qualities and alarms are those of the averaged encoders. Call :func:`~robustfusion.calibrate`
+    next. It is the counterpart of ``torch.optim.swa_utils.update_bn``.
 
     Args:
         model: The averaged model.

@@ -25,6 +25,7 @@ from robustfusion.functional import at_least_float32
 Task = Literal["multiclass", "multilabel", "regression"]
 
 IGNORED = -100  # The index of no class, as in torch.nn.functional.cross_entropy.
+_FEW_OF_A_CLASS = 20  # a class with fewer held-out samples keeps its threshold
 _MIN_VARIANCE = 1e-3  # Two numbers agree as if the residual variance were at least this.
 
 
@@ -321,3 +322,70 @@ def fit_interval(outputs: Tensor, target: Tensor, level: float = 0.9) -> Tensor:
         rank = math.ceil(level * (len(ranked) + 1))
         widths.append(ranked[rank - 1] if rank <= len(ranked) else column.new_tensor(math.inf))
     return torch.stack(widths)
+
+
+def fit_thresholds(outputs: Tensor, target: Tensor, task: Task) -> Tensor:
+    """Return the thresholds with the highest macro-F1 on held-out samples, (C,).
+
+    A class or label with fewer than 20 held-out samples keeps its threshold; of classes, so does the most
+    frequent one. All keep theirs (1 for a class, 0.5 for a label) unless, over five folds,
+    thresholds fitted to the others have a higher macro-F1. See :func:`predict` for what a
+    threshold means.
+
+    Args:
+        outputs: (N, C), logits of held-out samples.
+        target: As above.
+        task: "multiclass" or "multilabel".
+
+    Raises:
+        ValueError: For regression, or if the target does not fit.
+    """
+    if task == "regression":
+        raise ValueError("thresholds need task='multiclass' or 'multilabel', got 'regression'")
+    check_target(target, outputs, task)
+    scores = at_least_float32(outputs)
+    if task == "multiclass":
+        y = target.argmax(1) if target.ndim > 1 else target
+        scores, y = scores.log_softmax(-1)[y != IGNORED], y[y != IGNORED]
+        truth = F.one_hot(y, outputs.shape[-1]).bool()
+        known = torch.ones_like(truth)
+    else:
+        truth, known = target > 0.5, target >= 0
+    fold = torch.arange(len(scores), device=scores.device) % 5
+    left_out = torch.zeros_like(scores)
+    for number in range(5):
+        train, test = fold != number, fold == number
+        left_out[test] = _search_shift(scores[train], truth[train], known[train], task)
+    before = _macro_f1(scores, truth, known, task)
+    shift = torch.zeros_like(scores[:1].sum(0))
+    if _macro_f1(scores - left_out, truth, known, task) > before:
+        shift = _search_shift(scores, truth, known, task)
+    return shift.exp() if task == "multiclass" else shift.sigmoid()
+
+
+def _search_shift(scores: Tensor, truth: Tensor, known: Tensor, task: Task) -> Tensor:
+    """Return what to subtract from the scores, one class after the other, (C,)."""
+    shift = torch.zeros(scores.shape[1], device=scores.device, dtype=scores.dtype)
+    count = (truth & known).sum(0)
+    enough = count >= _FEW_OF_A_CLASS
+    if task == "multiclass":  # only ratios of thresholds count: that of the largest class is fixed
+        enough = enough & (torch.arange(len(count), device=count.device) != count.argmax())
+    best = _macro_f1(scores, truth, known, task)
+    for column in enough.nonzero().flatten().tolist() * 2:
+        for value in torch.linspace(-2, 2, 21).tolist():
+            trial = shift.clone()
+            trial[column] = value
+            f1 = _macro_f1(scores - trial, truth, known, task)
+            if f1 > best:
+                best, shift = f1, trial
+    return shift
+
+
+def _macro_f1(scores: Tensor, truth: Tensor, known: Tensor, task: Task) -> float:
+    """Return the F1 of each class or label, averaged."""
+    chosen = scores > 0
+    if task == "multiclass":
+        chosen = F.one_hot(scores.argmax(-1), scores.shape[-1]).bool()
+    hits = (chosen & truth & known).sum(0)
+    both = ((chosen & known).sum(0) + (truth & known).sum(0)).clamp_min(1)
+    return float((2 * hits / both).mean())

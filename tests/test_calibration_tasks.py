@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfusion import DRFHead, LearnedTokens, LearnedTrust, NeighborVoteHead, calibrate
-from robustfusion.tasks import sample_loss
+from robustfusion.tasks import fit_thresholds, predict, sample_loss
 
 DIMS = {"image": 6, "text": 4}
 Kind = Literal["multilabel", "regression"]
@@ -153,3 +153,41 @@ def test_a_target_of_another_task_is_named() -> None:
     logits = torch.randn(50, 2, 2)
     fit = trust.fit(batch["inputs"], logits, batch["label"], task="multilabel")
     assert fit.samples == 50
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_thresholds_find_a_rare_class_and_leave_a_tiny_one_alone(task: Any) -> None:
+    torch.manual_seed(0)
+    prior = torch.tensor([0.9, 0.09, 0.01])
+
+    def sample(count: int) -> tuple[Tensor, Tensor]:
+        labels = prior.multinomial(count, replacement=True)
+        hot = F.one_hot(labels, 3).float()
+        logits = 1.5 * (hot + 0.8 * torch.randn(count, 3)) + prior.log()
+        return logits, labels if task == "multiclass" else hot
+
+    logits, target = sample(1200)
+    thresholds = fit_thresholds(logits, target, task)
+    default = 1.0 if task == "multiclass" else 0.5
+    assert thresholds[1] < default  # a class of 9 % is found more often
+    assert thresholds[2] == default  # of a class of 12 samples nothing is learned
+    new, truth = sample(5000)
+    hot = F.one_hot(truth, 3).bool() if task == "multiclass" else truth.bool()
+    recalls = []
+    for value in (None, thresholds):
+        chosen = predict(new, task, value)
+        chosen = F.one_hot(chosen, 3).bool() if task == "multiclass" else chosen
+        recalls.append(float((chosen & hot).sum(0)[1] / hot.sum(0)[1]))
+    assert recalls[1] > recalls[0] + 0.1
+
+
+def test_calibrate_fits_thresholds_on_request_and_resets_them() -> None:
+    head, held_out = trained("multilabel", 20), draw("multilabel", 300)
+    rare = (held_out["label"].bool() & (held_out["inputs"]["image"][:, :2] > 1)).float()
+    held_out["label"] = rare
+    calibrate(head, [held_out], thresholds=True)
+    assert (head.thresholds != 0.5).all()
+    calibrate(head, [held_out])
+    assert (head.thresholds == 0.5).all()
+    with pytest.raises(ValueError, match="thresholds needs a head with temperatures"):
+        calibrate(trained("regression", 1), [draw("regression", 50)], thresholds=True)
