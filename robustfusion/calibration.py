@@ -238,7 +238,7 @@ def calibrate(
             alarms[name] = _alarm_rate(estimator.score(rows))
             if len(rows) > 1:
                 estimator.calibrate(rows)
-        doubts, trust = {}, None
+        trust_thresholds, trust = {}, None
         if labels is None:
             alarms |= _take_harm_references(scoring, intact)
             return CalibrationReport((), alarms, {})
@@ -249,16 +249,16 @@ def calibrate(
                 if count:
                     alarms[name] = _alarm_rate(harm[:count])
         elif isinstance(scoring, DRFHead):
-            doubts = _fit_log_priors(scoring, features, available, labels)
+            trust_thresholds = _fit_log_priors(scoring, features, available, labels)
         if head is None:
-            return CalibrationReport((), alarms, doubts, trust)
+            return CalibrationReport((), alarms, trust_thresholds, trust)
         head.temperature.fill_(1)
         after = _by_pattern(head, features, available, labels)
         pooled_logits, pooled_labels = (torch.cat(part) for part in zip(*after, strict=True))
         if task == "regression":
             intervals = _fit_intervals(head, after)
             head.interval_width[-1] = fit_interval(pooled_logits, pooled_labels)
-            return CalibrationReport((), alarms, doubts, trust, intervals)
+            return CalibrationReport((), alarms, trust_thresholds, trust, intervals)
         head.temperature[-1] = _temperature(pooled_logits, pooled_labels, task)
         patterns = []
         for index, (old, (logits, target)) in enumerate(zip(before, after, strict=True)):
@@ -273,7 +273,7 @@ def calibrate(
         if thresholds:
             logits, target = after[0]
             head.thresholds.copy_(fit_thresholds(logits / head.temperature[0], target, task))
-    return CalibrationReport(tuple(patterns), alarms, doubts, trust)
+    return CalibrationReport(tuple(patterns), alarms, trust_thresholds, trust)
 
 
 class EncodedBatches(NamedTuple):

@@ -327,9 +327,9 @@ def fit_interval(outputs: Tensor, target: Tensor, level: float = 0.9) -> Tensor:
 def fit_thresholds(outputs: Tensor, target: Tensor, task: Task) -> Tensor:
     """Return the thresholds with the highest macro-F1 on held-out samples, (C,).
 
-    A class or label with fewer than 20 held-out samples keeps its threshold; of classes, so does the most
-    frequent one. All keep theirs (1 for a class, 0.5 for a label) unless, over five folds,
-    thresholds fitted to the others have a higher macro-F1. See :func:`predict` for what a
+    A class or label with fewer than 20 held-out samples keeps its threshold; of classes, so does
+    the most frequent one. All keep theirs (1 for a class, 0.5 for a label) unless, over five
+    folds, thresholds fitted to the others have a higher macro-F1. See :func:`predict` for what a
     threshold means.
 
     Args:
