@@ -1,4 +1,4 @@
-"""A scikit-learn classifier over cached features, in which any modality may be missing."""
+"""scikit-learn estimators over cached features, in which any modality may be missing."""
 
 import inspect
 import math
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from robustfusion._validation import check_between, check_positive
 from robustfusion.drf import DRFHead
+from robustfusion.tasks import Task, fit_interval
 
 try:
-    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.preprocessing import StandardScaler
     from sklearn.utils import check_random_state
     from sklearn.utils.class_weight import compute_sample_weight
@@ -74,60 +75,10 @@ def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, 
     return np.concatenate(list(arrays.values()), axis=1), columns
 
 
-class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    r"""Train a robust head on cached features with ``fit`` and ``predict``.
+class _FusionEstimator(BaseEstimator):  # type: ignore[misc]
+    """What classifier and regressor share: the columns, the training, the outputs."""
 
-    ``X`` is a dict from modality to (N, D_m), a data frame with one embedding a cell and a column
-    for each modality, or one array (N, D) of which ``modalities`` names the columns, as
-    cross-validation and pipelines need it and :func:`join_features` returns it. Arrays may be
-    sparse. A sample with NaN in a modality lacks that modality, in ``fit`` as in ``predict``, and
-    a dict without a modality in ``predict`` lacks it for all samples; a sample that lacks all is
-    left out of ``fit``. Features are standardized by the samples that have them.
-    Training is AdamW with a learning rate that falls to zero along a cosine.
-
-    Args:
-        modalities: For an array or a data frame: modality to a slice, indices or column names.
-            ``None`` if ``X`` is a dict, or a data frame of embeddings.
-        head: Class or function from (dims, number of classes) to a head, such as
-            :class:`~robustfusion.DRFHead` (``None``), :class:`~robustfusion.PaperDRFHead` or a
-            baseline.
-        dropout: Dropout of the head, the option to tune first; ``None`` is the head's own default.
-        hidden_features: Width of the head's hidden layers; ``None`` is the head's own default.
-        class_weight: Weight of each class in training, a dict from label to weight or "balanced",
-            which gives every class the same total weight.
-        epochs: ``None`` trains for about 300 steps, at least 6 and at most 100 epochs.
-        batch_size: Number of samples in a step.
-        learning_rate: Learning rate at the start.
-        weight_decay: Weight decay of AdamW.
-        device: Device of training and prediction.
-        random_state: Seed; an int makes ``fit`` deterministic. The global generators do not
-            change.
-
-    Attributes:
-        classes_: The labels.
-        n_features_in_: Number of columns, over all modalities.
-        columns_: Modality to its columns.
-        head_: The trained head.
-
-    Raises:
-        ValueError: If columns or shapes do not fit.
-
-    Example:
-        >>> import numpy as np
-        >>> from robustfusion.integrations.sklearn import RobustFusionClassifier, join_features
-        >>> from sklearn.model_selection import cross_val_score
-        >>> rng, y = np.random.default_rng(0), np.array(["no", "yes"] * 50)
-        >>> image = rng.normal(size=(100, 8)) + 2 * (y == "yes")[:, None]
-        >>> text = rng.normal(size=(100, 4)) + 2 * (y == "yes")[:, None]
-        >>> text[::3] = np.nan  # these samples have no text
-        >>> X, modalities = join_features({"image": image, "text": text})
-        >>> model = RobustFusionClassifier(modalities, epochs=20, random_state=0)
-        >>> bool(cross_val_score(model, X, y).mean() > 0.8)
-        True
-
-    Reference:
-        The estimator contract, https://scikit-learn.org/stable/developers/develop.html
-    """
+    _task: Task = "multiclass"
 
     def __init__(
         self,
@@ -136,7 +87,6 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         head: Callable[..., nn.Module] | None = None,
         dropout: float | None = None,
         hidden_features: int | None = None,
-        class_weight: Mapping[Any, float] | str | None = None,
         epochs: int | None = None,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
@@ -148,60 +98,12 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self.head = head
         self.dropout = dropout
         self.hidden_features = hidden_features
-        self.class_weight = class_weight
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.device = device
         self.random_state = random_state
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train on features and labels of any kind, (N,).
-
-        Weights of samples, (N,), and of classes multiply. They enter the head's loss if that takes
-        a ``weight``; for any other head, samples are drawn with probabilities proportional to
-        their weights.
-        """
-        if self.epochs is not None:
-            check_positive(self.epochs, "epochs")
-        check_positive(self.batch_size, "batch_size")
-        check_between(self.learning_rate, 0.0, 1.0, "learning_rate")
-        X, modalities = self._join(X)
-        _check_labels(y)
-        array, y = validate_data(self, X, y, **CHECKS)
-        array = _dense(array)
-        self.columns_ = {name: self._resolve(name, c) for name, c in modalities.items()}
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"y must hold two classes or more, got {len(self.classes_)} class: all {len(y)} "
-                f"samples are '{self.classes_[0]}'"
-            )
-        weight = _check_sample_weight(
-            sample_weight, array, dtype=np.float64, ensure_non_negative=True
-        )
-        weight = weight * compute_sample_weight(self.class_weight, y)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._scalers: dict[str, StandardScaler] = {}
-        inputs, available = self._tensors(array)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.head_ = self._train(
-                inputs, available, torch.from_numpy(codes).long(), torch.from_numpy(weight)
-            )
-        return self
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the probability of each class, (N, C), in the order of ``classes_``."""
-        return _joined([output.logits.softmax(1) for output in self._outputs(X)])
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable label of each sample, (N,)."""
-        best = self.predict_proba(X).argmax(1)
-        labels: NDArray[Any] = self.classes_[best]
-        return labels
 
     def log_quality(self, X: Any) -> dict[str, NDArray[np.float64]]:
         """Return the head's log-quality of each modality, (N,); −inf where it is missing.
@@ -217,6 +119,39 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         tags.input_tags.allow_nan = True
         tags.input_tags.sparse = True
         return tags
+
+    def _checked(self, X: Any, y: Any, **checks: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Check options, features and targets, and remember the columns."""
+        if self.epochs is not None:
+            check_positive(self.epochs, "epochs")
+        check_positive(self.batch_size, "batch_size")
+        check_between(self.learning_rate, 0.0, 1.0, "learning_rate")
+        X, modalities = self._join(X)
+        _check_labels(y)
+        array, y = validate_data(self, X, y, **CHECKS, **checks)
+        self.columns_ = {name: self._resolve(name, c) for name, c in modalities.items()}
+        return _dense(array), y
+
+    def _fit(
+        self,
+        array: NDArray[Any],
+        target: Tensor,
+        sample_weight: Any,
+        weight: NDArray[np.float64],
+        class_weight: Tensor | None = None,
+    ) -> Self:
+        """Train the head with the product of both weights of a sample."""
+        own = _check_sample_weight(
+            sample_weight, array, dtype=np.float64, ensure_non_negative=True
+        )
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._scalers: dict[str, StandardScaler] = {}
+        inputs, available = self._tensors(array)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            weights = torch.from_numpy(own * weight), class_weight
+            self.head_ = self._train(inputs, available, target, *weights)
+        return self
 
     def _join(self, X: Any) -> tuple[Any, Mapping[str, Any]]:
         """Return one array and the columns of each modality, before any check of its content."""
@@ -292,13 +227,17 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         self,
         inputs: dict[str, Tensor],
         available: dict[str, Tensor],
-        labels: Tensor,
+        target: Tensor,
         weight: Tensor,
+        class_weight: Tensor | None,
     ) -> nn.Module:
         dims = {name: x.shape[1] for name, x in inputs.items()}
         chosen = {"dropout": self.dropout, "hidden_features": self.hidden_features}
         options: dict[str, Any] = {n: value for n, value in chosen.items() if value is not None}
-        head: Any = (self.head or DRFHead)(dims, len(self.classes_), **options)
+        if self._task != "multiclass":
+            options["task"] = self._task
+        count = target.shape[1] if target.ndim > 1 else int(target.max()) + 1
+        head: Any = (self.head or DRFHead)(dims, count, **options)
         head = head.to(self.device).train()
         some = torch.stack(list(available.values())).any(0)
         rows = (some & (weight > 0)).nonzero()[:, 0]
@@ -308,7 +247,7 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             )
         weight = weight / weight[rows].mean()
         weighted = bool((weight[rows] != 1).any())
-        in_loss = weighted and "weight" in inspect.signature(head.loss).parameters
+        in_loss = weighted and "sample_weight" in inspect.signature(head.loss).parameters
         per_epoch = math.ceil(len(rows) / self.batch_size)
         epochs = self.epochs or min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS / per_epoch)))
         optimizer = torch.optim.AdamW(
@@ -322,8 +261,10 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 order = torch.randperm(len(rows))
             for batch in torch.split(rows[order], self.batch_size):
                 output = self._output(head, inputs, available, batch)
-                extra = {"weight": weight[batch].float().to(self.device)} if in_loss else {}
-                loss = head.loss(output, labels[batch].to(self.device), **extra)
+                extra = {"sample_weight": weight[batch].float().to(self.device)} if in_loss else {}
+                if class_weight is not None:
+                    extra["class_weight"] = class_weight.to(self.device)
+                loss = head.loss(output, target[batch].to(self.device), **extra)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -348,6 +289,287 @@ class RobustFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         inputs, masks = self._tensors(array)
         for start in range(0, len(array), PREDICT_BATCH):
             yield self._output(self.head_, inputs, masks, slice(start, start + PREDICT_BATCH))
+
+
+class RobustFusionClassifier(ClassifierMixin, _FusionEstimator):  # type: ignore[misc]
+    r"""Train a robust head on cached features with ``fit`` and ``predict``.
+
+    ``X`` is a dict from modality to (N, D_m), a data frame with one embedding a cell and a column
+    for each modality, or one array (N, D) of which ``modalities`` names the columns, as
+    cross-validation and pipelines need it and :func:`join_features` returns it. Arrays may be
+    sparse. A sample with NaN in a modality lacks that modality, in ``fit`` as in ``predict``, and
+    a dict without a modality in ``predict`` lacks it for all samples; a sample that lacks all is
+    left out of ``fit``. Features are standardized by the samples that have them.
+    Training is AdamW with a learning rate that falls to zero along a cosine.
+
+    Args:
+        modalities: For an array or a data frame: modality to a slice, indices or column names.
+            ``None`` if ``X`` is a dict, or a data frame of embeddings.
+        head: Class or function from (dims, number of classes) to a head, such as
+            :class:`~robustfusion.DRFHead` (``None``), :class:`~robustfusion.PaperDRFHead` or a
+            baseline.
+        dropout: Dropout of the head, the option to tune first; ``None`` is the head's own default.
+        hidden_features: Width of the head's hidden layers; ``None`` is the head's own default.
+        class_weight: Weight of each class in training, a dict from label to weight or "balanced",
+            which gives every class the same total weight. For several labels a sample, a dict from
+            column to weight.
+        epochs: ``None`` trains for about 300 steps, at least 6 and at most 100 epochs.
+        batch_size: Number of samples in a step.
+        learning_rate: Learning rate at the start.
+        weight_decay: Weight decay of AdamW.
+        device: Device of training and prediction.
+        random_state: Seed; an int makes ``fit`` deterministic. The global generators do not
+            change.
+
+    Attributes:
+        classes_: The labels; for several labels a sample, the indices of the columns of ``y``.
+        n_features_in_: Number of columns, over all modalities.
+        columns_: Modality to its columns.
+        head_: The trained head.
+
+    Raises:
+        ValueError: If columns or shapes do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from robustfusion.integrations.sklearn import RobustFusionClassifier, join_features
+        >>> from sklearn.model_selection import cross_val_score
+        >>> rng, y = np.random.default_rng(0), np.array(["no", "yes"] * 50)
+        >>> image = rng.normal(size=(100, 8)) + 2 * (y == "yes")[:, None]
+        >>> text = rng.normal(size=(100, 4)) + 2 * (y == "yes")[:, None]
+        >>> text[::3] = np.nan  # these samples have no text
+        >>> X, modalities = join_features({"image": image, "text": text})
+        >>> model = RobustFusionClassifier(modalities, epochs=20, random_state=0)
+        >>> bool(cross_val_score(model, X, y).mean() > 0.8)
+        True
+
+    Reference:
+        The estimator contract, https://scikit-learn.org/stable/developers/develop.html
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Columns] | None = None,
+        *,
+        head: Callable[..., nn.Module] | None = None,
+        dropout: float | None = None,
+        hidden_features: int | None = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        super().__init__(
+            modalities,
+            head=head,
+            dropout=dropout,
+            hidden_features=hidden_features,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            device=device,
+            random_state=random_state,
+        )
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on features and labels of any kind, (N,), or several labels, 0 or 1, (N, L).
+
+        Weights of samples, (N,), and of classes multiply. They enter the head's loss if that takes
+        a ``sample_weight``; for any other head, samples are drawn with probabilities proportional
+        to their weights.
+        """
+        several = _width(y) > 1
+        array, y = self._checked(X, y, multi_output=several)
+        check_classification_targets(y)
+        self._task = "multilabel" if several else "multiclass"
+        class_weight = None
+        if several:
+            self.classes_, target = np.arange(y.shape[1]), torch.from_numpy(y).float()
+            weight, self._dtype = np.ones(len(y)), y.dtype
+            class_weight = self._label_weights()
+        else:
+            self.classes_, codes = np.unique(y, return_inverse=True)
+            if len(self.classes_) < 2:
+                raise ValueError(
+                    f"y must hold two classes or more, got {len(self.classes_)} class: all "
+                    f"{len(y)} samples are '{self.classes_[0]}'"
+                )
+            target = torch.from_numpy(codes).long()
+            weight = compute_sample_weight(self.class_weight, y)
+        return self._fit(array, target, sample_weight, weight, class_weight)
+
+    def _label_weights(self) -> Tensor | None:
+        """Return the weight of each of several labels."""
+        if self.class_weight is None:
+            return None
+        if not isinstance(self.class_weight, Mapping):
+            raise ValueError(
+                "class_weight must be a dict from column to weight for several labels a sample, "
+                f"got {self.class_weight!r}"
+            )
+        return torch.tensor([float(self.class_weight.get(k, 1.0)) for k in self.classes_])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probability of each class or label, (N, C), as in ``classes_``."""
+        logits = _joined([output.logits for output in self._outputs(X)])
+        scores = torch.from_numpy(logits)
+        return (scores.softmax(1) if self._task == "multiclass" else scores.sigmoid()).numpy()
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable label of each sample, (N,), or all labels above ½, (N, L)."""
+        probabilities = self.predict_proba(X)
+        if self._task == "multilabel":
+            return (probabilities > 0.5).astype(self._dtype)
+        labels: NDArray[Any] = self.classes_[probabilities.argmax(1)]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class RobustFusionRegressor(RegressorMixin, _FusionEstimator):  # type: ignore[misc]
+    r"""Train a robust head on cached features to predict one number or several.
+
+    ``X`` and training are those of :class:`RobustFusionClassifier`. Numbers may have any unit; the
+    head standardizes them. After ``calibrate`` on held-out samples, ``predict_interval`` says
+    between which numbers the true one lies.
+
+    Args:
+        modalities: For an array or a data frame: modality to a slice, indices or column names.
+            ``None`` if ``X`` is a dict, or a data frame of embeddings.
+        head: Class or function from (dims, number of numbers, task="regression") to a head, such
+            as :class:`~robustfusion.DRFHead` (``None``) or a baseline.
+        dropout: Dropout of the head, the option to tune first; ``None`` is the head's own default.
+        hidden_features: Width of the head's hidden layers; ``None`` is the head's own default.
+        epochs: ``None`` trains for about 300 steps, at least 6 and at most 100 epochs.
+        batch_size: Number of samples in a step.
+        learning_rate: Learning rate at the start.
+        weight_decay: Weight decay of AdamW.
+        device: Device of training and prediction.
+        random_state: Seed; an int makes ``fit`` deterministic. The global generators do not
+            change.
+
+    Attributes:
+        n_features_in_: Number of columns, over all modalities.
+        columns_: Modality to its columns.
+        head_: The trained head.
+        half_widths_: After ``calibrate``, half the width of the interval of each number, (C,), by
+            the modalities that a sample has; under ``()`` that of all other samples.
+
+    Raises:
+        ValueError: If columns or shapes do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from robustfusion.integrations.sklearn import RobustFusionRegressor
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.normal(50, 10, size=300)
+        >>> image = y[:, None] + rng.normal(scale=5, size=(300, 4))
+        >>> text = y[:, None] + rng.normal(scale=5, size=(300, 3))
+        >>> text[::3] = np.nan  # these samples have no text
+        >>> train, rest = slice(0, 200), slice(200, None)
+        >>> model = RobustFusionRegressor(epochs=60, random_state=0)
+        >>> model = model.fit({"image": image[train], "text": text[train]}, y[train])
+        >>> held_out = {"image": image[rest], "text": text[rest]}
+        >>> bool(model.score(held_out, y[rest]) > 0.7)
+        True
+        >>> low, high = model.calibrate(held_out, y[rest]).predict_interval(held_out)
+        >>> bool(((low <= y[rest]) & (y[rest] <= high)).mean() > 0.85)
+        True
+
+    Reference:
+        Intervals: split conformal prediction, https://arxiv.org/abs/2107.07511.
+    """
+
+    _task: Task = "regression"
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on features and numbers, (N,) or (N, C).
+
+        Weights of samples, (N,), enter as in the classifier.
+        """
+        several = _width(y) > 0
+        array, y = self._checked(X, y, multi_output=several, y_numeric=True)
+        self._is_single = not several
+        target = torch.from_numpy(np.asarray(y, np.float32).reshape(len(y), -1))
+        return self._fit(array, target, sample_weight, np.ones(len(y)))
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Return the numbers, (N,) or (N, C), as in ``fit``."""
+        return self._shaped(_joined([output.logits for output in self._outputs(X)]))
+
+    def calibrate(self, X: Any, y: Any, *, level: float = 0.9) -> Self:
+        """Find the intervals that cover a share ``level`` of the numbers of held-out samples.
+
+        There is one width for all samples with the same modalities, if there are enough of them
+        for it to be finite, else that of all samples.
+
+        Raises:
+            ValueError: If ``y`` has another shape than the predictions, or there are too few
+                samples.
+        """
+        outputs = _joined([output.logits for output in self._outputs(X)])
+        target = np.asarray(y, np.float64)
+        if target.shape != self._shaped(outputs).shape:
+            raise ValueError(
+                f"y must have shape {self._shaped(outputs).shape}, got {target.shape}"
+            )
+        target = target.reshape(outputs.shape)
+        patterns = self._patterns(X)
+        widths: dict[tuple[str, ...], NDArray[np.float64]] = {}
+        for pattern in [(), *sorted(set(patterns))]:
+            rows = np.array([not pattern or p == pattern for p in patterns])
+            width = fit_interval(
+                torch.from_numpy(outputs[rows]), torch.from_numpy(target[rows]), level
+            ).numpy()
+            if np.isfinite(width).all():
+                widths[pattern] = width
+        if () not in widths:
+            raise ValueError(
+                f"X must hold more samples for intervals of level={level}, got {len(target)}"
+            )
+        self.half_widths_ = widths
+        return self
+
+    def predict_interval(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lower and the upper ends of the intervals, each shaped as predictions.
+
+        Raises:
+            NotFittedError: Before ``calibrate``.
+        """
+        check_is_fitted(self, "half_widths_", msg="Call calibrate before predict_interval.")
+        outputs = _joined([output.logits for output in self._outputs(X)])
+        widths = [self.half_widths_.get(p, self.half_widths_[()]) for p in self._patterns(X)]
+        half = np.stack(widths)
+        return self._shaped(outputs - half), self._shaped(outputs + half)
+
+    def _patterns(self, X: Any) -> list[tuple[str, ...]]:
+        """Return the modalities of each sample."""
+        array = _dense(validate_data(self, self._join_again(X), reset=False, **CHECKS))
+        masks = self._tensors(array)[1]
+        rows = torch.stack(list(masks.values()), 1).tolist()
+        return [tuple(m for m, seen in zip(masks, row, strict=True) if seen) for row in rows]
+
+    def _shaped(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return outputs[:, 0] if self._is_single else outputs
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _width(y: Any) -> int:
+    """Return the number of columns of targets, 0 for (N,)."""
+    values = np.asarray(y)
+    return values.shape[1] if values.ndim == 2 else 0
 
 
 def _joined(parts: list[Tensor]) -> NDArray[np.float64]:

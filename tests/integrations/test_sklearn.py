@@ -17,6 +17,7 @@ checks: Any = pytest.importorskip("sklearn.utils.estimator_checks")
 
 from robustfusion.integrations.sklearn import (  # noqa: E402, after the skip
     RobustFusionClassifier,
+    RobustFusionRegressor,
     join_features,
 )
 
@@ -24,7 +25,10 @@ HALVES = {"first": slice(0, 1), "second": slice(1, None)}
 
 
 @checks.parametrize_with_checks(
-    [RobustFusionClassifier(HALVES, epochs=10, learning_rate=0.01, random_state=0)],
+    [
+        RobustFusionClassifier(HALVES, epochs=10, learning_rate=0.01, random_state=0),
+        RobustFusionRegressor(HALVES, epochs=20, learning_rate=0.01, random_state=0),
+    ],
     # As for scikit-learn's own networks: batches are drawn at random.
     expected_failed_checks=lambda _: {
         f"check_sample_weight_equivalence_on_{kind}_data": "training draws batches at random"
@@ -232,9 +236,11 @@ def test_options_of_the_head_are_parameters() -> None:
 class Weighted(ConcatenationHead):
     """A head whose loss takes weights."""
 
-    def loss(self, output: Any, labels: Any, *, weight: Any = None) -> Any:
+    def loss(  # type: ignore[override]
+        self, output: Any, labels: Any, *, sample_weight: Any = None
+    ) -> Any:
         losses = torch.nn.functional.cross_entropy(output.logits, labels, reduction="none")
-        return (losses if weight is None else losses * weight).mean()
+        return (losses if sample_weight is None else losses * sample_weight).mean()
 
 
 @pytest.mark.parametrize("head", [None, Weighted, ConcatenationHead])
@@ -268,3 +274,64 @@ def test_labels_that_are_missing_or_all_alike_are_counted() -> None:
     assert set(fast().fit(features, numbers).predict(features)) <= {10.0, 11.0, 12.0}
     with pytest.raises(ValueError, match="continuous"):
         fast().fit(features, np.linspace(0, 1, 240))
+
+
+def test_several_labels_a_sample() -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random((300, 3)) < [0.5, 0.3, 0.4]).astype(int)
+    features = {
+        "image": 2.0 * y + rng.normal(size=(300, 3)),
+        "text": 2.0 * y[:, :2] + rng.normal(size=(300, 2)),
+    }
+    features["text"][::3] = np.nan
+    model = fast(random_state=0, class_weight={2: 3.0}).fit(features, y)
+    probabilities, guess = model.predict_proba(features), model.predict(features)
+    assert probabilities.shape == guess.shape == (300, 3)
+    assert guess.dtype == y.dtype
+    assert (guess == (probabilities > 0.5)).all()
+    assert (guess == y).mean() > 0.85
+    assert model.classes_.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="class_weight must be a dict from column"):
+        fast(class_weight="balanced").fit(features, y)
+
+
+def numbers(n: int = 400, seed: int = 0) -> tuple[dict[str, Any], Any]:
+    rng = np.random.default_rng(seed)
+    y = 1000 + 50 * rng.normal(size=n)
+    noise = {"image": 10, "text": 40}
+    features = {m: y[:, None] + scale * rng.normal(size=(n, 3)) for m, scale in noise.items()}
+    features["image"][::4] = np.nan
+    return features, y
+
+
+@pytest.mark.parametrize("head", [None, ConcatenationHead])
+def test_numbers_and_their_intervals(head: Any) -> None:
+    features, y = numbers()
+    model = RobustFusionRegressor(head=head, epochs=40, learning_rate=0.01, random_state=0)
+    model.fit(features, y)
+    new, truth = numbers(seed=1)
+    assert model.predict(new).shape == truth.shape
+    assert model.score(new, truth) > 0.75
+    with pytest.raises(ValueError, match="Call calibrate"):
+        model.predict_interval(new)
+    held_out, target = numbers(seed=2)
+    low, high = model.calibrate(held_out, target).predict_interval(new)
+    covered, without = (low <= truth) & (truth <= high), np.isnan(new["image"]).any(1)
+    assert covered.mean() > 0.84
+    assert covered[without].mean() > 0.75
+    # Without the better modality the intervals are wider.
+    assert (high - low)[without].mean() > 1.2 * (high - low)[~without].mean()
+    with pytest.raises(ValueError, match="X must hold more samples"):
+        model.calibrate({m: x[:5] for m, x in held_out.items()}, target[:5])
+    with pytest.raises(ValueError, match=r"y must have shape \(400,\)"):
+        model.calibrate(held_out, target[:, None])
+
+
+def test_several_numbers_have_columns() -> None:
+    features, y = numbers(120)
+    both = np.stack([y, -y], 1)
+    model = RobustFusionRegressor(epochs=20, learning_rate=0.01, random_state=0)
+    model.fit(features, both, sample_weight=np.linspace(0.5, 1.5, 120))
+    low, high = model.calibrate(features, both).predict_interval(features)
+    assert model.predict(features).shape == low.shape == high.shape == (120, 2)
+    assert np.corrcoef(model.predict(features)[:, 1], -y)[0, 1] > 0.8
