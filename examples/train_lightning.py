@@ -25,20 +25,29 @@ LOSSES = (None, "upper", "lower")
 class HalfDigitsModule(lightning.LightningModule):
     """The classifier, its objective and its optimizer."""
 
-    def __init__(self, lr: float = 2e-3) -> None:
+    def __init__(self, lr: float = 2e-3, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.model = make_model()
         self.lr = lr
+        self.label_smoothing = label_smoothing
         # One metric per missing half; torchmetrics gathers the counts over ranks.
         self.accuracies = torch.nn.ModuleList(
             MulticlassAccuracy(num_classes=10, average="micro") for _ in LOSSES
         )
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
-        """Return the loss; the head updates its queues in the forward pass."""
+        """Return the loss; the head updates its queues in the forward pass.
+
+        A batch with a ``weight`` (B,) weights its samples.
+        """
         output = self.model(*inputs_of(batch))
-        loss = self.model.loss(output, batch["labels"])
+        loss = self.model.loss(
+            output,
+            batch["labels"],
+            sample_weight=batch.get("weight"),
+            label_smoothing=self.label_smoothing,
+        )
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -60,6 +69,7 @@ def main(
     accelerator: str = "cpu",
     output_dir: Path = Path("runs/train_lightning"),
     resume: Path | None = None,
+    label_smoothing: float = 0.0,
 ) -> None:
     """Train, keep the last checkpoint, and evaluate with both halves and with each missing."""
     lightning.seed_everything(0)
@@ -78,7 +88,7 @@ def main(
     train = DataLoader(HalfDigits("train"), batch_size=32, shuffle=True)
     test = [DataLoader(HalfDigits("test", lost), batch_size=64) for lost in LOSSES]
     # The queues are buffers, so the checkpoint holds them and training resumes exactly.
-    module = HalfDigitsModule()
+    module = HalfDigitsModule(label_smoothing=label_smoothing)
     trainer.fit(module, train, ckpt_path=resume)
     for scores in trainer.test(module, test, verbose=False):
         if trainer.is_global_zero:

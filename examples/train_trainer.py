@@ -21,11 +21,16 @@ except ImportError as error:
 
 
 class ForTrainer(nn.Module):
-    """Take a batch as keywords and return ``loss`` and ``logits``, as the Trainer expects."""
+    """Take a batch as keywords and return ``loss`` and ``logits``, as the Trainer expects.
 
-    def __init__(self) -> None:
+    Label smoothing is the head's, because ``label_smoothing_factor`` of the Trainer would replace
+    its loss. A data set whose samples have a ``weight`` weights them.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model = make_model()
+        self.label_smoothing = label_smoothing
 
     def forward(
         self,
@@ -34,13 +39,17 @@ class ForTrainer(nn.Module):
         has_upper: Tensor,
         has_lower: Tensor,
         labels: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the logits, and the loss if labels are passed."""
         batch = {"upper": upper, "lower": lower, "has_upper": has_upper, "has_lower": has_lower}
         output = self.model(*inputs_of(batch))
         if labels is None:
             return {"logits": output.logits}
-        return {"loss": self.model.loss(output, labels), "logits": output.logits}
+        loss = self.model.loss(
+            output, labels, sample_weight=weight, label_smoothing=self.label_smoothing
+        )
+        return {"loss": loss, "logits": output.logits}
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -54,6 +63,7 @@ def main(
     output_dir: Path = Path("runs/train_trainer"),
     resume: bool = False,
     cpu: bool = True,
+    label_smoothing: float = 0.0,
 ) -> None:
     """Train, then evaluate with both halves and with each half missing."""
     torch.manual_seed(0)
@@ -72,7 +82,7 @@ def main(
         logging_strategy="epoch",
     )
     trainer = Trainer(
-        ForTrainer(),
+        ForTrainer(label_smoothing),
         arguments,
         train_dataset=HalfDigits("train"),
         compute_metrics=accuracy,

