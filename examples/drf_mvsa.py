@@ -16,7 +16,7 @@ cell is a missing modality:
 
 Several labels a post, numbers, columns as a third input and rare classes:
 
-    python examples/drf_mvsa.py --data posts.csv --task multilabel --label-sep "|" \
+    python examples/drf_mvsa.py --data posts.csv --task multilabel --label-sep ";" \
         --table-columns price,shop --class-weight balanced --select macro-f1
 
 If the table has a column ``split`` with train, val and test, it decides the split. Needs
