@@ -262,7 +262,7 @@ def test_several_labels_and_numbers(example: Any, tmp_path: Path, posts: Path, t
     app.command()(example("predict").main)
     out = tmp_path / "predict"
     done = CliRunner().invoke(
-        app, [str(run), str(path), "--output-dir", str(out)] + ["--allow-outside"]
+        app, [str(run), str(path), "--output-dir", str(out), "--allow-outside"]
     )
     assert done.exit_code == 0, done.output
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
