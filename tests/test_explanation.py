@@ -78,7 +78,8 @@ def test_the_mean_over_all_orders_of_arrival() -> None:
 
     def value(names: tuple[str, ...]) -> Tensor:
         masks = {m: torch.full((12,), m in names) for m in DIMS}
-        return head(x, masks).logits.softmax(1).gather(1, why.predicted[:, None])[:, 0].detach()
+        logits: Tensor = head(x, masks).logits.detach()
+        return logits.softmax(1).gather(1, why.predicted[:, None])[:, 0]
 
     for order in permutations(DIMS):
         for place, name in enumerate(order):

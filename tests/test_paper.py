@@ -1,7 +1,7 @@
 """One test per equation of the paper, each against a slow oracle, and the ablations of Table 4."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import oracles
 import pytest
@@ -49,7 +49,7 @@ class Trace(NamedTuple):
 
 def train(steps: int = 6, *, without: str = "", head: PaperDRFHead | None = None) -> list[Trace]:
     """Run the paper's head and the oracle side by side on random rows, some missing."""
-    options = {switch: switch != without for switch in SWITCHES}
+    options: dict[str, Any] = {switch: switch != without for switch in SWITCHES}
     if head is None:
         head = PaperDRFHead(DIMS, 3, **options).double()
     oracle = PaperOracle(head, **options)

@@ -151,7 +151,7 @@ class PostDataset(Dataset[Sample]):
         return [post.id for post in self.posts]
 
     @property
-    def labels(self) -> list[int] | list[list[float]]:
+    def labels(self) -> list[Any]:
         """The labels: positions in ``class_names``; ``ValueError`` where a post has none.
 
         With several labels, or numbers, those of each post in a list, NaN where not known.
