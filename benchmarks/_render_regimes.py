@@ -79,7 +79,7 @@ def damage_training() -> dict[str, list[str]]:
         "damage training": [
             *table(["model", "trained on", "intact", "damaged", "kinds left out"], body, (0, 1)),
             "",
-            f"Accuracy / macro-F1 in %, means of {seeds}, each with its own posts. {source(record)}",
+            f"Accuracy / macro-F1 in %, means of {seeds} with own posts. {source(record)}",
         ]
     }
 

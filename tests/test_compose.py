@@ -25,7 +25,7 @@ NAMES = {
 def pairs(example: nn.Module, head: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Every parameter and buffer of the example beside the head's."""
     mine, theirs = example.state_dict(keep_vars=True), head.state_dict(keep_vars=True)
-    for name in ("identity", "candidates.mask"):  # what the example does without
+    for name in ("identity", "candidates.mask", "thresholds"):  # what the example does without
         del theirs[name]
     count = 0
     for name, prefix in NAMES.items():

@@ -542,7 +542,7 @@ class RobustFusionRegressor(RegressorMixin, _FusionEstimator):  # type: ignore[m
         """Return the lower and the upper ends of the intervals, each shaped as predictions.
 
         Raises:
-            NotFittedError: Before ``calibrate``.
+            sklearn.exceptions.NotFittedError: Before ``calibrate``.
         """
         check_is_fitted(self, "half_widths_", msg="Call calibrate before predict_interval.")
         outputs = _joined([output.logits for output in self._outputs(X)])

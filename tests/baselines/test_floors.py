@@ -34,7 +34,7 @@ def test_majority_learns_the_frequency_by_gradient() -> None:
 
 
 def test_majority_fit_checks_labels() -> None:
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(ValueError, match="target"):
         MajorityHead(DIMS, 2).fit(torch.tensor([0, 5]))
 
 
