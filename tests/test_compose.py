@@ -70,8 +70,9 @@ def test_equals_the_paper_head_bit_for_bit(example: dict[str, object]) -> None:
             assert torch.equal(logits, output.logits), step
             assert torch.equal(aux_loss, output.aux_loss), step
         expected = head.loss(output, labels)
-        # The head divides a sum, so that an empty batch has a loss.
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / 7 + aux_loss
+        # The head divides the sum over samples, so that an empty batch has a loss.
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        loss = losses.sum() / 7 + aux_loss
         assert torch.equal(loss, expected), step
         for optimizer in optimizers:
             optimizer.zero_grad()
