@@ -72,19 +72,21 @@ try:
         make_model,
         recipe_of,
         split_names,
+        without_folders,
     )
     from main_job.side_by_side import console, write_results
     from main_job.training import (
         Interrupted,
         certainty,
         clean_batches,
+        loss_terms,
         train,
         validation_score,
     )
     from main_job.weighting import loss_weights, score
     from tqdm.auto import tqdm
 
-    from robustfusion import calibrate
+    from robustfusion import __version__, calibrate
     from robustfusion.calibration import refresh
     from robustfusion.checkpoint import save_model
     from robustfusion.datasets import FeatureCache, PostDataset, PostTable, Splits
@@ -170,11 +172,13 @@ def run(
         if trained and kind == "drf":
             # The queue shall hold intact posts, so that damage is unusual.
             refresh(model, clean_batches(train_posts, device))
+        print(f"{title}: {loss_terms(histories[kind])}")
         config = {
+            "robustfusion": __version__,
             "head": type(model.head).__name__,
             "dims": dict(model.head.dims),
             "class_names": list(dataset.class_names),
-            "settings": asdict(settings),
+            "settings": without_folders(settings),
             "table": None if columns is None else columns.state,
         }
         if kind == "drf":
@@ -188,6 +192,9 @@ def run(
             calibration = report.to_markdown().strip()
             (folder / "calibration.md").write_text(calibration + "\n", encoding="utf-8")
             config["certainty"] = certainty(model, val_posts, device)
+            config["references"] = {
+                name: int(part.reference_count) for name, part in model.head.estimators.items()
+            }
         save_model(model, folder / "models" / kind, config)
         models[title] = model
         watch.tick(kind)

@@ -178,6 +178,11 @@ def check_outputs(run: Path) -> None:
     assert len(record["history"]["drf"]) == 2
     config = read_config(run / "models" / "drf")
     assert config["class_names"] == ["positive", "neutral", "negative"]
+    assert set(config["references"]) == {"image", "text"}
+    assert config["robustfusion"]
+    assert "/" not in json.dumps(config["settings"])
+    last = record["history"]["drf"][-1]
+    assert 0 < last["recovery"] < last["loss"]
 
 
 @pytest.fixture
@@ -216,6 +221,9 @@ def test_a_table_of_ones_own(
     assert config["class_names"] == ["calm", "glad", "odd", "sad"]
     assert config["table"] == {"town": {"words": ["A", "B"]}}
     assert config["settings"]["select"] == "macro-f1"
+    assert config["settings"]["data"] == "table.csv"
+    assert config["settings"]["image_root"] == "data"
+    assert "prediction + " in result.stdout
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     for program, arguments in (
         ("predict", [str(table)]),  # columns and folder are those of the run

@@ -1,8 +1,9 @@
 """Settings of a run, and the recipe, encoders and heads that follow from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,6 +105,13 @@ def chosen_score(task: TaskName, select: Score | None, class_weight: ClassWeight
         return "r2"
     labels = task is TaskName.multilabel
     return (select or (Score.macro_f1 if labels else Score.accuracy)).value
+
+
+def without_folders(settings: Settings) -> dict[str, Any]:
+    """Return the settings for a model that is passed on: names of the data, without folders."""
+    names = {"data": settings.data, "image_root": settings.image_root}
+    own = {key: None if value is None else Path(value).name for key, value in names.items()}
+    return {**asdict(settings), **own}
 
 
 def recipe_of(settings: Settings) -> Recipe:

@@ -77,7 +77,8 @@ def train(
         loss: from model, output, labels and the rows of the posts to the loss.
 
     Returns:
-        For each epoch its number, mean training loss and validation score.
+        For each epoch its number, mean training loss, the part of it that needs no labels (the
+        loss of the recovery), and validation score.
     """
     model.to(device)
     groups = [
@@ -92,7 +93,7 @@ def train(
     per_epoch = math.ceil(len(current.ids) / recipe.batch_size)
     total = recipe.epochs * per_epoch
     last, best = directory / "checkpoint.safetensors", directory / "best.safetensors"
-    state: dict[str, Any] = {"step": 0, "loss": 0.0, "history": []}
+    state: dict[str, Any] = {"step": 0, "loss": 0.0, "recovery": 0.0, "history": []}
     torch.manual_seed(seed)
     if last.exists():
         try:
@@ -100,7 +101,7 @@ def train(
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             restore_random_state(saved["random"])
-            state = saved["state"]
+            state |= saved["state"]
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise SetupError(f"training cannot go on from {last} ({reason})") from error
@@ -126,7 +127,9 @@ def train(
             order = epoch_order(len(current.ids), seed, epoch)
             rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
             set_learning_rates(optimizer, state["step"] / total, recipe.final_lr)
-            state["loss"] += step(model, optimizer, current, rows, device, loss)
+            whole, recovery = step(model, optimizer, current, rows, device, loss)
+            state["loss"] += whole
+            state["recovery"] += recovery
             state["step"] += 1
             bar.update()
             if state["step"] % per_epoch == 0:
@@ -136,8 +139,9 @@ def train(
                     raise FloatingPointError(f"the training loss of {title} is {mean}")
                 if score > max((row["score"] for row in state["history"]), default=-math.inf):
                     save_checkpoint(best, model.state_dict())
-                state["history"].append({"epoch": epoch + 1, "loss": mean, "score": score})
-                state["loss"] = 0.0
+                terms = {"loss": mean, "recovery": state["recovery"] / per_epoch}
+                state["history"].append({"epoch": epoch + 1, **terms, "score": score})
+                state["loss"] = state["recovery"] = 0.0
                 bar.set_postfix(loss=f"{mean:.3f}", val=f"{score:.3f}")
                 save()
             elif state["step"] % save_every == 0:
@@ -156,8 +160,8 @@ def step(
     rows: Tensor,
     device: str,
     objective: Callable[..., Tensor],
-) -> float:
-    """Make one step and return its loss."""
+) -> tuple[float, float]:
+    """Make one step and return its loss, and the part of it that needs no labels."""
     model.train()
     inputs = take(posts.features, rows, device)
     out = model(inputs, take(posts.available, rows, device))
@@ -166,7 +170,14 @@ def step(
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
-    return float(loss.detach())
+    return float(loss.detach()), float(out.aux_loss.detach())
+
+
+def loss_terms(history: list[dict[str, float]]) -> str:
+    """Return the terms of the training loss in the last epoch, in words."""
+    loss, recovery = history[-1]["loss"], history[-1]["recovery"]
+    parts = f" = {loss - recovery:.2f} prediction + {recovery:.2f} recovery" if recovery else ""
+    return f"training loss {loss:.2f}{parts}"
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
