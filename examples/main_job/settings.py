@@ -120,7 +120,8 @@ def recipe_of(settings: Settings) -> Recipe:
     paper = settings.recipe == "paper"
     lr = 2e-4 if paper else 1e-3
     encoder_lr = {m: lr if name == "small" else 2e-5 for m, name in names.items()}
-    encoder_lr["table"] = lr
+    if settings.table_columns:
+        encoder_lr["table"] = lr
     fine_tuned = any(name != "small" and m not in settings.frozen for m, name in names.items())
     epochs = 30 if paper else 4 if fine_tuned else 15
     batch_size, weight_decay = 16 if paper else 32, 0.01
