@@ -34,9 +34,9 @@ class Predictor:
             config = read_config(folder)
             self.class_names = tuple(config["class_names"])
             self.settings = settings = Settings(**config["settings"])
-            kept = run / "settings.json"  # the folders of the run, which a model does not name
-            if kept.is_file():
-                settings.image_root = json.loads(kept.read_text(encoding="utf-8"))["image_root"]
+            saved = run / "settings.json"  # the folders of the run, which a model does not name
+            if saved.is_file():
+                settings.image_root = json.loads(saved.read_text(encoding="utf-8"))["image_root"]
             self.generated, self.certainty = settings.data is None, config["certainty"]
             self.frozen = tuple(settings.frozen)
             self.encoders = {
