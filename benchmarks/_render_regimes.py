@@ -1,12 +1,10 @@
-"""Tables on training with disrupted or damaged samples."""
+"""Tables on training with disrupted samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
-from _pages import counted, source, table
+from _pages import source, table
 from _record import read_record
 
 TRAINED = {
@@ -16,14 +14,6 @@ TRAINED = {
     "C+D": "corrupted or missing",
 }
 TITLES = {"mvsa": "MVSA-Single", "harmeme": "HarMeme"}
-WAYS = {
-    "concatenation": ("concatenation", "intact"),
-    "concatenation, damaged": ("concatenation", "damaged"),
-    "intact": ("DRF", "intact"),
-    "intact, trust": ("DRF + trust", "intact"),
-    "damaged": ("DRF", "damaged"),
-    "damaged, trust": ("DRF + trust", "damaged"),
-}
 
 
 def regimes() -> dict[str, list[str]]:
@@ -54,43 +44,8 @@ def regimes() -> dict[str, list[str]]:
     return {"regimes": [*lines, f"{record['data'].capitalize()}. {source(record)}"]}
 
 
-def damage_training() -> dict[str, list[str]]:
-    """One table: trust, training on damage, and both."""
-    record = read_record("damage_training")
-    models = record["results"]["models"]
-    body = []
-    for name, (head, posts) in WAYS.items():
-        without = {"damaged": "left out: damaged", "damaged, trust": "left out: damaged, trust"}
-        without |= {
-            "intact, trust": "left out: intact, trust",
-            "concatenation, damaged": "left out: concatenation, damaged",
-        }
-        other = models[without.get(name, name)]
-        body.append(
-            [
-                head,
-                posts,
-                *(_pair(models[name], group) for group in ("intact", "damaged")),
-                _pair(other, "kinds left out"),
-            ]
-        )
-    seeds = counted(len(record["seeds"]), "seed")
-    return {
-        "damage training": [
-            *table(["model", "trained on", "intact", "damaged", "kinds left out"], body, (0, 1)),
-            "",
-            f"Accuracy / macro-F1 in %, means of {seeds} with own posts. {source(record)}",
-        ]
-    }
-
-
 def _cell(scores: Mapping[str, float]) -> str:
     accuracy = f"{scores['accuracy']:.1f}"
     if scores["error"]:
         accuracy += f" ({scores['difference']:+.1f} ± {scores['error']:.1f})"
     return f"{accuracy} / {scores['macro_f1']:.1f}"
-
-
-def _pair(scores: Mapping[str, Sequence[Any]], group: str) -> str:
-    means = [np.mean(scores[f"{group}, {key}"]) for key in ("accuracy", "macro-F1")]
-    return " / ".join(f"{value:.1f}" for value in means)

@@ -22,6 +22,7 @@ import _render_paper
 import _render_paper_parts
 import _render_quality
 import _render_readme
+import _render_regimes
 import _render_runs
 from _pages import ASSETS, DOCS, ROOT, Blocks, counted, filled, folded, source, table
 from _record import RESULTS, read_record
@@ -118,6 +119,7 @@ PAGES: dict[str, Callable[[], Blocks]] = {
         **_render_paper.blocks(),
         **_render_paper_parts.scale(),
         **_render_paper_parts.choices(),
+        **_render_regimes.regimes(),
     },
     "results/quality.md": _render_quality.blocks,
     "results/speed.md": speed,
