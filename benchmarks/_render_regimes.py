@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from _pages import source, table
+from _pages import folded, source, table
 from _record import read_record
 
 TRAINED = {
@@ -32,13 +32,17 @@ def regimes() -> dict[str, list[str]]:
             for head, cells in rows["intact"].items()
         ]
         lines += [
-            f"{TITLES[data]}, trained on intact samples:",
+            *folded(
+                f"{TITLES[data]}, trained on intact posts",
+                table(["head", *TRAINED.values(), "other damage"], intact),
+            ),
             "",
-            *table(["head", *TRAINED.values(), "other damage"], intact),
-            "",
-            f"{TITLES[data]}, trained on disrupted samples:",
-            "",
-            *table(["trained on", "head", "intact", "as trained", "other damage"], body, (0, 1)),
+            *folded(
+                f"{TITLES[data]}, trained on disrupted posts",
+                table(
+                    ["trained on", "head", "intact", "as trained", "other damage"], body, (0, 1)
+                ),
+            ),
             "",
         ]
     return {"regimes": [*lines, f"{record['data'].capitalize()}. {source(record)}"]}
